@@ -1,0 +1,67 @@
+# Every target installs what it needs first: a clone, Python 3.11 or newer, and `make search`.
+# PYTHON=/path/to/python chooses the interpreter, VENV=folder the environment's place, ARGS="..." goes to the program.
+
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+
+.PHONY: search test check format benchmarks clean
+
+search: $(VENV)/.installed
+	$(BIN)/python -m tuner.search $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest $(ARGS)
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	find notebooks -name '*.ipynb' -exec $(BIN)/nbstripout {} +
+
+benchmarks: $(VENV)/.installed-dev
+	for program in $(wildcard benchmarks/*.py); do $(BIN)/python $$program $(ARGS) || exit 1; done
+
+# The environment and the results of searches stay.
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .ipynb_checkpoints
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Makes the environment where there is none, or one whose making was broken off.
+# Interpreters are run, not looked up: a name on the PATH may be a shim without a Python behind it.
+define make_environment
+@$(BIN)/python -c 'import sys, pip; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null && exit; \
+for python in $(or $(PYTHON),python3.12 python3.11 python3.13 python3); do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	$$python -c 'import venv, ensurepip' 2>/dev/null && exec $$python -m venv $(VENV); \
+	lacking=$${lacking:-$$($$python -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')}; \
+done; \
+if [ -n "$$lacking" ]; then \
+	echo "This Python cannot make virtual environments: install the Debian package $$lacking." >&2; \
+else \
+	echo "No Python 3.11 or newer was found: install the Debian packages python3 and python3-venv." >&2; \
+fi; \
+exit 1
+endef
+
+define install
+@echo "Installing $(1) into $(VENV): some minutes and 6 GB where nothing is there yet."
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(1)'
+endef
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(make_environment)
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	$(make_environment)
+	$(call install,.[dev])
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,212 @@
+"""One table of cases that every update rule passes."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from tuner.optimizers import LPSGD, RULES, make_optimizer, set_knobs
+from tuner.spec import OptimizerSpec, Rule, from_dict
+
+
+def case(rule: str, **settings: Any) -> OptimizerSpec:
+    return from_dict(OptimizerSpec, {"rule": rule, **settings})
+
+
+CASES: dict[str, OptimizerSpec] = {
+    "sgd": case("sgd", lr={"peak": 0.02}, momentum={"value": 0.0}),
+    "sgd-momentum": case("sgd", lr={"peak": 0.02}, momentum={"value": 0.9}, decay={"weight": 1e-3}),
+    "adamw": case("adamw", lr={"peak": 0.02}, decay={"weight": 1e-2}),
+    "lpsgd": case("lpsgd", lr={"peak": 0.01}, momentum={"value": 0.0}, norm={"p_max": 6.0}),
+    "lpsgdm": case("lpsgd", lr={"peak": 0.01}, norm={"p_max": 6.0}, decay={"weight": 1e-2}),
+    "lpsgdm-dual": case("lpsgd", lr={"peak": 0.001}, norm={"p_max": 3.0, "scale": "dual"}),
+    "lpsgdm-rms": case("lpsgd", lr={"peak": 0.01}, norm={"p_max": math.inf, "scale": "rms"}),
+}
+
+Factory = Callable[[list[Tensor]], Optimizer]
+
+LIMITS: dict[str, tuple[OptimizerSpec, Factory]] = {
+    "sgd decays within the gradient": (
+        case("sgd", lr={"peak": 0.02}, momentum={"value": 0.5}, decay={"weight": 0.1}),
+        lambda params: torch.optim.SGD(params, 0.02, momentum=0.5, weight_decay=0.1),
+    ),
+    "adamw without memory takes the sign": (
+        case("adamw", lr={"peak": 0.02}, momentum={"value": 0.0}, second_moment=0.0, decay={"weight": 0.1}),
+        lambda params: LPSGD(params, 0.02, p=math.inf, weight_decay=0.1),
+    ),
+    "lpsgd at p = 2 is sgd": (
+        case("lpsgd", lr={"peak": 0.2}, momentum={"value": 0.9}),
+        lambda params: torch.optim.SGD(params, 0.2 * (1 - 0.9), momentum=0.9),
+    ),
+    "lpsgd hands its scale on": (
+        case("lpsgd", lr={"peak": 0.02}, norm={"p_max": 5.0, "scale": "dual"}),
+        lambda params: LPSGD(params, 0.02, p=5.0, momentum=0.9, scale="dual", foreach=True),
+    ),
+    "lpsgd at p = inf is adamw without memory": (
+        case("lpsgd", lr={"peak": 0.02}, momentum={"value": 0.0}, norm={"p_max": math.inf}, decay={"weight": 0.1}),
+        lambda params: torch.optim.AdamW(params, 0.02, betas=(0.0, 0.0), weight_decay=0.1),
+    ),
+}
+
+
+class Problem:
+    """Least squares in two parameters, a matrix and a vector, with a noisy batch a step."""
+
+    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.weight = torch.nn.Parameter(torch.randn(3, 5, generator=self.generator, dtype=dtype))
+        self.bias = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [self.weight, self.bias]
+
+    def loss(self, x: Tensor) -> Tensor:
+        target = x[:, :3].flip(1) - 0.5
+        return (x @ self.weight.T + self.bias - target).square().mean()
+
+    def train(self, optimizer: Optimizer, num_steps: int) -> None:
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            self.loss(torch.randn(16, 5, generator=self.generator, dtype=self.weight.dtype)).backward()
+            optimizer.step()
+
+    @torch.no_grad()
+    def full_loss(self) -> float:
+        x = torch.randn(4096, 5, generator=torch.Generator().manual_seed(99), dtype=self.weight.dtype)
+        return self.loss(x).item()
+
+
+def same_bits(a: Problem, b: Problem) -> bool:
+    return torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)
+
+
+def test_every_rule_of_the_spec_is_registered_and_has_a_case() -> None:
+    assert set(RULES) == set(get_args(Rule)) == {spec.rule for spec in CASES.values()}
+
+
+@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+def test_descends_on_a_convex_problem(spec: OptimizerSpec) -> None:
+    problem = Problem()
+    optimizer = make_optimizer(problem.parameters, spec)
+    losses = [problem.full_loss()]
+    for _ in range(3):
+        problem.train(optimizer, 40)
+        losses.append(problem.full_loss())
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+def test_same_seed_same_bits(spec: OptimizerSpec) -> None:
+    runs = [Problem(seed) for seed in (1, 1, 2)]
+    for problem in runs:
+        problem.train(make_optimizer(problem.parameters, spec), 20)
+    assert same_bits(runs[0], runs[1]) and not same_bits(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+def test_a_run_saved_and_loaded_goes_on_with_the_same_bits(spec: OptimizerSpec) -> None:
+    whole = Problem()
+    optimizer = make_optimizer(whole.parameters, spec)
+    whole.train(optimizer, 10)
+    set_knobs(optimizer, lr=0.005, momentum=0.5, p=2.5)
+    file = io.BytesIO()
+    torch.save(
+        {
+            "optimizer": optimizer.state_dict(),
+            "parameters": [parameter.detach() for parameter in whole.parameters],
+            "generator": whole.generator.get_state(),
+        },
+        file,
+    )
+    whole.train(optimizer, 10)
+
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    resumed = Problem(seed=7)
+    other = make_optimizer(resumed.parameters, spec)
+    with torch.no_grad():
+        for parameter, value in zip(resumed.parameters, state["parameters"], strict=True):
+            parameter.copy_(value)
+    resumed.generator.set_state(state["generator"])
+    other.load_state_dict(state["optimizer"])
+    resumed.train(other, 10)
+    assert same_bits(resumed, whole)
+
+
+@pytest.mark.parametrize(("spec", "reference"), LIMITS.values(), ids=LIMITS)
+def test_equals_a_known_optimizer_in_its_limit_case(spec: OptimizerSpec, reference: Factory) -> None:
+    ours, theirs = Problem(dtype=torch.float64), Problem(dtype=torch.float64)
+    optimizers = make_optimizer(ours.parameters, spec), reference(theirs.parameters)
+    for _ in range(30):
+        ours.train(optimizers[0], 1)
+        theirs.train(optimizers[1], 1)
+        torch.testing.assert_close(ours.parameters, theirs.parameters, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+def test_groups_keep_settings_of_their_own(spec: OptimizerSpec) -> None:
+    """One optimizer with two groups moves as two optimizers do."""
+    own = {"lr": 0.004, **({"p": 9.0} if spec.rule == "lpsgd" else {})}
+    together, apart = Problem(), Problem()
+    one = make_optimizer([{"params": [together.weight]}, {"params": [together.bias], **own}], spec)
+    two = [make_optimizer([apart.weight], spec), make_optimizer([{"params": [apart.bias], **own}], spec)]
+    for _ in range(10):
+        together.train(one, 1)
+        for optimizer in two:
+            optimizer.zero_grad()
+        apart.loss(torch.randn(16, 5, generator=apart.generator)).backward()
+        for optimizer in two:
+            optimizer.step()
+    assert same_bits(together, apart)
+
+
+@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+def test_set_knobs_is_the_same_as_making_the_optimizer_with_those_values(spec: OptimizerSpec) -> None:
+    fresh, turned = Problem(), Problem()
+    knobs = {"lr": {"peak": 0.003}, "momentum": {"value": 0.6}, "norm": {"p_max": 4.5, "scale": spec.norm.scale}}
+    wanted = case(spec.rule, **knobs, decay={"weight": spec.decay.weight})
+    fresh.train(make_optimizer([{"params": [p]} for p in fresh.parameters], wanted), 5)
+    optimizer = make_optimizer([{"params": [p]} for p in turned.parameters], spec)
+    set_knobs(optimizer, lr=0.003, momentum=0.6, p=4.5)
+    turned.train(optimizer, 5)
+    assert same_bits(fresh, turned)
+
+
+@pytest.mark.parametrize(("rule", "weight"), [("sgd", 1.0), ("lpsgd", 0.5)])
+def test_the_buffer_forgets_at_momentum_zero(rule: str, weight: float) -> None:
+    """v = mu v + g (for lpsgd m = mu m + (1 - mu) g) must hold across a step whose mu is 0."""
+    x = torch.zeros(1, dtype=torch.float64)
+    optimizer = make_optimizer([x], case(rule, momentum={"schedule": "critical"}))
+    for momentum, gradient in ((0.9, 100.0), (0.0, 1.0), (0.5, 2.0)):
+        set_knobs(optimizer, lr=0.1, momentum=momentum, p=2.0)
+        x.grad = torch.tensor([gradient], dtype=torch.float64)
+        before = x.item()
+        optimizer.step()
+    assert (before - x.item()) / 0.1 == pytest.approx(0.5 * 1.0 + weight * 2.0)
+
+
+def test_momentum_of_zero_costs_no_buffer() -> None:
+    for rule in ("sgd", "lpsgd"):
+        problem = Problem()
+        optimizer = make_optimizer(problem.parameters, case(rule, momentum={"value": 0.0}))
+        set_knobs(optimizer, lr=0.1, momentum=0.0, p=3.0)
+        problem.train(optimizer, 1)
+        held = [value for state in optimizer.state.values() for value in state.values() if value is not None]
+        assert held == []
+
+
+def test_biases_decay_like_weights() -> None:
+    for rule in get_args(Rule):
+        bias = torch.nn.Parameter(torch.ones(3))
+        optimizer = make_optimizer([bias], case(rule, lr={"peak": 0.1}, decay={"weight": 0.5}))
+        bias.grad = torch.zeros(3)
+        optimizer.step()
+        assert (bias < 1).all()

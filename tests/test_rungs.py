@@ -1,0 +1,51 @@
+"""Successive halving: who is let through, and that telling twice changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tuner.rungs import Rungs
+
+
+def test_rungs_stand_at_a_ninth_and_a_third():
+    assert Rungs().shares == pytest.approx([1 / 9, 1 / 3])
+
+
+def test_before_a_rung_and_at_the_end_nobody_is_judged():
+    rungs = Rungs()
+    assert rungs.goes_on("good", 0.12, 0.9)
+    assert rungs.goes_on("bad", 0.1, 0.1)
+    assert not rungs.goes_on("bad", 0.12, 0.1)
+    assert rungs.goes_on("short", 1.0, 0.1)
+
+
+def test_first_come_goes_on_and_the_best_third_after_it():
+    rungs = Rungs()
+    assert rungs.goes_on("a", 0.2, 0.5)
+    assert not rungs.goes_on("b", 0.2, 0.4)
+    assert not rungs.goes_on("c", 0.2, 0.49)
+    assert rungs.goes_on("d", 0.2, 0.49), "a fourth trial makes room for two"
+    assert rungs.goes_on("e", 0.2, 0.5), "a tie with the last one kept is kept"
+
+
+def test_told_twice_is_judged_once():
+    rungs = Rungs()
+    assert rungs.goes_on("a", 0.2, 0.5)
+    assert rungs.goes_on("b", 0.2, 0.9)
+    assert rungs.goes_on("a", 0.2, 0.5)
+    assert len(rungs._accuracies[0]) == 2
+
+
+def test_many_trials_in_random_order_leave_about_a_third():
+    rungs = Rungs()
+    accuracies = np.random.default_rng(0).random(3000)
+    kept = sum(rungs.goes_on(f"t{i}", 0.2, float(accuracy)) for i, accuracy in enumerate(accuracies))
+    assert 0.31 < kept / 3000 < 0.36
+
+
+def test_a_trial_that_skips_the_first_rung_is_recorded_at_both():
+    rungs = Rungs()
+    assert rungs.goes_on("a", 0.5, 0.9)
+    assert not rungs.goes_on("b", 0.12, 0.5)
+    assert not rungs.goes_on("c", 0.4, 0.5)

@@ -1,0 +1,107 @@
+"""Starts Ray on this machine, or joins a cluster, and makes sure that a trial can ever fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+from joblib import cpu_count
+
+from tuner.errors import InvalidInput
+from tuner.plan import SearchSpec
+
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Trials send metrics alone; Ray would set a third of the memory aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What each trial gets, and how many trials fit at a time."""
+
+    cpus: float
+    gpus: float
+    slots: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a trial: its CPUs, at least one."""
+        return max(1, int(self.cpus))
+
+
+def check_local_cpus(spec: SearchSpec) -> None:
+    """Refuses more CPUs a trial than this machine has, before anything is started."""
+    if spec.address is None and spec.cpus_per_trial > cpu_count():
+        raise InvalidInput(f"--cpus-per-trial {spec.cpus_per_trial:g}: this machine has {cpu_count()}")
+
+
+def start_ray(spec: SearchSpec) -> Resources:
+    """Connects to Ray and returns a trial's share.  Never joins a cluster that was not asked for.
+
+    Raises InvalidInput where the cluster does not answer or no machine of it, nor any it can start, fits a trial.
+    """
+    # Relative paths and a user's own modules are those of the folder that the search was started in.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    # The ledger keeps the logs; Tune's own would say the same again, in three more forms.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if spec.address is None:
+        ray.init(
+            address="local",
+            num_cpus=cpu_count(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
+        )
+    else:
+        try:
+            ray.init(address=spec.address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InvalidInput(f"--address {spec.address}: no Ray cluster answers there ({error})") from None
+    try:
+        return _share(spec)
+    except InvalidInput:
+        ray.shutdown()
+        raise
+
+
+def warm_up(resources: Resources) -> list[object]:
+    """Starts workers loading torch while the driver is busy with other things; the trials' actors take them over."""
+
+    @ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)
+    def load() -> None:
+        import tuner.trial  # noqa: F401
+
+    return [load.remote() for _ in range(min(resources.slots, int(ray.cluster_resources().get("CPU", 1))))]
+
+
+def _share(spec: SearchSpec) -> Resources:
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]] + _startable_machines()
+    most_gpus = max(machine.get("GPU", 0.0) for machine in machines)
+    gpus = spec.gpus_per_trial if spec.gpus_per_trial is not None else float(most_gpus >= 1)
+    where = "this machine" if spec.address is None else "the largest machine of the cluster"
+    for name, wanted, kind in (("gpus", gpus, "GPU"), ("cpus", spec.cpus_per_trial, "CPU")):
+        most = max(machine.get(kind, 0.0) for machine in machines)
+        if wanted > most:
+            raise InvalidInput(f"--{name}-per-trial {wanted:g}: {where} has {most:g}")
+    fitting = sum(_fit(machine, spec.cpus_per_trial, gpus) for machine in machines)
+    if fitting == 0:
+        raise InvalidInput(
+            f"--cpus-per-trial {spec.cpus_per_trial:g} --gpus-per-trial {gpus:g}: no machine of the cluster has both"
+        )
+    now = sum(_fit(node["Resources"], spec.cpus_per_trial, gpus) for node in ray.nodes() if node["Alive"])
+    return Resources(spec.cpus_per_trial, gpus, max(1, min(now or fitting, spec.max_concurrent or fitting)))
+
+
+def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:
+    by_cpu = machine.get("CPU", 0.0) // cpus
+    return int(min(by_cpu, machine.get("GPU", 0.0) // gpus) if gpus else by_cpu)
+
+
+def _startable_machines() -> list[dict[str, float]]:
+    """Resources of the machine types that the cluster's autoscaler may start."""
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else []
+    return [dict(group.resources) for group in groups if group.max_count != 0]

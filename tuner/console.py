@@ -1,0 +1,39 @@
+"""Keeps the terminal for the display: what libraries print goes to a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+
+@contextmanager
+def only_display(log: Path) -> Iterator[Console]:
+    """A console on the real standard output while the process's own, and all its children's, goes to ``log``.
+
+    The redirection is of file descriptors: Ray's daemons and C++ libraries write past Python's ``sys.stdout``.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with log.open("a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.getLogger("tuner").addHandler(handler)
+    try:
+        with os.fdopen(os.dup(saved[0]), "w") as terminal:
+            yield Console(file=terminal)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, original in zip((1, 2), saved, strict=True):
+            os.dup2(original, descriptor)
+            os.close(original)
+        logging.getLogger("tuner").removeHandler(handler)

@@ -1,0 +1,157 @@
+"""The end of a search in one table, a line a variant, and its convergence picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from search_spaces import Variant
+from tuner.convergence import TimeToTarget, best_accuracy, target_label, time_to_target
+from tuner.ledger import Ledger, Record
+from tuner.objectives import evaluate, rank
+from tuner.spec import Setting, flatten
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+"""Okabe and Ito's colours, told apart by the colour-blind and in print."""
+
+CAPTION = "To a target: epochs / gradient evaluations / seconds of training of the variant's fastest trial to it"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the trials of one variant came to."""
+
+    variant: str
+    best: Record | None
+    """The finished trial with the best objective."""
+    best_accuracy: float | None
+    """Largest validation accuracy of any trial."""
+    fastest: tuple[TimeToTarget | None, ...]
+    """For each target, the trial that needed the fewest gradient evaluations."""
+    counts: dict[str, int]
+    """Trials by how they ended."""
+    gradient_evaluations: int
+    """All that the variant's trials spent."""
+
+
+def rows(ledger: Ledger) -> list[Row]:
+    """One row a variant, the best first; variants without a finished trial come last."""
+    made = [_row(ledger, variant.name) for variant in ledger.variants]
+
+    def key(row: Row) -> tuple[float, ...]:
+        if row.best is None:
+            return (1.0,)
+        values = evaluate(ledger.spec.objective, row.best.history, ledger.spec.targets)
+        return (0.0, *rank(ledger.spec.objective, values), -(row.best_accuracy or 0.0))
+
+    return sorted(made, key=key)
+
+
+def _row(ledger: Ledger, variant: str) -> Row:
+    records = [record for record in ledger.records.values() if record.variant == variant]
+    best = ledger.studies[variant].best()
+    fastest = []
+    for target in ledger.spec.targets:
+        times = [time for record in records if (time := time_to_target(record.history, target))]
+        fastest.append(min(times, key=lambda time: time.gradient_evaluations, default=None))
+    return Row(
+        variant=variant,
+        best=next((record for record in records if record.number == best), None),
+        best_accuracy=max((best_accuracy(record.history) for record in records if record.history), default=None),
+        fastest=tuple(fastest),
+        counts={
+            status: sum(record.status == status for record in records)
+            for status in ("finished", "stopped", "diverged", "failed")
+        },
+        gradient_evaluations=sum(record.history[-1].gradient_evaluations for record in records if record.history),
+    )
+
+
+def as_table(ledger: Ledger, table_rows: Sequence[Row]) -> Table:
+    """For the terminal."""
+    table = Table(caption=f"{CAPTION}.", caption_justify="left")
+    table.add_column("variant")
+    table.add_column("best accuracy", justify="right")
+    for target in ledger.spec.targets:
+        table.add_column(f"to {target_label(target)}%", justify="right")
+    for status in ("stopped", "diverged", "failed"):
+        table.add_column(status, justify="right")
+    for row in table_rows:
+        table.add_row(*_cells(row), style="bold" if row is table_rows[0] and row.best else "")
+    return table
+
+
+def _cells(row: Row) -> list[str]:
+    times = [f"{t.epochs} / {t.gradient_evaluations} / {t.seconds:.1f}" if t else "-" for t in row.fastest]
+    accuracy = "-" if row.best_accuracy is None else f"{row.best_accuracy:.4f}"
+    return [row.variant, accuracy, *times, *(str(row.counts[status]) for status in ("stopped", "diverged", "failed"))]
+
+
+def best_settings(row: Row, variants: Sequence[Variant]) -> dict[str, Setting]:
+    """The searched settings of a row's best trial."""
+    assert row.best is not None
+    searched = next(variant for variant in variants if variant.name == row.variant).searched
+    return {name: value for name, value in flatten(row.best.spec.optimizer).items() if name in searched}  # type: ignore[misc]
+
+
+def write_files(ledger: Ledger, table_rows: Sequence[Row]) -> list[Path]:
+    """Writes leaderboard.csv, leaderboard.md and convergence.png to the search's folder and returns their paths."""
+    paths = [ledger.folder / name for name in ("leaderboard.csv", "leaderboard.md", "convergence.png")]
+    with paths[0].open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(_csv_line(ledger, table_rows[0])))
+        writer.writeheader()
+        writer.writerows(_csv_line(ledger, row) for row in table_rows)
+    targets = [f"to {target_label(target)}%" for target in ledger.spec.targets]
+    head = ["variant", "best accuracy", *targets, "stopped", "diverged", "failed"]
+    lines = [head, ["---"] * len(head), *(_cells(row) for row in table_rows)]
+    paths[1].write_text("\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{CAPTION}.\n")
+    draw(ledger, table_rows, paths[2])
+    return paths
+
+
+def _csv_line(ledger: Ledger, row: Row) -> dict[str, object]:
+    line: dict[str, object] = {"variant": row.variant, "best_accuracy": row.best_accuracy}
+    for target, time in zip(ledger.spec.targets, row.fastest, strict=True):
+        label = target_label(target)
+        line[f"epochs_to_{label}"] = time.epochs if time else None
+        line[f"gradient_evaluations_to_{label}"] = time.gradient_evaluations if time else None
+        line[f"seconds_to_{label}"] = round(time.seconds, 3) if time else None
+    counts = {f"num_{status}": count for status, count in row.counts.items()}
+    best = row.best.name if row.best else None
+    return {**line, **counts, "best_trial": best, "gradient_evaluations": row.gradient_evaluations}
+
+
+def draw(ledger: Ledger, table_rows: Sequence[Row], path: Path) -> None:
+    """Validation accuracy against gradient evaluations: every trial thin, the best of each variant thick."""
+    from matplotlib.figure import Figure  # costs a third of a second: only where it is needed
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    colours = {variant.name: COLOURS[index % len(COLOURS)] for index, variant in enumerate(ledger.variants)}
+    for record in ledger.records.values():
+        xs = [metrics.gradient_evaluations for metrics in record.history]
+        ys = [metrics.validation_accuracy for metrics in record.history]
+        axes.plot(xs, ys, color=colours[record.variant], alpha=0.25, linewidth=0.8)
+    for row in table_rows:
+        history = row.best.history if row.best else []
+        axes.plot(
+            [metrics.gradient_evaluations for metrics in history],
+            [metrics.validation_accuracy for metrics in history],
+            color=colours[row.variant],
+            linewidth=2.2,
+            marker="o",
+            markersize=3.5,
+            label=f"{row.variant} ({row.best.name if row.best else 'no trial finished'})",
+        )
+    for target in ledger.spec.targets:
+        axes.axhline(target, color="#888888", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("gradient evaluations")
+    axes.set_ylabel("validation accuracy")
+    axes.set_title(f"{ledger.folder.name}: {ledger.spec.workload}, {ledger.spec.model}; thick: best trial of each variant")
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.2)
+    figure.savefig(path, dpi=130)

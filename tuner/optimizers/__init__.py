@@ -1,0 +1,67 @@
+"""Update rules by name, and the one place where a schedule's values reach an optimizer.
+
+Biases and BatchNorm's weights get the same weight decay as every other parameter, as in the papers' experiments.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from tuner.optimizers.lp_sgd import LPSGD, lp_direction
+from tuner.spec import OptimizerSpec, Rule
+
+__all__ = ["LPSGD", "RULES", "lp_direction", "make_optimizer", "set_knobs"]
+
+
+def _momentum(spec: OptimizerSpec) -> float:
+    # above 0 under a schedule, so that set_knobs knows a rule that keeps a buffer from one that has none
+    return spec.momentum.value if spec.momentum.schedule == "constant" else spec.momentum.cap
+
+
+RULES: dict[Rule, Callable[[ParamsT, OptimizerSpec], Optimizer]] = {
+    "sgd": lambda parameters, spec: torch.optim.SGD(
+        parameters, lr=spec.lr.peak, momentum=_momentum(spec), weight_decay=spec.decay.weight
+    ),
+    "adamw": lambda parameters, spec: torch.optim.AdamW(
+        parameters, lr=spec.lr.peak, betas=(_momentum(spec), spec.second_moment), weight_decay=spec.decay.weight
+    ),
+    "lpsgd": lambda parameters, spec: LPSGD(
+        parameters,
+        lr=spec.lr.peak,
+        p=spec.norm.p_max,
+        momentum=_momentum(spec),
+        weight_decay=spec.decay.weight,
+        scale=spec.norm.scale,
+    ),
+}
+"""Name -> factory.  Weight decay is coupled (added to the gradient) in ``sgd``, decoupled in the others."""
+
+
+def make_optimizer(parameters: ParamsT, spec: OptimizerSpec) -> Optimizer:
+    """The optimizer that the spec describes, at its peak learning rate and first p; schedules are the caller's.
+
+    Before each step, :func:`set_knobs` gives it that step's values.
+    """
+    return RULES[spec.rule](parameters, spec)
+
+
+def set_knobs(optimizer: Optimizer, *, lr: float | Tensor, momentum: float, p: float) -> None:
+    """Set a step's learning rate, then momentum and p where the rule has them, on every parameter group.
+
+    The momentum is beta_1 in AdamW.  An optimizer made with momentum gets the smallest positive float for 0: the step
+    is the same, but SGD and LPSGD leave their buffer out of date at exactly 0 and would later take it up again.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        if "momentum" in group:
+            keeps_buffer = optimizer.defaults["momentum"] > 0
+            group["momentum"] = max(momentum, sys.float_info.min) if keeps_buffer else momentum
+        if "p" in group:
+            group["p"] = p

@@ -1,0 +1,198 @@
+"""What a search is: one frozen dataclass, the source of the command line and of the Python interface.
+
+The help of each flag is the docstring under its field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from tuner.errors import InvalidInput
+from tuner.spec import OptimizerSpec, Precision, TrialSpec, WorkloadSpec
+
+Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
+
+CHANGEABLE_ON_RESUME = frozenset(
+    {
+        "resume",
+        "dry_run",
+        "download",
+        "trials",
+        "variants",
+        "max_concurrent",
+        "max_failures",
+        "time_budget",
+        "address",
+    }
+)
+"""Fields that may differ when a search is resumed: they change no number of a trial that was already planned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSpec:
+    """Which way of running SGD trains this network fastest?"""
+
+    name: str | None = None
+    """Name of the search and of its folder: letters, digits, dot, dash, underscore. Default: the workload and the time."""
+    variants: tuple[str, ...] = ("sgdm", "adamw", "lpsgdm", "critical")
+    """Variants to compare: names known to search_spaces, or package.module:VARIANT."""
+    space: tuple[str, ...] = ()
+    """Ranges to change, as [variant:]name=low:high[:log], name=a,b,c or name=value, e.g. lr.peak=1e-4:1e-1:log."""
+    trials: int = 8
+    """Trials of each variant, at least 1."""
+    objective: Objective = "time-to-target"
+    """What is optimized: gradient evaluations to the highest target, final accuracy, area under the error curve,
+    or (pareto) the first two at once, without early stopping."""
+    targets: tuple[float, ...] = (0.9, 0.95)
+    """Validation accuracies in (0, 1), increasing, whose first crossing is timed."""
+    stop_at_target: bool = False
+    """End a trial once it reaches the highest target, instead of training to the end of its budget."""
+    early_stopping: bool = True
+    """Stop the trials that fall behind their own variant's at successive rungs."""
+    workload: str = "digits"
+    """Data: digits, fashion-mnist, cifar10, cifar100, imagefolder."""
+    model: str = "resnet8"
+    """Model: resnet8/20/32/56, resnet18/34/50, a torchvision classifier, or package.module:function."""
+    data_dir: str | None = None
+    """Folder of the data."""
+    download: bool = False
+    """Fetch the data set into the data folder if it is missing."""
+    skip_corrupt: bool = False
+    """Leave out images that cannot be read."""
+    epochs: int = 10
+    """Largest number of epochs a trial, at least 1."""
+    batch_size: int = 64
+    """Images a gradient evaluation, at least 1."""
+    precision: Precision = "auto"
+    """auto is bfloat16 autocast on a GPU and float32 elsewhere."""
+    compile: bool = False
+    """Compile the models with torch.compile."""
+    seed: int = 0
+    """Seeds the search and, with a trial's number, each trial."""
+    cpus_per_trial: float = 1.0
+    """CPUs, and threads, of each trial, above 0."""
+    gpus_per_trial: float | None = None
+    """GPUs of each trial; parts such as 0.25 share one. Default: one where there are any, else none."""
+    max_concurrent: int | None = None
+    """Largest number of trials at a time. Default: as many as fit."""
+    max_failures: int = 2
+    """Times a trial whose process dies is taken up again from its last epoch before it counts as failed."""
+    time_budget: str | None = None
+    """Stop the search after this long, e.g. 90s, 20m or 2h; it can be resumed."""
+    address: str | None = None
+    """Address of a Ray cluster (auto: the one on this machine). Default: a Ray of its own on this machine."""
+    storage: str | None = None
+    """Optuna storage URL. Default: SQLite in the search's folder."""
+    tracking_uri: str | None = None
+    """MLflow tracking URI. Default: sqlite:///mlflow.db in the working folder."""
+    experiment: str = "sgd-tuner"
+    """MLflow experiment."""
+    output: str = "runs"
+    """Folder that holds the searches' folders."""
+    resume: str | None = None
+    """Name of a search to go on with; its other settings are taken from its first start."""
+    confirm_seeds: int = 0
+    """Fresh seeds that confirm each winner; only 0 so far."""
+    dry_run: bool = False
+    """Print the plan and its cost; start nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "resume"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", value):
+                raise InvalidInput(f"--{name} {value!r}: must be a plain folder name of letters, digits, '.', '-', '_'")
+        if self.name is not None and self.resume is not None and self.name != self.resume:
+            raise InvalidInput(f"--name {self.name} and --resume {self.resume}: give one of them")
+        if not self.variants:
+            raise InvalidInput("--variants: must name at least one variant")
+        if len(set(self.variants)) < len(self.variants):
+            raise InvalidInput(f"--variants {' '.join(self.variants)}: names a variant twice")
+        _at_least("trials", self.trials, 1)
+        _at_least("max_failures", self.max_failures, 0)
+        _at_least("max_concurrent", self.max_concurrent, 1)
+        _at_least("gpus_per_trial", self.gpus_per_trial, 0)
+        if not 0 < self.cpus_per_trial < math.inf:
+            raise InvalidInput(f"--cpus-per-trial {self.cpus_per_trial}: must be above 0")
+        if self.confirm_seeds != 0:
+            raise InvalidInput(f"--confirm-seeds {self.confirm_seeds}: must be 0, confirmation is not there yet")
+        if not self.experiment.strip():
+            raise InvalidInput("--experiment: must not be empty")
+        seconds(self.time_budget)
+        try:
+            self.trial_spec(OptimizerSpec(), 0)
+        except InvalidInput as error:
+            raise InvalidInput(_as_flag(str(error))) from None
+
+    def trial_spec(self, optimizer: OptimizerSpec, number: int) -> TrialSpec:
+        """The training that trial ``number`` of a variant is.
+
+        Trials of one number share their seed over all variants: equal initial weights and batches.
+        """
+        return TrialSpec(
+            workload=self.workload_spec(),
+            optimizer=optimizer,
+            epochs=self.epochs,
+            targets=self.targets,
+            stop_at_target=self.stop_at_target,
+            seed=self.seed * 1_000_003 + number,
+            precision=self.precision,
+            compile=self.compile,
+        )
+
+    def workload_spec(self) -> WorkloadSpec:
+        """What every trial trains."""
+        return WorkloadSpec(
+            data=self.workload,
+            model=self.model,
+            data_dir=self.data_dir,
+            download=self.download,
+            batch_size=self.batch_size,
+            skip_corrupt=self.skip_corrupt,
+        )
+
+    def refuse_changes(self, saved: SearchSpec) -> None:
+        """Raises InvalidInput, by name, where resuming ``saved`` as this spec would change results."""
+        for item in dataclasses.fields(self):
+            old, new = getattr(saved, item.name), getattr(self, item.name)
+            if old != new and item.name not in CHANGEABLE_ON_RESUME:
+                raise InvalidInput(
+                    f"{flag(item.name)} {_shown(new)}: search {saved.name!r} was started with {_shown(old)}, "
+                    "and a resumed search keeps it"
+                )
+        if self.trials < saved.trials:
+            raise InvalidInput(f"--trials {self.trials}: a resumed search keeps its {saved.trials} trials or adds some")
+        if missing := [name for name in saved.variants if name not in self.variants]:
+            raise InvalidInput(f"--variants: a resumed search keeps all its variants, {', '.join(missing)} too")
+
+
+def flag(name: str) -> str:
+    """A field's name as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def seconds(duration: str | None) -> float | None:
+    """Seconds of a duration such as ``90``, ``90s``, ``20m`` or ``2h``."""
+    if duration is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", duration.strip())
+    if not match or float(match[1]) == 0:
+        raise InvalidInput(f"--time-budget {duration!r}: must be a duration such as 90s, 20m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _at_least(name: str, value: float | None, least: int) -> None:
+    if value is not None and not least <= value < math.inf:
+        raise InvalidInput(f"{flag(name)} {value}: must be at least {least}")
+
+
+def _as_flag(message: str) -> str:
+    name, separator, rest = message.partition(" = ")
+    return f"{flag(name)} {rest}" if separator else f"--{message.removeprefix('unknown ')}"
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

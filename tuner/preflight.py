@@ -1,0 +1,117 @@
+"""Everything that can be wrong with a search is found here, before anything of it exists."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sqlalchemy import create_engine
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from search_spaces import Variant
+from tuner.cluster import check_local_cpus
+from tuner.errors import InvalidInput
+from tuner.plan import SearchSpec
+from tuner.variants import resolve_variants
+from tuner.workloads.check import check_workload, verify_images
+
+PROBE_SECONDS = 10
+"""How long a server may take to answer."""
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+
+
+def check(spec: SearchSpec) -> tuple[Variant, ...]:
+    """The search's variants; raises InvalidInput with one sentence for the first thing that is wrong."""
+    variants = resolve_variants(spec.variants, spec.space)
+    check_local_cpus(spec)
+    check_workload(spec.workload_spec())
+    check_folder(Path(spec.output))
+    if spec.storage is not None:
+        _check_database("--storage", spec.storage)
+    check_tracking_uri(spec.tracking_uri or DEFAULT_TRACKING_URI)
+    verify_images(spec.workload_spec())
+    return variants
+
+
+def check_folder(output: Path) -> None:
+    """The output folder must exist and be writable, or its nearest parent that exists must be."""
+    nearest = next(path for path in [output.absolute(), *output.absolute().parents] if path.exists())
+    if not nearest.is_dir():
+        raise InvalidInput(f"--output {output}: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK):
+        raise InvalidInput(f"--output {output}: {nearest} is not writable")
+
+
+def check_tracking_uri(uri: str) -> None:
+    """An MLflow server must answer in time, a database must open; MLflow itself would try for minutes."""
+    scheme = urlsplit(uri).scheme
+    if scheme in ("http", "https"):
+        _check_server(uri)
+    elif scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+        _check_database("--tracking-uri", uri)
+    else:
+        raise InvalidInput(
+            f"--tracking-uri {masked(uri)}: must be an http(s):// server or a database such as {DEFAULT_TRACKING_URI}"
+        )
+
+
+def masked(uri: str) -> str:
+    """The URI without its password."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{parts.username or ''}:***@{host}").geturl()
+
+
+def _check_server(uri: str) -> None:
+    parts = urlsplit(uri)
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    try:
+        with urllib.request.urlopen(f"{bare}/health", timeout=PROBE_SECONDS) as answer:
+            healthy = answer.read(16).strip() == b"OK"
+    except urllib.error.HTTPError as error:
+        # A server with login answers 401 to strangers: it is there, and MLflow's client has the credentials.
+        healthy = error.code == 401
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"--tracking-uri {masked(uri)}: no MLflow server answers ({_reason(error)})") from None
+    if not healthy:
+        raise InvalidInput(f"--tracking-uri {masked(uri)}: what answers there is no MLflow server")
+
+
+def _check_database(name: str, uri: str) -> None:
+    try:
+        url = make_url(uri)
+        if url.get_backend_name() == "sqlite":
+            _check_sqlite(name, url)
+            return
+        timeout = {"connect_timeout": PROBE_SECONDS} if url.get_backend_name() in ("postgresql", "mysql") else {}
+        engine = create_engine(url, connect_args=timeout)
+        engine.connect().close()
+        engine.dispose()
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError):
+        raise InvalidInput(f"{name} {masked(uri)}: must be a database URL such as sqlite:///optuna.db") from None
+    except SQLAlchemyError as error:
+        reason = _reason(getattr(error, "orig", None) or error)
+        raise InvalidInput(f"{name} {masked(uri)}: the database does not open ({reason})") from None
+
+
+def _check_sqlite(name: str, url: URL) -> None:
+    if not url.database or url.database == ":memory:":
+        raise InvalidInput(f"{name} {url}: must name a file")
+    path = Path(url.database).absolute()
+    if not path.parent.is_dir():
+        raise InvalidInput(f"{name} {url}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InvalidInput(f"{name} {url}: {path} is not writable")
+    if path.exists() and path.stat().st_size and path.open("rb").read(16) != b"SQLite format 3\0":
+        raise InvalidInput(f"{name} {url}: {path} is not an SQLite database")
+
+
+def _reason(error: BaseException) -> str:
+    inner = getattr(error, "reason", None) or error
+    return (str(inner).strip().splitlines() or [type(inner).__name__])[0][:200]

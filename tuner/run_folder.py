@@ -1,0 +1,85 @@
+"""A search's folder ``<output>/<name>``: what was asked for, and a lock so that one program at a time works on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from tuner.errors import InvalidInput, unknown
+from tuner.plan import SearchSpec
+from tuner.preflight import masked
+from tuner.spec import from_dict
+
+SPEC_FILE = "search.json"
+
+
+def with_name(spec: SearchSpec) -> SearchSpec:
+    """The spec, named: after the workload and the time where no name was given."""
+    name = spec.name or f"{spec.workload}-{datetime.now():%Y%m%d-%H%M%S}"
+    return dataclasses.replace(spec, name=name)
+
+
+def check_new(spec: SearchSpec) -> None:
+    """Refuses the name of a search that exists."""
+    assert spec.name is not None
+    if (Path(spec.output) / spec.name / SPEC_FILE).exists():
+        raise InvalidInput(f"--name {spec.name}: this search exists; go on with it by --resume {spec.name}")
+
+
+def load(output: str, name: str) -> tuple[SearchSpec, str]:
+    """A search as it was last started, and its id."""
+    try:
+        saved = json.loads((Path(output) / name / SPEC_FILE).read_text())
+        return from_dict(SearchSpec, saved["spec"]), str(saved["id"])
+    except (FileNotFoundError, NotADirectoryError):
+        searches = [path.parent.name for path in Path(output).glob(f"*/{SPEC_FILE}")]
+        if searches:
+            raise unknown(f"search in {output}", name, searches) from None
+        raise InvalidInput(f"--resume {name}: there is no search in {output}") from None
+    except (json.JSONDecodeError, KeyError, ValueError) as error:
+        raise InvalidInput(f"--resume {name}: its {SPEC_FILE} cannot be read ({error})") from None
+
+
+def save(folder: Path, spec: SearchSpec, search_id: str) -> None:
+    """Writes the spec, without passwords, whole or not at all."""
+    kept = dataclasses.asdict(spec)
+    for name in ("storage", "tracking_uri"):
+        kept[name] = kept[name] and masked(kept[name])
+    draft = folder / f"{SPEC_FILE}.new"
+    draft.write_text(json.dumps({"id": search_id, "spec": kept}, indent=2) + "\n")
+    draft.replace(folder / SPEC_FILE)
+
+
+def new_id() -> str:
+    """Tells this search from others of its name in a tracking server or storage that several people share."""
+    return uuid.uuid4().hex
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds it for this program; the lock ends with the program, however that ends.
+
+    Where bad input is found before the search was saved, nothing made here stays.
+    """
+    made = [path for path in [folder, *folder.parents] if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidInput(f"search {folder.name} is being run by another program") from None
+        try:
+            yield
+        except InvalidInput:
+            if not (folder / SPEC_FILE).exists():
+                shutil.rmtree(folder)
+                for parent in made[1:]:
+                    parent.rmdir()
+            raise

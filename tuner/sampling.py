@@ -1,0 +1,104 @@
+"""Where trials are placed: a random arm that covers the space evenly, then a model-based arm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from search_spaces import Variant
+
+Arm: TypeAlias = Literal["random", "model"]
+
+
+def num_random(num_trials: int) -> int:
+    """Size of the random arm: the larger half of the trials."""
+    return (num_trials + 1) // 2
+
+
+def from_unit(distribution: BaseDistribution, u: float) -> Any:
+    """The value of a distribution at quantile u in [0, 1]; ours, so that one point serves any mixture of kinds."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[min(int(u * len(distribution.choices)), len(distribution.choices) - 1)]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high = float(distribution.low), float(distribution.high)
+    if isinstance(distribution, IntDistribution) or distribution.step is not None:
+        step = distribution.step or 1
+        num_values = round((high - low) / step) + 1
+        if not distribution.log:
+            value = low + step * min(int(u * num_values), num_values - 1)
+            return int(value) if isinstance(distribution, IntDistribution) else min(value, high)
+        # Integers on a log scale: each owns the stretch from half below to half above it.
+        low, high = low - 0.5, high + 0.5
+    value = math.exp(math.log(low) + u * (math.log(high) - math.log(low))) if distribution.log else low + u * (high - low)
+    value = min(max(value, distribution.low), distribution.high)
+    return int(round(value)) if isinstance(distribution, IntDistribution) else value
+
+
+class ArmSampler(BaseSampler):
+    """Two arms in one sampler.  :class:`tuner.study.VariantStudy` says before each trial which arm it is of.
+
+    Random arm: points of a scrambled Sobol sequence where the space has no conditions, else independent uniform draws
+    (a low-discrepancy sequence means nothing over dimensions that come and go).
+    Model arm: multivariate TPE with a constant liar.  The random arm is its start-up phase, so it has none of its own.
+    """
+
+    def __init__(self, variant: Variant, seed: int) -> None:
+        self.variant = variant
+        self.seed = seed
+        self._names = list(variant.searched)
+        self.choose("random", 0)
+
+    def choose(self, arm: Arm, index: int) -> None:
+        """The next trial is the ``index``-th (from 0) of this arm."""
+        self.arm: Arm = arm
+        self.index = index
+        # Seeded by position: a resumed search draws what it would have drawn uninterrupted, given the same results.
+        self._tpe = TPESampler(
+            multivariate=True,
+            group=bool(self.variant.when),
+            constant_liar=True,
+            n_startup_trials=0,
+            seed=(self.seed + 7919 * index) % 2**32,
+        )
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {} if self.arm == "random" else self._tpe.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {} if self.arm == "random" else self._tpe.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        if self.arm == "model":
+            return self._tpe.sample_independent(study, trial, param_name, param_distribution)
+        return from_unit(param_distribution, float(self._random_point()[self._names.index(param_name)]))
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._tpe.after_trial(study, trial, state, values)
+
+    def _random_point(self) -> np.ndarray:
+        if self.variant.when:
+            return np.random.default_rng((self.seed, self.index)).random(len(self._names))
+        return sobol_point(len(self._names), self.index, self.seed)
+
+
+def sobol_point(dimension: int, index: int, seed: int) -> np.ndarray:
+    """Point ``index`` (from 0) of a scrambled Sobol sequence in the unit cube."""
+    from scipy.stats import qmc  # costs most of a second: only where it is needed
+
+    sequence = qmc.Sobol(dimension, scramble=True, rng=np.random.default_rng(seed))
+    if index:
+        sequence.fast_forward(index)
+    return np.asarray(sequence.random(1)[0])

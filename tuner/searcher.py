@@ -1,0 +1,110 @@
+"""What Ray Tune asks of a search, answered from the ledger: which trial next, does it go on, what did it say."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import SearchGenerator, Searcher
+
+from tuner.ledger import Ledger, Record
+from tuner.spec import EpochMetrics, from_dict
+
+
+class LedgerSearcher(Searcher):  # type: ignore[misc]
+    """Suggests the ledger's trials.  Its state is the ledger's, so Tune has none to save."""
+
+    def __init__(self, ledger: Ledger, *, threads: int, max_live: int) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.threads = threads
+        self.max_live = max_live
+        """Most trials at a time that run or wait; one more than run, so that a worker never waits for its next trial."""
+        self.suggested: Record | None = None
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if sum(not record.ended for record in self.ledger.records.values()) >= self.max_live:
+            return None
+        self.suggested = self.ledger.next_trial()
+        if self.suggested is None:
+            return str(Searcher.FINISHED)
+        return {
+            "trial": self.suggested.name,
+            "spec": dataclasses.asdict(self.suggested.spec),
+            "folder": str(self.ledger.folder / self.suggested.name),
+            "threads": self.threads,
+        }
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The callback ends trials: it knows their names."""
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class LedgerGenerator(SearchGenerator):  # type: ignore[misc]
+    """Makes Tune's trials; those that ended under an earlier program enter Tune's list as they ended, and do not run."""
+
+    def create_trial_if_possible(self, experiment_spec: dict[str, Any]) -> Trial | None:
+        trial = super().create_trial_if_possible(experiment_spec)
+        record = self.searcher.suggested
+        if trial is not None and record.ended:
+            trial.set_status(Trial.ERROR if record.status == "failed" else Trial.TERMINATED)
+            if record.history:
+                trial.update_last_result({"metrics": dataclasses.asdict(record.history[-1]), "done": True})
+        return trial
+
+    def save_to_dir(self, dirpath: str, session_str: str) -> None:
+        pass
+
+
+class RungScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Stops the trials that the ledger's rungs do not let through."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger = ledger
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        goes_on = self.ledger.goes_on(trial.config["trial"], _metrics(trial, result))
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+
+class LedgerCallback(Callback):  # type: ignore[misc]
+    """Tells the ledger what Tune hears."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.ledger.start(trial.config["trial"])
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        self.ledger.record(trial.config["trial"], from_dict(EpochMetrics, result["metrics"]), result["busy_seconds"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.ledger.end(trial.config["trial"])
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.ledger.end(trial.config["trial"], failure=_reason(trial))
+
+
+def _metrics(trial: Trial, result: dict[str, Any]) -> EpochMetrics:
+    # Schedulers are handed results flattened with slashes.
+    prefix = "metrics/"
+    return from_dict(
+        EpochMetrics, {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)}
+    )
+
+
+def _reason(trial: Trial) -> str:
+    """The last line of what Ray says of a failure, which names the exception."""
+    lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    return lines[-1].strip()[:500] if lines else "the worker died"

@@ -1,0 +1,230 @@
+"""Writes a search to MLflow: a parent run, a child run a trial, each epoch exactly once.
+
+A thread of the driver writes in batches, so that nothing waits for the server.  Everything may be told again (after a
+restart, everything is): what MLflow holds already is left alone, what is missing is written.  While the server is away
+the thread tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from tuner.convergence import epoch_metrics
+from tuner.spec import EpochMetrics
+
+logger = logging.getLogger(__name__)
+
+PARENT = ""
+"""Name of the parent run in the tag that names a search's runs; no trial has it."""
+SEARCH_TAG, TRIAL_TAG = "tuner.search_id", "tuner.trial"
+MAX_METRICS, MAX_PARAMS = 1000, 100
+"""Most that MLflow takes in one batch."""
+LAST_METRIC = "speed/images_per_second"
+"""The last metric of an epoch to be written: where it is, all are."""
+FLUSH_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class _RunState:
+    """What is known to be in MLflow of one run, and what is waiting to go there."""
+
+    run_id: str | None = None
+    ended: bool = False
+    logged_epoch: int = 0
+    metrics: list[Metric] = field(default_factory=list)
+    params: list[Param] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    status: str | None = None
+
+
+class Tracking:
+    """The MLflow side of one search."""
+
+    def __init__(
+        self,
+        *,
+        uri: str,
+        experiment: str,
+        search: str,
+        search_id: str,
+        parameters: Mapping[str, object],
+        tags: Mapping[str, str],
+    ) -> None:
+        self._uri, self._experiment, self._search, self._search_id = uri, experiment, search, search_id
+        self._common_tags = {SEARCH_TAG: search_id, **tags}
+        self._runs: dict[str, _RunState] = {}
+        self._artifacts: list[Path] = []
+        self._orders: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._closing = threading.Event()
+        self._written = threading.Event()
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        self.start_trial(PARENT, parameters, {})
+        self._thread = threading.Thread(target=self._write, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def start_trial(self, name: str, parameters: Mapping[str, object], tags: Mapping[str, str]) -> None:
+        """A trial exists."""
+
+        def order() -> None:
+            run = self._runs.setdefault(name, _RunState())
+            if not run.ended:
+                run.params = [Param(key, str(value)) for key, value in parameters.items()]
+                run.tags = {**tags, "status": "running"}
+
+        self._orders.put(order)
+
+    def log_epoch(self, name: str, metrics: EpochMetrics) -> None:
+        """A trial has finished an epoch."""
+
+        def order() -> None:
+            run = self._runs[name]
+            if metrics.epoch > run.logged_epoch and not run.ended:
+                run.metrics += _metrics(epoch_metrics(metrics), metrics)
+                run.logged_epoch = metrics.epoch
+
+        self._orders.put(order)
+
+    def end_trial(
+        self, name: str, status: str, summary: Mapping[str, float], last: EpochMetrics | None, tags: Mapping[str, str]
+    ) -> None:
+        """A trial has ended: finished, stopped, diverged or failed."""
+
+        def order() -> None:
+            run = self._runs[name]
+            if not run.ended:
+                run.metrics += _metrics(summary, last) if last else []
+                run.tags |= {**tags, "status": status}
+                run.status = "FAILED" if status == "failed" else "FINISHED"
+
+        self._orders.put(order)
+
+    def finish(
+        self, status: str, summary: Mapping[str, float], artifacts: Sequence[Path], *, timeout: float
+    ) -> bool:
+        """Writes what is left, the parent's summary and files, and says whether MLflow has it all within the timeout.
+
+        ``interrupted`` leaves the parent run RUNNING, as the search is.
+        """
+
+        def order() -> None:
+            run = self._runs[PARENT]
+            now = int(time.time() * 1000)
+            run.metrics += [Metric(key, value, now, 0) for key, value in summary.items() if math.isfinite(value)]
+            run.tags["status"] = status
+            run.status = "RUNNING" if status == "interrupted" else "FINISHED"
+            self._artifacts = list(artifacts)
+
+        self._orders.put(order)
+        self._closing.set()
+        return self._written.wait(timeout)
+
+    def _write(self) -> None:
+        pause = FLUSH_SECONDS
+        while True:
+            closing = self._closing.is_set()
+            try:
+                if self._client is None:
+                    self._connect()
+                while not self._orders.empty():
+                    self._orders.get()()
+                for name, run in self._runs.items():
+                    self._flush(name, run)
+                if closing:
+                    self._log_artifacts()
+                    self._written.set()
+                    return
+                pause = FLUSH_SECONDS
+            except Exception:
+                # Whatever the server or the network said, the only way on is to try again: nothing is taken off a
+                # run's lists before MLflow has it.
+                logger.exception("MLflow did not take a write; trying again")
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            if closing:
+                time.sleep(min(pause, FLUSH_SECONDS))
+            else:
+                self._closing.wait(pause)
+
+    def _connect(self) -> None:
+        client = MlflowClient(self._uri)
+        experiment = client.get_experiment_by_name(self._experiment)
+        self._experiment_id = experiment.experiment_id if experiment else client.create_experiment(self._experiment)
+        for run in self._existing_runs(client):
+            name = run.data.tags[TRIAL_TAG]
+            state = _RunState(run_id=run.info.run_id, ended=run.info.status != "RUNNING")
+            if name == PARENT:
+                state.ended, state.status = False, "RUNNING"
+            elif not state.ended:
+                steps = client.get_metric_history(run.info.run_id, LAST_METRIC)
+                state.logged_epoch = max((metric.step for metric in steps), default=0)
+            self._runs[name] = state
+        self._client = client
+
+    def _existing_runs(self, client: MlflowClient) -> list[Run]:
+        runs: list[Run] = []
+        token: str | None = None
+        while True:
+            page = client.search_runs(
+                [self._experiment_id],
+                f"tags.`{SEARCH_TAG}` = '{self._search_id}'",
+                run_view_type=ViewType.ALL,
+                max_results=1000,
+                page_token=token,
+            )
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def _flush(self, name: str, run: _RunState) -> None:
+        assert self._client is not None
+        if run.ended:
+            run.metrics, run.params, run.tags, run.status = [], [], {}, None
+            return
+        if run.run_id is None:
+            parent = {MLFLOW_PARENT_RUN_ID: self._runs[PARENT].run_id} if name != PARENT else {}
+            created = self._client.create_run(
+                self._experiment_id,
+                run_name=name or self._search,
+                tags={**self._common_tags, TRIAL_TAG: name, **parent, **run.tags},
+            )
+            run.run_id, run.tags = created.info.run_id, {}
+        while run.metrics or run.params or run.tags:
+            metrics, params, tags = run.metrics[:MAX_METRICS], run.params[:MAX_PARAMS], dict(run.tags)
+            self._client.log_batch(run.run_id, metrics, params, [RunTag(key, value) for key, value in tags.items()])
+            del run.metrics[: len(metrics)], run.params[: len(params)]
+            run.tags = {}
+        if run.status is not None:
+            if run.status == "RUNNING":
+                self._client.update_run(run.run_id, status="RUNNING")
+            else:
+                self._client.set_terminated(run.run_id, run.status)
+                run.ended = True
+            run.status = None
+
+    def _log_artifacts(self) -> None:
+        assert self._client is not None
+        run_id = self._runs[PARENT].run_id
+        assert run_id is not None
+        while self._artifacts:
+            self._client.log_artifact(run_id, str(self._artifacts[0]))
+            del self._artifacts[0]
+
+
+def _metrics(values: Mapping[str, float], at: EpochMetrics) -> list[Metric]:
+    # MLflow stores inf as 1.8e308, which spoils its charts; the tag `status` says that a trial diverged.  The time is the
+    # epoch's own, so that what is written again after a failure is the same row.
+    timestamp = int(at.finished_at * 1000)
+    return [Metric(key, value, timestamp, at.epoch) for key, value in values.items() if math.isfinite(value)]

@@ -1,0 +1,45 @@
+"""The trainable: a Ray actor that runs one trial after another.
+
+A trial's state is in its folder, not in Tune's checkpoints: it is written once, by the worker, before the epoch is told.
+A trial that starts, for whatever reason, looks there first and tells the epochs it finds again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.tune import Trainable
+
+from tuner.convergence import is_over
+from tuner.spec import EpochMetrics, TrialSpec, from_dict
+from tuner.train import train
+from tuner.trial_folder import CHECKPOINT, append_epoch
+
+
+class TrialActor(Trainable):  # type: ignore[misc]
+    """Runs the trial in ``config``: keys ``trial`` (its name), ``spec`` (as plain data), ``folder``, ``threads``."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        torch.set_num_threads(config["threads"])
+        self._folder = Path(config["folder"])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._spec = from_dict(TrialSpec, config["spec"])
+        self._history: list[EpochMetrics] = []
+        self._epochs = train(self._spec, checkpoint=self._folder / CHECKPOINT)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        metrics = next(self._epochs)
+        busy_seconds = time.perf_counter() - started
+        self._history.append(metrics)
+        done = is_over(self._spec, self._history)
+        append_epoch(self._folder, metrics, done=done)
+        return {"metrics": dataclasses.asdict(metrics), "busy_seconds": busy_seconds, "done": done}

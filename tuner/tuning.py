@@ -1,0 +1,65 @@
+"""The one Ray Tune run over all variants, so that no worker idles while any of them has trials left."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+
+from ray import tune
+from ray.tune import Callback, Stopper
+
+from tuner.cluster import Resources
+from tuner.ledger import Ledger
+from tuner.searcher import LedgerCallback, LedgerGenerator, LedgerSearcher, RungScheduler
+from tuner.trial import TrialActor
+
+
+class Deadline(Stopper):  # type: ignore[misc]
+    """Ends the whole run at a time; the trials that it cuts off stay unended, for a resumed search to go on with."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = time.time() + (math.inf if seconds is None else seconds)
+        self.passed = False
+
+    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        self.passed = self.passed or time.time() > self._end
+        return self.passed
+
+
+def tune_all(ledger: Ledger, resources: Resources, deadline: Deadline, callbacks: Sequence[Callback]) -> None:
+    """Runs the ledger's trials to their ends, or to the deadline.
+
+    Every program that works on a search starts a Tune run of its own over the same folder.  Tune's restoring would need
+    its last snapshot whole and current, which a kill does not leave; the ledger does not need it.
+    """
+    # As many actors may be starting at a time as there are slots; Tune's default is one after the other.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.slots)
+    # Ctrl-C must not wait for Tune's slow farewell: what it would save is saved.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    limit = ledger.spec.max_concurrent or resources.slots + 1
+    tune.run(
+        TrialActor,
+        name=ledger.folder.name,
+        storage_path=str(ledger.folder.parent),
+        resources_per_trial={"cpu": resources.cpus, "gpu": resources.gpus},
+        num_samples=-1,
+        search_alg=LedgerGenerator(LedgerSearcher(ledger, threads=resources.threads, max_live=limit)),
+        scheduler=RungScheduler(ledger),
+        stop=deadline,
+        max_failures=ledger.spec.max_failures,
+        raise_on_failed_trial=False,
+        reuse_actors=True,
+        verbose=0,
+        trial_name_creator=_name,
+        trial_dirname_creator=_name,
+        callbacks=[LedgerCallback(ledger), *callbacks],
+    )
+
+
+def _name(trial: tune.experiment.Trial) -> str:
+    return str(trial.config["trial"])

@@ -1,0 +1,162 @@
+"""Data by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tuner.errors import InvalidInput, unknown
+from tuner.order import Batch
+from tuner.spec import WorkloadSpec
+from tuner.workloads import decoding, folders
+from tuner.workloads.augmentation import Augmentation
+from tuner.workloads.datasets import LabeledImages, load_cifar, load_digits, load_fashion_mnist
+from tuner.workloads.images import ResidentImages, content_digest
+from tuner.workloads.streaming import STREAMED_SIDE, StreamedImages
+
+
+class Images(Protocol):
+    """Classified square images in three splits, ``train``, ``validation`` and ``test``."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Split -> number of images."""
+
+    @property
+    def splits_note(self) -> str:
+        """One sentence on how the splits were made."""
+
+    @property
+    def digest(self) -> str:
+        """Equal where the data and the split are."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Unreadable images that were left out so far."""
+
+    @property
+    def loading_seconds(self) -> float:
+        """Time that the caller has waited for data so far."""
+
+    def train_batches(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, C, S, S), float32, normalized, channels_last, and labels (B,), int64, on the device.
+
+        They come in the order of the batches; the same batch gives the same bits at every call.
+        """
+
+    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole split without augmentation, the last batch short."""
+
+
+def load_data(spec: WorkloadSpec, device: torch.device) -> Images:
+    """The workload's data, ready for the device.
+
+    Raises :class:`InvalidInput` for an unknown name, for data that is not there or cannot be read, and for a batch
+    larger than the training split.
+    """
+    if spec.data not in DATA:
+        raise unknown("data", spec.data, DATA)
+    data = DATA[spec.data](spec, device)
+    for split, size in data.sizes.items():
+        if size == 0:
+            raise InvalidInput(f"{spec.data} has no image left in its {split} split")
+    if spec.batch_size > data.sizes["train"]:
+        raise InvalidInput(f"--batch-size {spec.batch_size}: must be at most {data.sizes['train']}, the training split")
+    return data
+
+
+def _resident(
+    load: Callable[[WorkloadSpec], LabeledImages],
+    augmentation: Augmentation,
+    spec: WorkloadSpec,
+    device: torch.device,
+) -> Images:
+    whole = load(spec)
+    return ResidentImages(
+        whole.pixels,
+        whole.labels,
+        whole.splits,
+        num_classes=whole.num_classes,
+        splits_note=whole.splits_note,
+        digest=content_digest(whole.splits, whole.labels, whole.pixels),
+        augmentation=augmentation if spec.augment else Augmentation(),
+        batch_size=spec.batch_size,
+        device=device,
+    )
+
+
+def _image_folder(spec: WorkloadSpec, device: torch.device) -> Images:
+    """Folder of images: held on the device where they are small, of one size, and fit; else streamed."""
+    listing = folders.scan(spec.data_dir)
+    splits, note = folders.split(listing)
+    sizes = decoding.sample_sizes(listing)
+    wanted = spec.stream == "never" or (spec.stream == "auto" and decoding.fits(listing, sizes, _free_bytes(device)))
+    decoded = decoding.decode(listing, sizes.square) if wanted and sizes.square is not None else None
+    if decoded is None and spec.stream == "never":
+        raise InvalidInput(f"--stream never: needs square images of one size, {listing.root} has others; use auto")
+    if decoded is not None:
+        unreadable = decoded.unreadable
+        decoding.require_readable(listing, unreadable, skip_corrupt=spec.skip_corrupt)
+    else:
+        # Without skip_corrupt the first unreadable image that is met stops the training: no need to look at all.
+        unreadable = decoding.unreadable_headers(listing) if spec.skip_corrupt else np.empty(0, dtype=np.int64)
+    splits = folders.without(splits, unreadable)
+    digest = folders.digest(listing, splits)
+    if decoded is None:
+        return StreamedImages(
+            listing,
+            splits,
+            side=min(sizes.common_side, STREAMED_SIDE),
+            splits_note=note,
+            digest=digest,
+            augment=spec.augment,
+            batch_size=spec.batch_size,
+            loader_workers=spec.loader_workers,
+            skip_corrupt=spec.skip_corrupt,
+            device=device,
+            num_skipped=len(unreadable),
+        )
+    # An eighth of the side, as 4 of CIFAR's 32 pixels.
+    padding = decoded.pixels.shape[1] // 8
+    return ResidentImages(
+        decoded.pixels,
+        listing.labels,
+        splits,
+        num_classes=len(listing.classes),
+        splits_note=note,
+        digest=digest,
+        augmentation=Augmentation(padding=padding, flip=True) if spec.augment else Augmentation(),
+        batch_size=spec.batch_size,
+        device=device,
+        num_skipped=len(unreadable),
+    )
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else decoding.free_memory()
+
+
+DATA: dict[str, Callable[[WorkloadSpec, torch.device], Images]] = {
+    # A mirrored digit is no digit.
+    "digits": partial(_resident, load_digits, Augmentation(padding=1)),
+    "fashion-mnist": partial(_resident, load_fashion_mnist, Augmentation(padding=2, flip=True)),
+    "cifar10": partial(_resident, load_cifar, Augmentation(padding=4, flip=True)),
+    "cifar100": partial(_resident, load_cifar, Augmentation(padding=4, flip=True)),
+    "imagefolder": _image_folder,
+}
+"""Name -> what loads it."""

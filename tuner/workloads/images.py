@@ -1,0 +1,117 @@
+"""Data that lives on the device as bytes: a batch costs a gather and no copy from the host."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tuner.order import Batch
+from tuner.workloads.augmentation import Augmentation, apply, draw
+from tuner.workloads.splits import Labels, Splits
+
+EVALUATION_BATCH = 256
+"""Images a forward pass in evaluation, at least: a small training batch would waste a GPU."""
+
+STATISTICS_CHUNK = 4096
+"""Images whose sums are taken at once: bounds the memory of the statistics to some tens of MB."""
+
+
+class ResidentImages:
+    """Images of one size on the device, normalized to mean 0 and standard deviation 1 a channel over ``train``."""
+
+    loading_seconds = 0.0
+    """Nobody waits for data that is there."""
+
+    def __init__(
+        self,
+        pixels: NDArray[np.uint8],
+        labels: Labels,
+        splits: Splits,
+        *,
+        num_classes: int,
+        splits_note: str,
+        digest: str,
+        augmentation: Augmentation,
+        batch_size: int,
+        device: torch.device,
+        num_skipped: int = 0,
+    ) -> None:
+        """``pixels`` (N, S, S, C) and ``labels`` (N,) are of all images, ``splits`` says whose each is.
+
+        On the CPU the pixels are not copied, so processes that map one file share its memory.
+        """
+        self.num_classes = num_classes
+        self.image_size = pixels.shape[1]
+        self.channels = pixels.shape[3]
+        self.sizes = {name: len(positions) for name, positions in splits.items()}
+        self.splits_note = splits_note
+        self.digest = digest
+        self.num_skipped = num_skipped
+        self._augmentation = augmentation
+        self._evaluation_batch = max(batch_size, EVALUATION_BATCH)
+        self._device = device
+        self._pixels = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+        self._labels = torch.from_numpy(labels).to(device)
+        self._positions = {name: torch.from_numpy(positions).to(device) for name, positions in splits.items()}
+        mean, deviation = channel_statistics(
+            self._pixels[part] for part in torch.split(self._positions["train"], STATISTICS_CHUNK)
+        )
+        self._mean, self._deviation = mean.to(device), deviation.to(device)
+
+    def train_batches(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, C, S, S), float32, channels_last, and labels (B,), int64, in the order of the batches.
+
+        The same batch gives the same bits at every call.
+        """
+        for batch in batches:
+            draws = draw(len(batch.indices), self._augmentation, seed=batch.seed)
+            # One small copy that the host does not wait for.
+            numbers = torch.cat([batch.indices[None], draws]).to(self._device, non_blocking=True)
+            positions = self._positions["train"][numbers[0]]
+            images = apply(self._pixels[positions], numbers[1:], self._augmentation)
+            yield normalize(images, self._mean, self._deviation), self._labels[positions]
+
+    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole split as it is, in order, the last batch short."""
+        for positions in torch.split(self._positions[split], self._evaluation_batch):
+            yield normalize(self._pixels[positions], self._mean, self._deviation), self._labels[positions]
+
+
+def normalize(images: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """(images - mean) / deviation as float32 in channels_last: images uint8 (B, C, H, W), the others (C, 1, 1)."""
+    return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(deviation)
+
+
+def channel_statistics(chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over uint8 chunks (B, C, H, W): float32 (C, 1, 1), on the CPU.
+
+    Values are counted, so the result is the same bits on every device.  A channel that is constant gets the
+    deviation 1 in place of 0.
+    """
+    counts = torch.zeros((), dtype=torch.int64)
+    for chunk in chunks:
+        counts = counts + torch.stack([torch.bincount(part.flatten(), minlength=256) for part in chunk.unbind(1)]).cpu()
+    values = torch.arange(256, dtype=torch.float64)
+    weights = counts / counts.sum(dim=1, keepdim=True, dtype=torch.float64)
+    mean = (weights * values).sum(dim=1)
+    deviation = (weights * (values - mean[:, None]).square()).sum(dim=1).sqrt()
+    deviation = torch.where(deviation == 0, 1.0, deviation)
+    return mean.float()[:, None, None], deviation.float()[:, None, None]
+
+
+def content_digest(splits: Splits, *contents: NDArray[Any]) -> str:
+    """SHA-256 over the split and the arrays: equal where two trainings saw the same data."""
+    state = hashlib.sha256()
+    for name, positions in sorted(splits.items()):
+        state.update(f"{name} {len(positions)} ".encode())
+        state.update(np.ascontiguousarray(positions).data)
+    for content in contents:
+        state.update(f"{content.shape} {content.dtype} ".encode())
+        state.update(np.ascontiguousarray(content).view(np.uint8).data)
+    return state.hexdigest()

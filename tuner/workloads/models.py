@@ -1,0 +1,141 @@
+"""Models by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tuner.errors import InvalidInput, unknown
+from tuner.spec import WorkloadSpec
+from tuner.workloads.resnet import ResNet
+
+SMALL_SIDE = 64
+"""Below this side in pixels a stem that divides the sides by 4 leaves the residual blocks too little to see."""
+
+
+class Builder(Protocol):
+    """Makes a model with fresh weights, drawn from torch's global generator."""
+
+    def __call__(self, *, num_classes: int, channels: int, image_size: int) -> nn.Module: ...
+
+
+def build_model(spec: WorkloadSpec, *, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    """The workload's model: images (B, channels, image_size, image_size) -> logits (B, num_classes); channels_last.
+
+    Its weights come from torch's global generator: seed that first.
+    Raises :class:`InvalidInput` for an unknown name, and for a torchvision model that cannot take such images.
+    """
+    model = find_model(spec.model)(num_classes=num_classes, channels=channels, image_size=image_size)
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model {spec.model!r} gave a {type(model).__name__}, not a torch.nn.Module")
+    return model.to(memory_format=torch.channels_last)
+
+
+def find_model(name: str) -> Builder:
+    """A key of :data:`MODELS`, a torchvision classifier, or ``package.module:function`` -> what builds it."""
+    if name in MODELS:
+        return MODELS[name]
+    if ":" in name:
+        return _imported(name)
+    from torchvision import models
+
+    classifiers = models.list_models(module=models)
+    if name not in classifiers:
+        raise unknown("model", name, [*MODELS, *classifiers])
+    return partial(_torchvision, name)
+
+
+def _imported(name: str) -> Builder:
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise InvalidInput(f"model {name!r}: cannot import {module_name!r} ({error})") from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise unknown(f"function in {module_name}", function_name, [key for key in vars(module) if key[0] != "_"])
+    builder: Builder = function
+    return builder
+
+
+def _small_resnet(depth: int, *, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    return ResNet(depth, num_classes=num_classes, channels=channels)
+
+
+def _torchvision(name: str, *, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    from torchvision.models import get_model
+
+    options = OPTIONS[name](image_size) if name in OPTIONS else {}
+    model: nn.Module = get_model(name, weights=None, num_classes=num_classes, **options)
+    return _color(_require_logits(model, name, num_classes, image_size), channels)
+
+
+def _torchvision_resnet(name: str, *, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    """torchvision's ResNet; images below SMALL_SIDE meet a 3x3 convolution of stride 1 first, and no pooling."""
+    from torchvision.models import get_model
+
+    model: nn.Module = get_model(name, weights=None, num_classes=num_classes)
+    if image_size < SMALL_SIDE:
+        stem = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        model.conv1, model.maxpool = stem, nn.Identity()
+    return _color(model, channels)
+
+
+class RepeatGrey(nn.Module):
+    """(B, 1, H, W) -> (B, 3, H, W), three times the same: torchvision's models are left as they were published."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.expand(-1, 3, -1, -1)
+
+
+def _color(model: nn.Module, channels: int) -> nn.Module:
+    if channels == 3:
+        return model
+    return nn.Sequential(OrderedDict(color=RepeatGrey(), classifier=model))
+
+
+def _require_logits(model: nn.Module, name: str, num_classes: int, image_size: int) -> nn.Module:
+    """The model itself; InvalidInput where it cannot take such images.  Shapes alone are computed, on no device."""
+    state = {key: value.to("meta") for key, value in model.state_dict(keep_vars=True).items()}
+    image = torch.empty(1, 3, image_size, image_size, device="meta")
+    try:
+        logits = torch.func.functional_call(model.eval(), state, (image,))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidInput(f"model {name!r} cannot take {image_size}x{image_size} images: {reason}") from None
+    if logits.shape != (1, num_classes):
+        raise InvalidInput(f"model {name!r} gives {tuple(logits.shape)} for an image, not (1, {num_classes})")
+    return model.train()
+
+
+MODELS: dict[str, Builder] = {
+    "resnet8": partial(_small_resnet, 8),
+    "resnet20": partial(_small_resnet, 20),
+    "resnet32": partial(_small_resnet, 32),
+    "resnet56": partial(_small_resnet, 56),
+    "resnet18": partial(_torchvision_resnet, "resnet18"),
+    "resnet34": partial(_torchvision_resnet, "resnet34"),
+    "resnet50": partial(_torchvision_resnet, "resnet50"),
+}
+"""Name -> what builds it; ``find_model`` knows all other classifiers of torchvision too."""
+
+OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
+    # Auxiliary classifiers would make the output in training a tuple.
+    "googlenet": lambda side: {"aux_logits": False, "init_weights": True},
+    "inception_v3": lambda side: {"aux_logits": False, "init_weights": True},
+    # Position embeddings and windows are made for one size of image.
+    "maxvit_t": lambda side: {"input_size": (side, side)},
+    "vit_b_16": lambda side: {"image_size": side},
+    "vit_b_32": lambda side: {"image_size": side},
+    "vit_h_14": lambda side: {"image_size": side},
+    "vit_l_16": lambda side: {"image_size": side},
+    "vit_l_32": lambda side: {"image_size": side},
+}
+"""torchvision model -> keyword arguments for images of a side, where its defaults do not do."""

@@ -1,0 +1,244 @@
+"""Images that are read from disk batch by batch, by processes that work ahead of the training by a few batches."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tuner.errors import InvalidInput
+from tuner.order import Batch
+from tuner.workloads.cropping import read_square
+from tuner.workloads.decoding import READ_ERRORS, THREADS, corrupt
+from tuner.workloads.folders import Listing
+from tuner.workloads.images import EVALUATION_BATCH, channel_statistics, normalize
+from tuner.workloads.splits import Splits
+
+STREAMED_SIDE = 224
+"""Side of the images that a model sees, where the files are not smaller; ImageNet's usual one."""
+
+REPLACEMENTS = 10
+"""Images drawn in place of an unreadable one before the search is given up: nine in ten would have to be unreadable."""
+
+AHEAD = 2
+"""Batches that each process reads ahead: bounds the memory to about loader_workers * (AHEAD + 1) batches."""
+
+STATISTICS_SAMPLE = 512
+"""Training images whose mean and deviation stand for all: 25 million pixels at 224 x 224."""
+
+
+class Request(NamedTuple):
+    """A batch to read."""
+
+    split: str
+    indices: NDArray[np.int64]
+    """Positions in the split."""
+    seed: int | None
+    """Draws the crops, and the images that take the place of unreadable ones; None leaves those out."""
+    augment: bool
+
+
+class Loaded(NamedTuple):
+    """A batch that was read."""
+
+    images: Tensor
+    """uint8, shape (B, 3, S, S), channels_last."""
+    labels: Tensor
+    """int64, shape (B,)."""
+    unreadable: list[str]
+    """Files that could not be read."""
+    problem: str | None = None
+    """Why there is no batch: as text, since an exception from another process arrives with its whole trace."""
+
+
+class StreamedImages:
+    """Images of a folder, cropped to one size as they are read, normalized over a sample of ``train``.
+
+    In training with ``augment`` each image is a random resized crop, mirrored with probability 1/2; else, and in
+    evaluation, the center.  One iteration over training batches and one over evaluation batches may go on at a time.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        splits: Splits,
+        *,
+        side: int,
+        splits_note: str,
+        digest: str,
+        augment: bool,
+        batch_size: int,
+        loader_workers: int,
+        skip_corrupt: bool,
+        device: torch.device,
+        num_skipped: int = 0,
+    ) -> None:
+        """``splits`` has no position that is known to be unreadable; ``num_skipped`` says how many were taken out."""
+        self.num_classes = len(listing.classes)
+        self.channels = 3
+        self.image_size = side
+        self.sizes = {name: len(positions) for name, positions in splits.items()}
+        self.splits_note = splits_note
+        self.digest = digest
+        self.loading_seconds = 0.0
+        self._num_excluded = num_skipped
+        self._met: set[str] = set()
+        self._augment = augment
+        self._evaluation_batch = max(batch_size, EVALUATION_BATCH)
+        self._device = device
+        self._files = _Files(listing, splits, side, skip_corrupt)
+        mean, deviation = channel_statistics([self._sample()])
+        self._mean, self._deviation = mean.to(device), deviation.to(device)
+        # Two sets of processes, so that an evaluation in the middle of an epoch does not end it.
+        self._training = _Feed(self._files, loader_workers, device)
+        self._evaluation = _Feed(self._files, loader_workers, device)
+
+    @property
+    def num_skipped(self) -> int:
+        """Unreadable images that were left out so far."""
+        return self._num_excluded + len(self._met)
+
+    def train_batches(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, 3, S, S), float32, channels_last, and labels (B,), int64, in the order of the batches.
+
+        The same batch gives the same bits at every call, with any number of workers.  ``batches`` is read ahead.
+        An unreadable image raises :class:`tuner.errors.InvalidInput`; with ``skip_corrupt`` another image, drawn
+        with the batch's seed, takes its place.
+        """
+        return self._deliver(
+            self._training,
+            (Request("train", batch.indices.numpy(), batch.seed, self._augment) for batch in batches),
+        )
+
+    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The centers of the whole split, in order, the last batch short; unreadable images are left out or raise."""
+        positions = np.arange(self.sizes[split])
+        starts = range(0, len(positions), self._evaluation_batch)
+        return self._deliver(
+            self._evaluation,
+            (Request(split, positions[start : start + self._evaluation_batch], None, False) for start in starts),
+        )
+
+    def _deliver(self, feed: _Feed, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
+        started = time.perf_counter()
+        for loaded in feed.load(requests):
+            self.loading_seconds += time.perf_counter() - started
+            self._note(loaded)
+            if len(loaded.labels) > 0:
+                images = loaded.images.to(self._device, non_blocking=True)
+                labels = loaded.labels.to(self._device, non_blocking=True)
+                yield normalize(images, self._mean, self._deviation), labels
+            started = time.perf_counter()
+
+    def _note(self, loaded: Loaded) -> None:
+        if loaded.problem is not None:
+            raise InvalidInput(loaded.problem)
+        self._met.update(loaded.unreadable)
+
+    def _sample(self) -> Tensor:
+        """Centers of training images at even distances, (B, 3, S, S)."""
+        size = self.sizes["train"]
+        positions = np.linspace(0, size - 1, min(size, STATISTICS_SAMPLE)).astype(np.int64)
+        requests = (Request("train", part, None, False) for part in np.array_split(positions, THREADS))
+        with ThreadPoolExecutor(THREADS) as pool:
+            parts = list(pool.map(self._files.__getitem__, requests))
+        for part in parts:
+            self._note(part)
+        return torch.cat([part.images for part in parts])
+
+
+class _Files(Dataset[Loaded]):
+    """Request -> batch; what each loading process holds."""
+
+    def __init__(self, listing: Listing, splits: Splits, side: int, skip_corrupt: bool) -> None:
+        self._listing = listing
+        self._splits = splits
+        self._side = side
+        self._skip_corrupt = skip_corrupt
+
+    def __getitem__(self, request: Request) -> Loaded:
+        unreadable: list[str] = []
+        squares: list[NDArray[np.uint8]] = []
+        labels: list[int] = []
+        for place, index in enumerate(request.indices.tolist()):
+            for attempt in range(1 + REPLACEMENTS):
+                # Every image has a generator of its own, so that one that is replaced does not move the others'.
+                generator = None if request.seed is None else np.random.default_rng((request.seed, place, attempt))
+                if attempt > 0 and generator is not None:
+                    index = int(generator.integers(len(self._splits[request.split])))
+                position = int(self._splits[request.split][index])
+                path = self._listing.path(position)
+                try:
+                    squares.append(read_square(path, self._side, generator if request.augment else None))
+                except READ_ERRORS:
+                    unreadable.append(str(path))
+                    if not self._skip_corrupt:
+                        return self._batch([], [], unreadable)._replace(problem=str(corrupt(path)))
+                    if generator is None:
+                        break
+                else:
+                    labels.append(int(self._listing.labels[position]))
+                    break
+            else:
+                problem = f"{1 + REPLACEMENTS} images in a row cannot be read, the last of them {path}"
+                return self._batch([], [], unreadable)._replace(problem=problem)
+        return self._batch(squares, labels, unreadable)
+
+    def _batch(self, squares: list[NDArray[np.uint8]], labels: list[int], unreadable: list[str]) -> Loaded:
+        pixels = np.stack(squares) if squares else np.empty((0, self._side, self._side, 3), dtype=np.uint8)
+        # One row of pixels after the other, three bytes each, is what torch calls channels_last.
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        return Loaded(images, torch.tensor(labels, dtype=torch.int64), unreadable)
+
+
+class _Requests(Sampler[Request]):
+    """What a loader is to read in the iteration that begins next."""
+
+    def __init__(self) -> None:
+        self.pending: Iterable[Request] = ()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.pending)
+
+
+class _Feed:
+    """A loader whose processes live on from one iteration to the next."""
+
+    def __init__(self, files: _Files, num_workers: int, device: torch.device) -> None:
+        context = None
+        if num_workers > 0:
+            # Not fork: a process that runs CUDA, or has threads as Ray's workers have, must not be copied.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["torch", "PIL.Image"])
+        self._requests = _Requests()
+        self._turn = 0
+        self._loader = DataLoader(
+            files,
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=num_workers,
+            prefetch_factor=AHEAD if num_workers > 0 else None,
+            persistent_workers=num_workers > 0,
+            pin_memory=device.type == "cuda",
+            multiprocessing_context=context,
+            # A loader draws a seed for its processes: from torch's own generator that would change the training.
+            generator=torch.Generator(),
+        )
+
+    def load(self, requests: Iterable[Request]) -> Iterator[Loaded]:
+        """The batches in order; an iteration that another has overtaken raises RuntimeError."""
+        self._turn += 1
+        turn = self._turn
+        self._requests.pending = requests
+        for loaded in self._loader:
+            yield loaded
+            if turn != self._turn:
+                raise RuntimeError("a later iteration over this data has begun: only one can go on at a time")
