@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import FloatDistribution
 
+from search_spaces import Variant
+from tuner.ledger import Ledger
+from tuner.plan import SearchSpec
 from tuner.spec import EpochMetrics
+from tuner.study import VariantStudy, open_storage
+from tuner.tracking import Tracking
 
 
 @pytest.fixture
@@ -37,3 +47,88 @@ def epoch() -> Callable[..., EpochMetrics]:
         return EpochMetrics(**{**values, **changes})
 
     return make
+
+
+@pytest.fixture
+def toy() -> Callable[..., Variant]:
+    """Makes a variant of two settings."""
+
+    def make(name: str = "toy", **changes: Any) -> Variant:
+        values: dict[str, Any] = {
+            "idea": "two settings",
+            "source": "ours",
+            "fixed": {"rule": "sgd"},
+            "searched": {
+                "lr.peak": FloatDistribution(1e-3, 1.0, log=True),
+                "momentum.value": FloatDistribution(0, 0.9),
+            },
+            "default": {"lr.peak": 0.1, "momentum.value": 0.5},
+        }
+        return Variant(name=name, **{**values, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def quick_sqlite() -> Iterator[None]:
+    """SQLite that does not wait for the disk: programs are killed here, machines are not."""
+    from sqlalchemy import Engine, event
+
+    def hurry(connection: object, record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", hurry)
+    yield
+    event.remove(Engine, "connect", hurry)
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory, quick_sqlite: None) -> Path:
+    """A folder with the empty databases ``mlflow.db`` and ``optuna.db``: to copy them is much faster than to make them."""
+    from mlflow.tracking import MlflowClient
+
+    folder = tmp_path_factory.mktemp("databases")
+    with warnings.catch_warnings(action="ignore"):  # MLflow's own, of what SQLAlchemy is about to drop
+        MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+    open_storage(f"sqlite:///{folder / 'optuna.db'}").remove_session()
+    return folder
+
+
+@pytest.fixture
+def mlflow_uri(databases: Path, tmp_path: Path) -> str:
+    """An MLflow store of this test's own."""
+    return f"sqlite:///{shutil.copy(databases / 'mlflow.db', tmp_path)}"
+
+
+@pytest.fixture
+def storage_url(databases: Path, tmp_path: Path) -> str:
+    """An Optuna storage of this test's own."""
+    return f"sqlite:///{shutil.copy(databases / 'optuna.db', tmp_path)}"
+
+
+@pytest.fixture
+def open_ledger(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Callable[..., Ledger]:
+    """Opens the search "s" as a program that starts does; opened again, it is the same search."""
+
+    def open_it(variants: list[Variant], **changes: Any) -> Ledger:
+        spec = SearchSpec(**{"name": "s", "variants": tuple(variant.name for variant in variants), **changes})
+        storage = open_storage(storage_url)
+        studies = {
+            variant.name: VariantStudy(
+                storage=storage,
+                search="s",
+                variant=variant,
+                objective=spec.objective,
+                targets=spec.targets,
+                num_trials=spec.trials,
+                seed=spec.seed,
+            )
+            for variant in variants
+        }
+        tracking = Tracking(
+            uri=mlflow_uri, experiment="e", search="s", search_id="id", parameters={"seed": spec.seed}, tags={}
+        )
+        return Ledger(spec, variants, studies, tracking, tmp_path / "s")
+
+    return open_it

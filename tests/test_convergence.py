@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 
@@ -15,9 +16,12 @@ from tuner.convergence import (
     target_label,
     time_to_target,
 )
+from tuner.spec import EpochMetrics
+
+MakeEpoch = Callable[..., EpochMetrics]
 
 
-def test_time_to_target_is_the_first_epoch_at_or_above_it(epoch):
+def test_time_to_target_is_the_first_epoch_at_or_above_it(epoch: MakeEpoch) -> None:
     history = [epoch(1, 0.5), epoch(2, 0.9), epoch(3, 0.7), epoch(4, 0.95)]
     reached = time_to_target(history, 0.9)
     assert reached is not None
@@ -26,36 +30,36 @@ def test_time_to_target_is_the_first_epoch_at_or_above_it(epoch):
     assert time_to_target([], 0.1) is None
 
 
-def test_a_diverged_epoch_reaches_no_target_and_is_no_best(epoch):
+def test_a_diverged_epoch_reaches_no_target_and_is_no_best(epoch: MakeEpoch) -> None:
     history = [epoch(1, 0.5), epoch(2, 0.97, diverged=True)]
     assert time_to_target(history, 0.9) is None
     assert best_accuracy(history) == 0.5
 
 
-def test_error_area_weighs_each_epoch_with_its_gradient_evaluations(epoch):
+def test_error_area_weighs_each_epoch_with_its_gradient_evaluations(epoch: MakeEpoch) -> None:
     history = [epoch(1, 0.5), epoch(2, 0.8, gradient_evaluations=40), epoch(3, 1.0, gradient_evaluations=100)]
     assert error_area(history) == pytest.approx((10 * 0.5 + 30 * 0.2 + 60 * 0.0) / 100)
 
 
-def test_error_area_of_an_unfinished_curve_holds_its_last_error(epoch):
+def test_error_area_of_an_unfinished_curve_holds_its_last_error(epoch: MakeEpoch) -> None:
     assert error_area([epoch(1, 0.5)]) == pytest.approx(0.5)
     assert error_area([epoch(1, 0.5), epoch(2, 0.9)]) == pytest.approx((10 * 0.5 + 10 * 0.1 + 80 * 0.1) / 100)
 
 
-def test_error_area_is_full_after_a_divergence(epoch):
+def test_error_area_is_full_after_a_divergence(epoch: MakeEpoch) -> None:
     history = [epoch(1, 0.5), epoch(2, 0.9, diverged=True)]
     assert error_area(history) == pytest.approx((10 * 0.5 + 90 * 1.0) / 100)
     assert error_area([]) == 1.0
 
 
-def test_tail_is_the_last_fifth(epoch):
+def test_tail_is_the_last_fifth(epoch: MakeEpoch) -> None:
     accuracies = [0.1, 0.9, 0.2, 0.8, 0.5, 0.5, 0.5, 0.5, 0.6, 0.8]
     history = [epoch(number + 1, accuracy) for number, accuracy in enumerate(accuracies)]
     assert tail_std(history) == pytest.approx(math.sqrt(2) * 0.1)
     assert tail_std(history[:1]) == 0.0
 
 
-def test_max_loss_jump(epoch):
+def test_max_loss_jump(epoch: MakeEpoch) -> None:
     losses = [2.0, 1.0, 1.75, 1.5, 1.75]
     history = [epoch(number + 1, 0.5, train_loss=loss) for number, loss in enumerate(losses)]
     assert max_loss_jump(history) == pytest.approx(0.75)
@@ -64,7 +68,7 @@ def test_max_loss_jump(epoch):
     assert max_loss_jump([epoch(1, 0.1, train_loss=math.inf, diverged=True)]) == math.inf
 
 
-def test_names_of_the_final_metrics(epoch):
+def test_names_of_the_final_metrics(epoch: MakeEpoch) -> None:
     metrics = speed_metrics([epoch(1, 0.5), epoch(2, 0.93)], (0.9, 0.925, 0.95))
     assert metrics["speed/epochs_to_90"] == 2.0
     assert metrics["speed/gradient_evaluations_to_92.5"] == 20.0

@@ -18,7 +18,7 @@ from tuner.errors import InvalidInput
 from tuner.order import Batch
 from tuner.spec import WorkloadSpec
 from tuner.workloads import decoding, folders
-from tuner.workloads.check import check_workload, verify_images
+from tuner.workloads.check import check_workload, prepare
 from tuner.workloads.data import load_data
 from tuner.workloads.images import ResidentImages
 from tuner.workloads.streaming import StreamedImages
@@ -83,7 +83,6 @@ def test_pixels_and_labels_belong_together(root: Path) -> None:
     assert (data.num_classes, data.channels, data.image_size) == (2, 3, 8)
     listing = folders.scan(str(root))
     splits, _ = folders.split(listing)
-    mean, deviation = [], []
     train = np.stack([pixels_of(listing.path(position)) for position in splits["train"].tolist()]).astype(np.float64)
     mean, deviation = train.mean(axis=(0, 1, 2)), train.std(axis=(0, 1, 2))
     for split in ("train", "validation", "test"):
@@ -138,12 +137,11 @@ def test_the_split_does_not_depend_on_the_place_or_the_process(root: Path, tmp_p
 
 
 def test_decoded_images_are_cached_and_shared(root: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert verify_images(spec_of(root)) == 0
+    assert "left out" not in prepare(spec_of(root))
     (cached,) = own_cache.glob("*/*.npy")
     assert not list(own_cache.glob("*/unfinished*"))
     opened: list[Path] = []
     real_open = Image.open
-    monkeypatch.setattr(decoding, "read_size", lambda path: (8, 8))
     monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or real_open(path))  # type: ignore[func-returns-value]
     before = cached.stat()
     first, second = (decoding.decode(folders.scan(str(root)), 8) for _ in range(2))
@@ -198,10 +196,10 @@ def test_an_unreadable_image_is_named_or_left_out(root: Path, damage: object) ->
     bad = root / "train" / "dog" / "01.png"
     whole = {split: size for split, size in load_data(spec_of(root), CPU).sizes.items()}
     damage(bad)  # type: ignore[operator]
-    for ask in (verify_images, lambda spec: load_data(spec, CPU)):
+    for ask in (prepare, lambda spec: load_data(spec, CPU)):
         with pytest.raises(InvalidInput, match=r"cannot read image .*train/dog/01\.png.*--skip-corrupt"):
             ask(spec_of(root))
-    assert verify_images(spec_of(root, skip_corrupt=True)) == 1
+    assert prepare(spec_of(root, skip_corrupt=True)).endswith("left out: 1")
     data = load_data(spec_of(root, skip_corrupt=True), CPU)
     assert data.num_skipped == 1
     assert sum(data.sizes.values()) == sum(whole.values()) - 1
@@ -219,11 +217,11 @@ def test_large_images_are_verified_by_their_headers(root: Path, own_cache: Path)
     for number, path in enumerate(sorted(root.glob("*/*/*.png"))):
         write_image(path, number, (80, 70))
     truncate(root / "train" / "cat" / "00.png")
-    assert verify_images(spec_of(root)) == 0
+    assert "left out" not in prepare(spec_of(root))
     assert not list(own_cache.glob("*/*.npy"))
     (root / "train" / "cat" / "02.png").write_bytes(b"nothing")
     with pytest.raises(InvalidInput, match=r"train/cat/02\.png"):
-        verify_images(spec_of(root))
+        prepare(spec_of(root))
     (notes,) = own_cache.glob("*/*-headers.json")
     assert len(json.loads(notes.read_text())["unreadable"]) == 1
     data = load_data(spec_of(root, skip_corrupt=True), CPU)
@@ -282,20 +280,31 @@ def test_training_batches_are_replayed(root: Path) -> None:
         (lambda root: shutil.rmtree(root / "test" / "dog"), r"test has no class 'dog', which train has"),
         (lambda root: (root / "train" / "emu").mkdir(), r"train/emu has no image"),
         (lambda root: [path.unlink() for path in root.glob("test/cat/*")], r"test/cat has no image"),
-        (lambda root: [shutil.rmtree(path) for path in root.glob("train/*")], r"train has no class folders"),
-        (lambda root: [(root / name).mkdir() for name in ("val", "validation")], r"has both validation/ and val/"),
+        (lambda root: [path.rename(root / path.name) for path in root.glob("train/*")], r"train has no class folders"),
+        (
+            lambda root: [shutil.copytree(root / "test", root / name) for name in ("val", "validation")],
+            r"has both validation/ and val/",
+        ),
         (lambda root: [path.write_text("") for path in root.glob("*/*/*")], r"has no readable image"),
-        (lambda root: [path.unlink() for path in root.glob("train/*/[123]*")], r"too few images to split validation"),
     ],
 )
 def test_a_folder_that_is_not_as_it_must_be(root: Path, spoil: object, message: str) -> None:
     spoil(root)  # type: ignore[operator]
-    for path in sorted(root.glob("train/*/0*"))[4:]:
-        path.unlink()
-    for ask in (verify_images, lambda spec: load_data(spec, CPU)):
+    for ask in (prepare, lambda spec: load_data(spec, CPU)):
         with pytest.raises(InvalidInput, match=message) as caught:
             ask(spec_of(root))
         assert "\n" not in str(caught.value)
+
+
+def test_too_few_images_to_split(root: Path) -> None:
+    for path in root.glob("train/*/[123]*"):
+        path.unlink()
+    splits, _ = folders.split(folders.scan(str(root)))
+    assert len(splits["validation"]) == 1
+    for path in root.glob("train/*/0[4-9]*"):
+        path.unlink()
+    with pytest.raises(InvalidInput, match="too few images to split validation off"):
+        prepare(spec_of(root))
 
 
 def test_the_folder_itself_is_checked(root: Path) -> None:
@@ -314,8 +323,8 @@ def test_the_folder_itself_is_checked(root: Path) -> None:
 
 def test_verification_does_not_import_torch(root: Path) -> None:
     code = (
-        "import sys; from tuner.spec import WorkloadSpec; from tuner.workloads.check import verify_images;"
-        "verify_images(WorkloadSpec(data='imagefolder', data_dir=sys.argv[1])); print('torch' in sys.modules)"
+        "import sys; from tuner.spec import WorkloadSpec; from tuner.workloads.check import prepare;"
+        "prepare(WorkloadSpec(data='imagefolder', data_dir=sys.argv[1])); print('torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
@@ -326,7 +335,7 @@ def test_verification_does_not_import_torch(root: Path) -> None:
 def test_the_real_cifar10_as_jpeg() -> None:
     assert CIFAR10_JPEG is not None
     spec = spec_of(Path(CIFAR10_JPEG), augment=False)
-    assert verify_images(spec) == 0
+    assert "left out" not in prepare(spec)
     data = load_data(spec, CPU)
     assert isinstance(data, ResidentImages)
     assert data.sizes == {"train": 45_000, "test": 10_000, "validation": 5_000}

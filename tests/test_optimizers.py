@@ -154,7 +154,7 @@ def test_equals_a_known_optimizer_in_its_limit_case(spec: OptimizerSpec, referen
 @pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
 def test_groups_keep_settings_of_their_own(spec: OptimizerSpec) -> None:
     """One optimizer with two groups moves as two optimizers do."""
-    own = {"lr": 0.004, **({"p": 9.0} if spec.rule == "lpsgd" else {})}
+    own: dict[str, Any] = {"lr": 0.004, **({"p": 9.0} if spec.rule == "lpsgd" else {})}
     together, apart = Problem(), Problem()
     one = make_optimizer([{"params": [together.weight]}, {"params": [together.bias], **own}], spec)
     two = [make_optimizer([apart.weight], spec), make_optimizer([{"params": [apart.bias], **own}], spec)]

@@ -49,8 +49,12 @@ def test_a_depth_other_than_6n_plus_2_is_refused(depth: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "channels", "side"),
-    [("resnet8", 1, 8), ("resnet8", 1, 28), ("resnet8", 3, 32), ("resnet8", 3, 224), ("resnet56", 3, 32)]
-    + [("resnet18", 1, 8), ("resnet18", 1, 28), ("resnet18", 3, 32), ("resnet18", 3, 224), ("resnet50", 3, 32)],
+    [
+        *(("resnet8", channels, side) for channels, side in ((1, 8), (1, 28), (3, 32), (3, 224))),
+        *(("resnet18", channels, side) for channels, side in ((1, 8), (1, 28), (3, 32), (3, 224))),
+        ("resnet56", 3, 32),
+        ("resnet50", 3, 32),
+    ],
 )
 def test_shapes(name: str, channels: int, side: int) -> None:
     model = build(name, num_classes=7, channels=channels, image_size=side)
@@ -73,6 +77,15 @@ def test_the_shortcut_has_no_parameters_and_subsamples() -> None:
     output = block(images)
     assert torch.equal(output[:, 1:3], images[:, :, ::2, ::2])
     assert torch.equal(output[:, [0, 3]], torch.zeros(3, 2, 3, 3))
+
+
+def test_the_second_and_third_group_halve_the_sides() -> None:
+    model = ResNet(14, num_classes=10, channels=3).eval()
+    shapes: list[tuple[int, ...]] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
+    model(torch.zeros(1, 3, 32, 32))
+    assert shapes == [(16, 32, 32)] * 2 + [(32, 16, 16)] * 2 + [(64, 8, 8)] * 2
 
 
 def test_initial_weights_have_the_variance_of_he_et_al() -> None:
@@ -99,7 +112,7 @@ def test_initial_weights_are_a_function_of_the_global_seed(name: str) -> None:
 def test_gradients_reach_every_parameter() -> None:
     torch.manual_seed(0)
     model = ResNet(14, num_classes=4, channels=1)
-    nn.functional.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.arange(8) % 4).backward()  # type: ignore[no-untyped-call]
+    nn.functional.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.arange(8) % 4).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 

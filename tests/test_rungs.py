@@ -8,11 +8,11 @@ import pytest
 from tuner.rungs import Rungs
 
 
-def test_rungs_stand_at_a_ninth_and_a_third():
+def test_rungs_stand_at_a_ninth_and_a_third() -> None:
     assert Rungs().shares == pytest.approx([1 / 9, 1 / 3])
 
 
-def test_before_a_rung_and_at_the_end_nobody_is_judged():
+def test_before_a_rung_and_at_the_end_nobody_is_judged() -> None:
     rungs = Rungs()
     assert rungs.goes_on("good", 0.12, 0.9)
     assert rungs.goes_on("bad", 0.1, 0.1)
@@ -20,7 +20,7 @@ def test_before_a_rung_and_at_the_end_nobody_is_judged():
     assert rungs.goes_on("short", 1.0, 0.1)
 
 
-def test_first_come_goes_on_and_the_best_third_after_it():
+def test_first_come_goes_on_and_the_best_third_after_it() -> None:
     rungs = Rungs()
     assert rungs.goes_on("a", 0.2, 0.5)
     assert not rungs.goes_on("b", 0.2, 0.4)
@@ -29,7 +29,7 @@ def test_first_come_goes_on_and_the_best_third_after_it():
     assert rungs.goes_on("e", 0.2, 0.5), "a tie with the last one kept is kept"
 
 
-def test_told_twice_is_judged_once():
+def test_told_twice_is_judged_once() -> None:
     rungs = Rungs()
     assert rungs.goes_on("a", 0.2, 0.5)
     assert rungs.goes_on("b", 0.2, 0.9)
@@ -37,14 +37,14 @@ def test_told_twice_is_judged_once():
     assert len(rungs._accuracies[0]) == 2
 
 
-def test_many_trials_in_random_order_leave_about_a_third():
+def test_many_trials_in_random_order_leave_about_a_third() -> None:
     rungs = Rungs()
     accuracies = np.random.default_rng(0).random(3000)
     kept = sum(rungs.goes_on(f"t{i}", 0.2, float(accuracy)) for i, accuracy in enumerate(accuracies))
     assert 0.31 < kept / 3000 < 0.36
 
 
-def test_a_trial_that_skips_the_first_rung_is_recorded_at_both():
+def test_a_trial_that_skips_the_first_rung_is_recorded_at_both() -> None:
     rungs = Rungs()
     assert rungs.goes_on("a", 0.5, 0.9)
     assert not rungs.goes_on("b", 0.12, 0.5)

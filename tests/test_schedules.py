@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tuner.schedules import critical_momentum, learning_rate, norm_exponent
 
 FORMS = ["linear", "square", "exponential"]
 SHAPES = ["constant", "cosine", "linear", "step", "exponential"]
+UNKNOWN: Any = "unknown"
 SCHEDULES = ["constant", "cosine", "linear", "step", "one-cycle"]
 
 
@@ -67,7 +69,7 @@ def test_momentum_falls_with_the_learning_rate_between_its_bounds(form: Any, zet
     lrs = [0.0, *torch.logspace(-6, 2, 200, dtype=torch.float64).tolist()]
     momenta = [critical_momentum(lr, form=form, zeta=zeta) for lr in lrs]
     assert momenta[0] == 1 and momenta[-1] < 1e-2
-    assert all(a >= b for a, b in zip(momenta, momenta[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(momenta))
     clipped = [critical_momentum(lr, form=form, zeta=zeta, floor=0.2, cap=0.95) for lr in lrs]
     assert clipped == [min(max(momentum, 0.2), 0.95) for momentum in momenta]
 
@@ -80,7 +82,7 @@ def test_forms_agree_to_first_order_in_the_root_of_the_learning_rate(form: Any) 
 
 def test_norm_exponent_of_the_paper() -> None:
     exponents = [norm_exponent(step, 10, p_max=6) for step in range(10)]
-    assert exponents[0] == 6 and exponents[9] == 2
+    assert exponents[0] == 6 and exponents[9] == 2 and all(type(p) is float for p in exponents)
     for s, p in enumerate(exponents, start=1):
         assert p == pytest.approx(2 + 4 * (1 + math.cos(math.pi * (s - 1) / 9)) / 2)
 
@@ -97,7 +99,7 @@ def test_norm_exponent_falls_from_p_max_to_p_end(
     exponents = [norm_exponent(step, num_steps, **settings) for step in range(num_steps)]
     assert exponents[0] == p_max
     assert exponents[-1] == (p_max if shape == "constant" or num_steps == 1 else p_end)
-    assert all(p_max >= a >= b >= p_end for a, b in zip(exponents, exponents[1:], strict=False))
+    assert all(p_max >= a >= b >= p_end for a, b in pairwise(exponents))
     held = [p for step, p in enumerate(exponents) if step < hold * (num_steps - 1)]
     assert held == [p_max] * len(held)
     if shape not in ("constant", "step") and num_steps == 97 and hold < 0.9 and p_max > p_end:
@@ -136,8 +138,8 @@ def test_learning_rate_rises_to_its_peak_and_falls(schedule: Any, warmup: float,
     top = rates.index(max(rates))
     rising = 0.3 if schedule == "one-cycle" and warmup == 0 else warmup
     assert rates[top] == 0.3 and top == min(round(rising * num_steps), num_steps - 1)
-    assert all(a < b for a, b in zip(rates[:top], rates[1 : top + 1], strict=True))
-    assert all(a >= b for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+    assert all(a < b for a, b in pairwise(rates[: top + 1]))
+    assert all(a >= b for a, b in pairwise(rates[top:]))
     # every step moves the weights, the first and the last too
     assert min(rates) > 0
     if schedule in ("cosine", "linear", "one-cycle"):
@@ -163,11 +165,10 @@ def test_the_step_shape_stays_at_infinity_for_its_first_half() -> None:
 
 
 def test_fractional_steps_lie_between_whole_ones() -> None:
-    for schedule_of in (
-        lambda step: learning_rate(step, 10, peak=0.1),
-        lambda step: norm_exponent(step, 10, p_max=6.0),
-    ):
-        assert schedule_of(3) > schedule_of(3.5) > schedule_of(4)
+    rates = [learning_rate(step, 10, peak=0.1) for step in (3, 3.5, 4)]
+    exponents = [norm_exponent(step, 10, p_max=6.0) for step in (3, 3.5, 4)]
+    for values in (rates, exponents):
+        assert values[0] > values[1] > values[2]
 
 
 TENSOR_CASES: list[tuple[Callable[[Any], Any], list[float]]] = [
@@ -218,7 +219,7 @@ def test_whole_tensor_steps_and_exact_ends_in_float32() -> None:
         (lambda: critical_momentum(torch.tensor([0.1, -0.1])), "lr = "),
         (lambda: critical_momentum(0.1, zeta=0.0), "zeta = 0.0: must be above 0"),
         (lambda: critical_momentum(0.1, floor=0.9, cap=0.5), "floor = 0.9: must be at most cap = 0.5"),
-        (lambda: critical_momentum(0.1, form="cubic"), "form = 'cubic': must be one of linear, square, exponential"),
+        (lambda: critical_momentum(0.1, form=UNKNOWN), "form = 'unknown': must be one of linear, square, exponential"),
         (lambda: norm_exponent(-1, 10, p_max=6), r"step = -1: must be in \[0, num_steps - 1 = 9\]"),
         (lambda: norm_exponent(10, 10, p_max=6), r"step = 10: must be in \[0, num_steps - 1 = 9\]"),
         (lambda: norm_exponent(torch.tensor([0, 10]), 10, p_max=6), "step = "),
@@ -228,14 +229,17 @@ def test_whole_tensor_steps_and_exact_ends_in_float32() -> None:
         (lambda: norm_exponent(0, 10, p_max=math.nan), r"p_max = nan: must be in \[2, inf\]"),
         (lambda: norm_exponent(0, 10, p_max=3, p_end=1.0), "p_end = 1.0"),
         (lambda: norm_exponent(0, 10, p_max=6, hold=1.0), r"hold = 1.0: must be in \[0, 1\)"),
-        (lambda: norm_exponent(0, 10, p_max=6, shape="sine"), "shape = 'sine': must be one of constant, cosine"),
-        (lambda: norm_exponent(0, 10, p_max=6, variable="q"), "variable = 'q': must be one of p, alpha"),
+        (lambda: norm_exponent(0, 10, p_max=6, shape=UNKNOWN), "shape = 'unknown': must be one of constant, cosine"),
+        (lambda: norm_exponent(0, 10, p_max=6, variable=UNKNOWN), "variable = 'unknown': must be one of p, alpha"),
         (lambda: learning_rate(8, 8, peak=0.1), "step = 8"),
         (lambda: learning_rate(0, 0, peak=0.1), "num_steps = 0"),
         (lambda: learning_rate(0, 8, peak=-0.1), "peak = -0.1: must be at least 0"),
         (lambda: learning_rate(0, 8, peak=0.1, warmup=1.0), r"warmup = 1.0: must be in \[0, 1\)"),
         (lambda: learning_rate(0, 8, peak=0.1, end=2.0), r"end = 2.0: must be in \[0, 1\]"),
-        (lambda: learning_rate(0, 8, peak=0.1, schedule="poly"), "schedule = 'poly': must be one of constant, cosine"),
+        (
+            lambda: learning_rate(0, 8, peak=0.1, schedule=UNKNOWN),
+            "schedule = 'unknown': must be one of constant, cosine",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused_by_message(call: Callable[[], object], message: str) -> None:

@@ -46,18 +46,18 @@ def start_ray(spec: SearchSpec) -> Resources:
     # The ledger keeps the logs; Tune's own would say the same again, in three more forms.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if spec.address is None:
         ray.init(
             address="local",
             num_cpus=cpu_count(),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            **quiet,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     else:
         try:
-            ray.init(address=spec.address, **quiet)
+            ray.init(address=spec.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InvalidInput(f"--address {spec.address}: no Ray cluster answers there ({error})") from None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def tail_std(history: Sequence[EpochMetrics]) -> float:
 def max_loss_jump(history: Sequence[EpochMetrics]) -> float:
     """Largest rise of the training loss from one epoch to the next; 0 where it never rises, inf for a divergence."""
     losses = [metrics.train_loss for metrics in history]
-    rises = [after - before for before, after in zip(losses, losses[1:], strict=False) if math.isfinite(before)]
+    rises = [after - before for before, after in itertools.pairwise(losses) if math.isfinite(before)]
     first = [math.inf] if losses and math.isinf(losses[0]) else []
     return max([0.0, *rises, *first])
 

@@ -18,7 +18,7 @@ from tuner.ledger import Ledger, Record
 REFRESHES_PER_SECOND = 2
 
 
-class Display(Callback):  # type: ignore[misc]
+class Display(Callback):
     """Shows the ledger."""
 
     def __init__(self, console: Console, ledger: Ledger) -> None:

@@ -151,7 +151,9 @@ def draw(ledger: Ledger, table_rows: Sequence[Row], path: Path) -> None:
         axes.axhline(target, color="#888888", linewidth=0.8, linestyle=":")
     axes.set_xlabel("gradient evaluations")
     axes.set_ylabel("validation accuracy")
-    axes.set_title(f"{ledger.folder.name}: {ledger.spec.workload}, {ledger.spec.model}; thick: best trial of each variant")
+    axes.set_title(
+        f"{ledger.folder.name}: {ledger.spec.workload}, {ledger.spec.model}; thick: best trial of each variant"
+    )
     axes.legend(loc="lower right")
     axes.grid(alpha=0.2)
     figure.savefig(path, dpi=130)

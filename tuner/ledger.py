@@ -1,7 +1,7 @@
 """What happens to trials: planned, run, judged, ended.  Knows nothing of Ray.
 
-Optuna's studies are the truth about which trials exist and which have ended; each trial's folder holds its epochs.  What
-a program that was killed had not yet written follows from these two, so a search is resumed by telling everything again.
+Optuna's studies are the truth about which trials exist and which have ended; each trial's folder holds its epochs.
+What a program that was killed had not yet written follows from these two: to resume, everything is told again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tuner.spec import EpochMetrics, TrialSpec, flatten
 from tuner.study import VariantStudy, trial_name
 from tuner.tracking import Tracking
 from tuner.trial_folder import CHECKPOINT, read_epochs
+
 
 @dataclass(slots=True)
 class Record:
@@ -46,13 +47,21 @@ class Ledger:
     """All trials of a search."""
 
     def __init__(
-        self, spec: SearchSpec, variants: Sequence[Variant], studies: dict[str, VariantStudy], tracking: Tracking, folder: Path
+        self,
+        spec: SearchSpec,
+        variants: Sequence[Variant],
+        studies: dict[str, VariantStudy],
+        tracking: Tracking,
+        folder: Path,
+        splits: str,
     ) -> None:
         self.spec = spec
         self.variants = variants
         self.studies = studies
         self.tracking = tracking
         self.folder = folder
+        self.splits = splits
+        """How the data is split, for the reader."""
         self.records: dict[str, Record] = {}
         """By trial name, in the order in which they were made."""
         self._rungs = {variant.name: Rungs() for variant in variants}
@@ -153,7 +162,7 @@ class Ledger:
         self._close(record)
 
     def busy_share(self, slots: int) -> float | None:
-        """Share of the slots' time, from this program's first start of a trial to its last end, spent inside train()."""
+        """Share of the slots' time, from the first start of a trial to the last end, spent inside train()."""
         ran = [record for record in self.records.values() if record.started_at and record.ended_at]
         if not ran:
             return None
@@ -167,7 +176,11 @@ class Ledger:
 
     def _open(self, record: Record) -> None:
         parameters = {name: value for name, value in flatten(record.spec).items() if value is not None}
-        tags = {"variant": record.variant, "workload": self.spec.workload, **self.studies[record.variant].tags(record.number)}
+        tags = {
+            "variant": record.variant,
+            "workload": self.spec.workload,
+            **self.studies[record.variant].tags(record.number),
+        }
         self.tracking.start_trial(record.name, parameters, tags)
 
     def _close(self, record: Record) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tuner.errors import InvalidInput
@@ -37,7 +38,7 @@ class SearchSpec:
     """Which way of running SGD trains this network fastest?"""
 
     name: str | None = None
-    """Name of the search and of its folder: letters, digits, dot, dash, underscore. Default: the workload and the time."""
+    """Name of the search and of its folder: letters, digits, '.', '-', '_'. Default: the workload and the time."""
     variants: tuple[str, ...] = ("sgdm", "adamw", "lpsgdm", "critical")
     """Variants to compare: names known to search_spaces, or package.module:VARIANT."""
     space: tuple[str, ...] = ()
@@ -148,7 +149,8 @@ class SearchSpec:
         return WorkloadSpec(
             data=self.workload,
             model=self.model,
-            data_dir=self.data_dir,
+            # Absolute: workers start in other folders.
+            data_dir=None if self.data_dir is None else str(Path(self.data_dir).absolute()),
             download=self.download,
             batch_size=self.batch_size,
             skip_corrupt=self.skip_corrupt,

@@ -17,15 +17,18 @@ from tuner.cluster import check_local_cpus
 from tuner.errors import InvalidInput
 from tuner.plan import SearchSpec
 from tuner.variants import resolve_variants
-from tuner.workloads.check import check_workload, verify_images
+from tuner.workloads.check import check_workload, prepare
 
 PROBE_SECONDS = 10
 """How long a server may take to answer."""
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
 
-def check(spec: SearchSpec) -> tuple[Variant, ...]:
-    """The search's variants; raises InvalidInput with one sentence for the first thing that is wrong."""
+def check(spec: SearchSpec) -> tuple[tuple[Variant, ...], str]:
+    """The search's variants, and how its data is split.
+
+    Raises InvalidInput with one sentence for the first thing that is wrong.
+    """
     variants = resolve_variants(spec.variants, spec.space)
     check_local_cpus(spec)
     check_workload(spec.workload_spec())
@@ -33,8 +36,7 @@ def check(spec: SearchSpec) -> tuple[Variant, ...]:
     if spec.storage is not None:
         _check_database("--storage", spec.storage)
     check_tracking_uri(spec.tracking_uri or DEFAULT_TRACKING_URI)
-    verify_images(spec.workload_spec())
-    return variants
+    return variants, prepare(spec.workload_spec())
 
 
 def check_folder(output: Path) -> None:

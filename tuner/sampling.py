@@ -36,9 +36,11 @@ def from_unit(distribution: BaseDistribution, u: float) -> Any:
             return int(value) if isinstance(distribution, IntDistribution) else min(value, high)
         # Integers on a log scale: each owns the stretch from half below to half above it.
         low, high = low - 0.5, high + 0.5
-    value = math.exp(math.log(low) + u * (math.log(high) - math.log(low))) if distribution.log else low + u * (high - low)
+    value = (
+        math.exp(math.log(low) + u * (math.log(high) - math.log(low))) if distribution.log else low + u * (high - low)
+    )
     value = min(max(value, distribution.low), distribution.high)
-    return int(round(value)) if isinstance(distribution, IntDistribution) else value
+    return round(value) if isinstance(distribution, IntDistribution) else value
 
 
 class ArmSampler(BaseSampler):
@@ -83,9 +85,7 @@ class ArmSampler(BaseSampler):
             return self._tpe.sample_independent(study, trial, param_name, param_distribution)
         return from_unit(param_distribution, float(self._random_point()[self._names.index(param_name)]))
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._tpe.after_trial(study, trial, state, values)
 
     def _random_point(self) -> np.ndarray:

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if spec.dry_run:
             from tuner.dry_run import print_plan  # loads the data, so torch
 
-            print_plan(spec, preflight.check(spec))
+            print_plan(spec, preflight.check(spec)[0])
             return OK
         return run_search(spec, search_id).exit_status
     except InvalidInput as error:
@@ -74,11 +74,11 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
     assert spec.name is not None
     if search_id is None:
         run_folder.check_new(spec)
-    variants = preflight.check(spec)
+    variants, splits = preflight.check(spec)
     folder = Path(spec.output).absolute() / spec.name
     with run_folder.claimed(folder), only_display(folder / LOG) as console:
         if search_id is not None:
-            ledger = _open(spec, search_id, variants, folder)
+            ledger = _open(spec, search_id, variants, splits, folder)
             if ledger.is_complete():
                 return _conclude(ledger, console)
         try:
@@ -87,7 +87,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
             if search_id is None:
                 search_id = run_folder.new_id()
                 run_folder.save(folder, spec, search_id)
-                ledger = _open(spec, search_id, variants, folder)
+                ledger = _open(spec, search_id, variants, splits, folder)
             else:
                 run_folder.save(folder, spec, search_id)
             return _train(ledger, resources, console)
@@ -95,7 +95,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
             ray.shutdown()
 
 
-def _open(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], folder: Path) -> Ledger:
+def _open(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], splits: str, folder: Path) -> Ledger:
     tracking = Tracking(
         uri=spec.tracking_uri or preflight.DEFAULT_TRACKING_URI,
         experiment=spec.experiment,
@@ -106,7 +106,7 @@ def _open(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], folde
             for name, value in flatten(spec).items()
             if name not in CHANGEABLE_ON_RESUME and value is not None
         },
-        tags=_provenance(folder.name),
+        tags={**_provenance(folder.name), "splits": splits},
     )
     storage = open_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
     studies = {
@@ -121,7 +121,7 @@ def _open(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], folde
         )
         for variant in variants
     }
-    return Ledger(spec, variants, studies, tracking, folder)
+    return Ledger(spec, variants, studies, tracking, folder, splits)
 
 
 def _train(ledger: Ledger, resources: Resources, console: Console) -> SearchResult:
@@ -160,11 +160,14 @@ def _conclude(
     if winner.best:
         console.print(f"Best: {winner.best.name}, {spec.objective}")
         for name, value in best_settings(winner, ledger.variants).items():
-            console.print(f"  {name} = {value:.4g}" if isinstance(value, float) else f"  {name} = {value}", highlight=False)
+            console.print(
+                f"  {name} = {value:.4g}" if isinstance(value, float) else f"  {name} = {value}", highlight=False
+            )
     else:
         console.print("No trial finished.")
     if share:
         console.print(f"{share:.0%} of the workers' time was spent training.", highlight=False)
+    console.print(f"Data: {spec.workload}; {ledger.splits}.", highlight=False)
     console.print(f"Files: {folder}", highlight=False, soft_wrap=True)
     console.print(f"MLflow: {_browse(spec.tracking_uri)}", highlight=False, soft_wrap=True)
     if unfinished or not in_mlflow:

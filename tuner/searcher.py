@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-
 from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import SearchGenerator, Searcher
+from ray.tune.search import Searcher, SearchGenerator
 
 from tuner.ledger import Ledger, Record
 from tuner.spec import EpochMetrics, from_dict
 
 
-class LedgerSearcher(Searcher):  # type: ignore[misc]
+class LedgerSearcher(Searcher):
     """Suggests the ledger's trials.  Its state is the ledger's, so Tune has none to save."""
 
     def __init__(self, ledger: Ledger, *, threads: int, max_live: int) -> None:
@@ -23,15 +22,15 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.ledger = ledger
         self.threads = threads
         self.max_live = max_live
-        """Most trials at a time that run or wait; one more than run, so that a worker never waits for its next trial."""
+        """Most trials at a time that run or wait: one more than run, so that no worker waits for its next."""
         self.suggested: Record | None = None
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         if sum(not record.ended for record in self.ledger.records.values()) >= self.max_live:
             return None
         self.suggested = self.ledger.next_trial()
         if self.suggested is None:
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED
         return {
             "trial": self.suggested.name,
             "spec": dataclasses.asdict(self.suggested.spec),
@@ -49,27 +48,32 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         pass
 
 
-class LedgerGenerator(SearchGenerator):  # type: ignore[misc]
-    """Makes Tune's trials; those that ended under an earlier program enter Tune's list as they ended, and do not run."""
+class LedgerGenerator(SearchGenerator):
+    """Makes Tune's trials; those that had ended before this program enter its list as they ended, and do not run."""
+
+    def __init__(self, searcher: LedgerSearcher) -> None:
+        super().__init__(searcher)
+        self.ledger_searcher = searcher
 
     def create_trial_if_possible(self, experiment_spec: dict[str, Any]) -> Trial | None:
         trial = super().create_trial_if_possible(experiment_spec)
-        record = self.searcher.suggested
-        if trial is not None and record.ended:
+        record = self.ledger_searcher.suggested
+        if trial is not None and record is not None and record.ended:
+            trial.init_local_path()  # names its folder, where Tune's tools look for the log
             trial.set_status(Trial.ERROR if record.status == "failed" else Trial.TERMINATED)
             if record.history:
                 trial.update_last_result({"metrics": dataclasses.asdict(record.history[-1]), "done": True})
         return trial
 
-    def save_to_dir(self, dirpath: str, session_str: str) -> None:
+    def save_to_dir(self, dirpath: str, session_str: str) -> None:  # type: ignore[override]
         pass
 
 
-class RungScheduler(FIFOScheduler):  # type: ignore[misc]
+class RungScheduler(FIFOScheduler):
     """Stops the trials that the ledger's rungs do not let through."""
 
     def __init__(self, ledger: Ledger) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -77,7 +81,7 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
 
-class LedgerCallback(Callback):  # type: ignore[misc]
+class LedgerCallback(Callback):
     """Tells the ledger what Tune hears."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -86,7 +90,9 @@ class LedgerCallback(Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.ledger.start(trial.config["trial"])
 
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
         self.ledger.record(trial.config["trial"], from_dict(EpochMetrics, result["metrics"]), result["busy_seconds"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
@@ -259,7 +259,7 @@ def with_settings(spec: Spec, settings: Mapping[str, Setting]) -> Spec:
             raise unknown("parameter", name, known)
         head, _, rest = name.partition(".")
         nested.setdefault(head, {})[rest] = value
-    hints = _hints(type(spec))
+    hints = _hints(type(spec))  # type: ignore[arg-type]
     changes = {
         head: with_settings(getattr(spec, head), leaves) if "" not in leaves else _parse(hints[head], head, leaves[""])
         for head, leaves in nested.items()
@@ -268,7 +268,7 @@ def with_settings(spec: Spec, settings: Mapping[str, Setting]) -> Spec:
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
@@ -276,7 +276,12 @@ def _parse(hint: Any, name: str, value: Setting) -> Any:
     if not isinstance(value, str) or str in get_args(hint) or hint is str or get_origin(hint) is Literal:
         return float(value) if hint is float and isinstance(value, int) else value
     try:
-        return {bool: {"true": True, "false": False}.__getitem__, int: int, float: float}[hint](value)
+        parsers: dict[Any, Callable[[str], Any]] = {
+            bool: {"true": True, "false": False}.__getitem__,
+            int: int,
+            float: float,
+        }
+        return parsers[hint](value)
     except (KeyError, ValueError):
         raise InvalidInput(f"{name} = {value}: must be {getattr(hint, '__name__', hint)}") from None
 
@@ -288,7 +293,7 @@ def to_json(spec: Any) -> str:
 
 def from_dict(kind: type[Spec], values: Mapping[str, Any]) -> Spec:
     """The spec of the given class from nested plain data; absent fields take their defaults."""
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     built: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:

@@ -111,9 +111,7 @@ class Tracking:
 
         self._orders.put(order)
 
-    def finish(
-        self, status: str, summary: Mapping[str, float], artifacts: Sequence[Path], *, timeout: float
-    ) -> bool:
+    def finish(self, status: str, summary: Mapping[str, float], artifacts: Sequence[Path], *, timeout: float) -> bool:
         """Writes what is left, the parent's summary and files, and says whether MLflow has it all within the timeout.
 
         ``interrupted`` leaves the parent run RUNNING, as the search is.
@@ -224,7 +222,7 @@ class Tracking:
 
 
 def _metrics(values: Mapping[str, float], at: EpochMetrics) -> list[Metric]:
-    # MLflow stores inf as 1.8e308, which spoils its charts; the tag `status` says that a trial diverged.  The time is the
-    # epoch's own, so that what is written again after a failure is the same row.
+    # MLflow stores inf as 1.8e308, which spoils its charts; the tag `status` says that a trial diverged.
+    # The time is the epoch's own, so that what is written again after a failure is the same row.
     timestamp = int(at.finished_at * 1000)
     return [Metric(key, value, timestamp, at.epoch) for key, value in values.items() if math.isfinite(value)]

@@ -85,10 +85,6 @@ class Training:
         self.device = device
         self.data: Images = load_data(spec.workload, device)
         self.steps_per_epoch = self.data.sizes["train"] // spec.workload.batch_size
-        if self.steps_per_epoch == 0:
-            raise InvalidInput(
-                f"--batch-size {spec.workload.batch_size} is more than the {self.data.sizes['train']} training images"
-            )
         self.num_steps = self.steps_per_epoch * spec.epochs
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
         torch.manual_seed(spec.seed)
@@ -152,7 +148,7 @@ class Training:
                 logits = self.forward(images.to(self.dtype))
                 loss = cross_entropy(logits, labels)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.step()
             self.steps_done += 1
             num_images += len(labels)
@@ -166,10 +162,10 @@ class Training:
 
     def _is_divergent(self, loss: Tensor) -> bool:
         # Not "above": a comparison with NaN is false.
-        return not float(loss) <= self.spec.max_loss
+        return not float(loss.detach()) <= self.spec.max_loss
 
     def evaluate(self, split: str) -> tuple[float, float]:
-        """Mean loss (inf where it is not finite) and accuracy over a whole split, with BatchNorm's running statistics."""
+        """Mean loss (inf where it is not finite) and accuracy over a whole split, in evaluation mode."""
         self.model.eval()
         total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         total_correct = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -221,7 +217,7 @@ class Training:
         batch = shuffled_batches(self.data.sizes["train"], self.spec.workload.batch_size, seed=0, epoch=0)[:1]
         for images, labels in self.data.train_batches(batch):
             with self._autocast():
-                cross_entropy(self.forward(images.to(self.dtype)), labels).backward()  # type: ignore[no-untyped-call]
+                cross_entropy(self.forward(images.to(self.dtype)), labels).backward()
         for parameter in self.model.parameters():
             parameter.grad = None
         self.evaluate("validation")

@@ -1,6 +1,6 @@
 """The trainable: a Ray actor that runs one trial after another.
 
-A trial's state is in its folder, not in Tune's checkpoints: it is written once, by the worker, before the epoch is told.
+A trial's state is in its folder, not in Tune's checkpoints: written once, by the worker, before the epoch is told.
 A trial that starts, for whatever reason, looks there first and tells the epochs it finds again.
 """
 
@@ -15,12 +15,12 @@ import torch
 from ray.tune import Trainable
 
 from tuner.convergence import is_over
-from tuner.spec import EpochMetrics, TrialSpec, from_dict
+from tuner.spec import EpochMetrics, TrialSpec, from_dict, to_json
 from tuner.train import train
-from tuner.trial_folder import CHECKPOINT, append_epoch
+from tuner.trial_folder import CHECKPOINT, SPEC, append_epoch
 
 
-class TrialActor(Trainable):  # type: ignore[misc]
+class TrialActor(Trainable):
     """Runs the trial in ``config``: keys ``trial`` (its name), ``spec`` (as plain data), ``folder``, ``threads``."""
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -28,6 +28,7 @@ class TrialActor(Trainable):  # type: ignore[misc]
         self._folder = Path(config["folder"])
         self._folder.mkdir(parents=True, exist_ok=True)
         self._spec = from_dict(TrialSpec, config["spec"])
+        (self._folder / SPEC).write_text(to_json(self._spec) + "\n")
         self._history: list[EpochMetrics] = []
         self._epochs = train(self._spec, checkpoint=self._folder / CHECKPOINT)
 

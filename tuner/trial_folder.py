@@ -1,6 +1,6 @@
-"""The files of a trial's folder, ``<output>/<search>/<trial>``: an epoch log, and the state to go on from while it runs.
+"""The files of a trial's folder, ``<output>/<search>/<trial>``: its spec, a log of epochs, a checkpoint.
 
-The log has the name and form of Ray Tune's, one JSON object a line, so that Tune's own tools read it.
+The checkpoint is there while the trial runs.  The log has the name and form of Ray Tune's, one JSON object a line, so that Tune's own tools read it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from tuner.convergence import epoch_metrics
 from tuner.spec import EpochMetrics, from_dict
 
-LOG, CHECKPOINT = "result.json", "checkpoint.pt"
+LOG, CHECKPOINT, SPEC = "result.json", "checkpoint.pt", "spec.json"
+"""``python -m tuner.train --spec .../spec.json`` trains the trial again."""
 
 
 def append_epoch(folder: Path, metrics: EpochMetrics, *, done: bool) -> None:

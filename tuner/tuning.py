@@ -16,7 +16,7 @@ from tuner.searcher import LedgerCallback, LedgerGenerator, LedgerSearcher, Rung
 from tuner.trial import TrialActor
 
 
-class Deadline(Stopper):  # type: ignore[misc]
+class Deadline(Stopper):
     """Ends the whole run at a time; the trials that it cuts off stay unended, for a resumed search to go on with."""
 
     def __init__(self, seconds: float | None) -> None:

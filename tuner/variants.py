@@ -96,8 +96,9 @@ def _distribution(old: BaseDistribution, name: str, given: str) -> BaseDistribut
         if isinstance(old, CategoricalDistribution) or scale not in ([], ["log"], ["linear"]):
             raise ValueError
         log = old.log if not scale else scale == ["log"]  # type: ignore[attr-defined]
-        kind, number = (IntDistribution, int) if isinstance(old, IntDistribution) else (FloatDistribution, float)
-        return kind(number(low), number(high), log=log)  # type: ignore[call-overload,no-any-return]
+        if isinstance(old, IntDistribution):
+            return IntDistribution(int(low), int(high), log=log)
+        return FloatDistribution(float(low), float(high), log=log)
     except (ValueError, TypeError):
         raise InvalidInput(
             f"--space {name}={given}: must be low:high, low:high:log (above 0) with low at most high, "

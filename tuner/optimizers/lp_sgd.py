@@ -1,4 +1,4 @@
-r"""LPSGD and LPSGDM: steepest descent in an l_p norm whose p may change while training.
+"""LPSGD and LPSGDM: steepest descent in an l_p norm whose p may change while training.
 
 With the gradient g, the parameters theta, and rho = (p - 2)/(p - 1), elementwise::
 
@@ -17,7 +17,7 @@ eps      ``eps``             above 0, in units of the gradient
 =======  ==================  =================================================================
 
 Steepest descent in l_p carries a further factor, the dual norm ||m||_q^rho with 1/p + 1/q = 1, which the paper drops
-into the learning rate.  Without it the length of u depends on p: at \|m\| = 1e-3 it is 1e-3 for p = 2 and .25 for
+into the learning rate.  Without it the length of u depends on p: at m = 1e-3 it is 1e-3 for p = 2 and .25 for
 p = 6, so an annealed p anneals the step as well.  ``scale`` (ours) takes that apart, tensor by tensor: ``dual`` puts
 the factor back, ``rms`` gives u the root mean square of m, ``none`` is the paper.
 

@@ -26,6 +26,14 @@ FASHION_MNIST_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+_PUBLISHED = f"test is as published; validation is {VALIDATION_FRACTION:.0%} of train, split off by class, fixed seed"
+SPLITS_NOTES = {
+    "digits": "one set, split 60/20/20 by class with a fixed seed",
+    "fashion-mnist": _PUBLISHED,
+    "cifar10": _PUBLISHED,
+    "cifar100": _PUBLISHED,
+}
+"""Name of the data -> how its splits are made."""
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
@@ -55,8 +63,9 @@ def load_digits(spec: WorkloadSpec) -> LabeledImages:
     labels = bunch.target.astype(np.int64)
     rest, test = split_off(np.arange(len(labels)), labels, 0.2)
     train, validation = split_off(rest, labels, 0.25)
-    note = "one set, split 60/20/20 by class with a fixed seed"
-    return LabeledImages(pixels, labels, 10, {"train": train, "validation": validation, "test": test}, note)
+    return LabeledImages(
+        pixels, labels, 10, {"train": train, "validation": validation, "test": test}, SPLITS_NOTES["digits"]
+    )
 
 
 def load_fashion_mnist(spec: WorkloadSpec) -> LabeledImages:
@@ -130,10 +139,8 @@ def data_folder(spec: WorkloadSpec) -> Path:
 def _published(pixels: NDArray[np.uint8], labels: Labels, *, num_train: int, num_classes: int) -> LabeledImages:
     train, validation = split_off(np.arange(num_train), labels, VALIDATION_FRACTION)
     test = np.arange(num_train, len(labels))
-    note = (
-        f"test is as published; validation is {VALIDATION_FRACTION:.0%} of train, split off by class with a fixed seed"
-    )
-    return LabeledImages(pixels, labels, num_classes, {"train": train, "validation": validation, "test": test}, note)
+    splits = {"train": train, "validation": validation, "test": test}
+    return LabeledImages(pixels, labels, num_classes, splits, _PUBLISHED)
 
 
 def _read_idx(file: Path) -> NDArray[np.uint8]:

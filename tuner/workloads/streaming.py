@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -113,19 +114,13 @@ class StreamedImages:
         An unreadable image raises :class:`tuner.errors.InvalidInput`; with ``skip_corrupt`` another image, drawn
         with the batch's seed, takes its place.
         """
-        return self._deliver(
-            self._training,
-            (Request("train", batch.indices.numpy(), batch.seed, self._augment) for batch in batches),
-        )
+        requests = (Request("train", batch.indices.numpy(), batch.seed, self._augment) for batch in batches)
+        return self._deliver(self._training, requests)
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The centers of the whole split, in order, the last batch short; unreadable images are left out or raise."""
-        positions = np.arange(self.sizes[split])
-        starts = range(0, len(positions), self._evaluation_batch)
-        return self._deliver(
-            self._evaluation,
-            (Request(split, positions[start : start + self._evaluation_batch], None, False) for start in starts),
-        )
+        parts = torch.split(torch.arange(self.sizes[split]), self._evaluation_batch)
+        return self._deliver(self._evaluation, [Request(split, part.numpy(), None, False) for part in parts])
 
     def _deliver(self, feed: _Feed, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
         started = time.perf_counter()
@@ -199,16 +194,6 @@ class _Files(Dataset[Loaded]):
         return Loaded(images, torch.tensor(labels, dtype=torch.int64), unreadable)
 
 
-class _Requests(Sampler[Request]):
-    """What a loader is to read in the iteration that begins next."""
-
-    def __init__(self) -> None:
-        self.pending: Iterable[Request] = ()
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.pending)
-
-
 class _Feed:
     """A loader whose processes live on from one iteration to the next."""
 
@@ -218,12 +203,12 @@ class _Feed:
             # Not fork: a process that runs CUDA, or has threads as Ray's workers have, must not be copied.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["torch", "PIL.Image"])
-        self._requests = _Requests()
+        self.pending: Iterator[Request] = iter(())
         self._turn = 0
-        self._loader = DataLoader(
+        loader = DataLoader(
             files,
             batch_size=None,
-            sampler=self._requests,
+            sampler=_Requests(self),
             num_workers=num_workers,
             prefetch_factor=AHEAD if num_workers > 0 else None,
             persistent_workers=num_workers > 0,
@@ -232,13 +217,29 @@ class _Feed:
             # A loader draws a seed for its processes: from torch's own generator that would change the training.
             generator=torch.Generator(),
         )
+        # Python tears the parts of a cycle down in any order, and a loader that finds its queues gone waits five
+        # seconds for each process.  So no cycle may hold the loader: this list does, and is emptied in time.
+        self._loader = [loader]
+        weakref.finalize(self, self._loader.clear)
 
     def load(self, requests: Iterable[Request]) -> Iterator[Loaded]:
         """The batches in order; an iteration that another has overtaken raises RuntimeError."""
         self._turn += 1
         turn = self._turn
-        self._requests.pending = requests
-        for loaded in self._loader:
+        self.pending = iter(requests)
+        for loaded in self._loader[0]:
             yield loaded
             if turn != self._turn:
                 raise RuntimeError("a later iteration over this data has begun: only one can go on at a time")
+
+
+class _Requests(Sampler[Request]):
+    """What a loader is to read next; it does not keep the feed alive."""
+
+    def __init__(self, feed: _Feed) -> None:
+        self._feed = weakref.ref(feed)
+
+    def __iter__(self) -> Iterator[Request]:
+        while (feed := self._feed()) is not None and (request := next(feed.pending, None)) is not None:
+            del feed
+            yield request

@@ -1,0 +1,1 @@
+"""What a competent person would write without this package."""

@@ -1,0 +1,138 @@
+"""The command as a user starts it: in a folder of its own, with Ray, Optuna and MLflow as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+SMALL = ["--name", "a", "--epochs", "2", "--trials", "2"]
+
+
+def search(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Runs ``python -m tuner.search`` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "tuner.search", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+class Running:
+    """A search that is being run, to be killed or interrupted."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.printed = folder / "out.txt"
+        with self.printed.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tuner.search", *arguments],
+                cwd=folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_until(self, happened: Callable[[], bool], timeout: float = 120) -> None:
+        """Returns as soon as something happened; fails where the search ends before."""
+        end = time.monotonic() + timeout
+        while not happened():
+            assert self.process.poll() is None, f"ended before: {self.output()}"
+            assert time.monotonic() < end, f"did not happen: {self.output()}"
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """kill -9 of the driver alone; what it started has to notice by itself."""
+        self.process.kill()
+        self.process.wait()
+
+    def interrupt(self) -> int:
+        """Ctrl-C in the terminal: SIGINT to the driver and all that share its process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(timeout=60)
+
+    def output(self) -> str:
+        return self.printed.read_text()
+
+
+def epochs_logged(folder: Path, name: str = "a") -> dict[str, list[int]]:
+    """Trial -> the epochs in its log, in the order in which they stand."""
+    return {
+        path.parent.name: [json.loads(line)["training_iteration"] for line in path.read_text().splitlines()]
+        for path in sorted((folder / "runs" / name).glob("*/result.json"))
+    }
+
+
+def studies(folder: Path, name: str = "a") -> dict[str, optuna.Study]:
+    """Variant -> its study."""
+    storage = f"sqlite:///{folder}/runs/{name}/optuna.db"
+    names = optuna.get_all_study_names(storage)
+    return {study.removeprefix(f"{name}/"): optuna.load_study(study_name=study, storage=storage) for study in names}
+
+
+def mlflow_runs(folder: Path) -> tuple[MlflowClient, list[Run]]:
+    """The client and all runs of the default experiment."""
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("sgd-tuner")
+    assert experiment is not None
+    return client, list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def check_whole(folder: Path, trials: dict[str, int], name: str = "a") -> None:
+    """Exactly the planned trials, each ended, each epoch once, in Optuna, in MLflow and for Tune's own tools."""
+    planned = {f"{variant}-{number:02d}" for variant, count in trials.items() for number in range(count)}
+    logs = epochs_logged(folder, name)
+    assert set(logs) == planned
+    for trial, epochs in logs.items():
+        assert epochs == list(range(1, len(epochs) + 1)), trial
+
+    for variant, study in studies(folder, name).items():
+        assert [trial.number for trial in study.trials] == list(range(trials[variant]))
+        assert all(trial.state.is_finished() for trial in study.trials)
+        for trial in study.trials:
+            assert len(trial.intermediate_values) == len(logs[f"{variant}-{trial.number:02d}"])
+        arms = Counter(trial.user_attrs["arm"] for trial in study.trials)
+        assert arms["random"] == (trials[variant] + 1) // 2
+
+    client, runs = mlflow_runs(folder)
+    children = {run.info.run_name: run for run in runs if "mlflow.parentRunId" in run.data.tags}
+    assert len(runs) == len(planned) + 1 and set(children) == planned
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for trial, run in children.items():
+        for key in ("validation/accuracy", "train/accuracy", "speed/gradient_evaluations"):
+            assert [m.step for m in client.get_metric_history(run.info.run_id, key)] == logs[trial], (trial, key)
+        assert {"optimizer.lr.peak", "seed"} <= set(run.data.params)
+
+    assert not list((folder / "runs" / name).glob("*/checkpoint.pt*")), "left over"
+    # In a process of its own: Tune's reading starts parts of Ray.
+    program = (
+        "import json, sys\nfrom ray.tune import ExperimentAnalysis\n"
+        "analysis = ExperimentAnalysis(sys.argv[1])\n"
+        "frames = analysis.trial_dataframes\n"
+        "print(json.dumps({t.config['trial']: [t.status, len(frames[t.trial_id])] for t in analysis.trials}))"
+    )
+    listed = subprocess.run(
+        [sys.executable, "-c", program, str(folder / "runs" / name)], capture_output=True, text=True, check=True
+    )
+    in_tune: dict[str, Any] = json.loads(listed.stdout.splitlines()[-1])
+    assert in_tune == {trial: ["TERMINATED", len(epochs)] for trial, epochs in logs.items()}
+
+
+def metrics_by_epoch(folder: Path, trial: str, name: str = "a") -> list[dict[str, float]]:
+    """What a trial's log says of each epoch, times apart."""
+    times = {"speed/seconds", "speed/images_per_second", "metrics", "done"}
+    lines = (folder / "runs" / name / trial / "result.json").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in times} for line in lines]

@@ -1,0 +1,251 @@
+"""The command as a whole: what a newcomer sees, and what bad input gets."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command import check_whole, epochs_logged, mlflow_runs, search, studies
+
+EPOCH_METRICS = {
+    "train/loss",
+    "train/accuracy",
+    "validation/loss",
+    "validation/accuracy",
+    "schedule/lr",
+    "schedule/momentum",
+    "schedule/p",
+    "speed/gradient_evaluations",
+    "speed/seconds",
+    "speed/images_per_second",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A small search of all default variants; easy targets, so that they are reached."""
+    folder = tmp_path_factory.mktemp("search")
+    ran = search(folder, "--name", "a", "--epochs", "3", "--trials", "2", "--targets", ".2", ".6")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return folder, ran
+
+
+def test_every_trial_once_everywhere(finished: tuple[Path, object]) -> None:
+    check_whole(finished[0], {"sgdm": 2, "adamw": 2, "lpsgdm": 2, "critical": 2})
+
+
+def test_the_terminal_shows_trials_table_winner_and_where_to_look(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, ran = finished
+    assert len(re.findall(r"^\d/8 [a-z]+-0[01] (?:finished|stopped|diverged)", ran.stdout, re.M)) == 8
+    for variant in ("sgdm", "adamw", "lpsgdm", "critical"):
+        assert re.search(rf"│ {variant} +│ +0\.\d{{4}} │", ran.stdout), variant
+    assert "to 20%" in ran.stdout and "to 60%" in ran.stdout
+    assert re.search(r"lr\.peak = [\d.e-]+", ran.stdout)
+    assert f"Files: {folder}/runs/a" in ran.stdout
+    assert "MLflow: mlflow ui" in ran.stdout
+    assert ran.stderr == ""
+    assert "ray" not in ran.stdout.lower().replace("array", ""), "its chatter is in the log"
+
+
+def test_mlflow_holds_parameters_metrics_tags_and_pictures(finished: tuple[Path, object]) -> None:
+    client, runs = mlflow_runs(finished[0])
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.info.run_name == "a"
+    files = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert files == {"leaderboard.csv", "leaderboard.md", "convergence.png"}
+    assert parent.data.params["objective"] == "time-to-target"
+    for run in runs:
+        if run is parent:
+            continue
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["variant"] == run.info.run_name.rpartition("-")[0]
+        assert run.data.tags["workload"] == "digits"
+        assert run.data.tags["status"] in ("finished", "stopped", "diverged")
+        assert {"version.torch", "version.ray", "mlflow.source.git.commit"} <= set(run.data.tags) | {
+            "mlflow.source.git.commit"
+        }
+        assert set(run.data.metrics) >= EPOCH_METRICS | {"speed/auc", "stability/tail_std", "stability/max_loss_jump"}
+        assert "optimizer.norm.p_max" in run.data.params
+
+
+def test_final_metrics_follow_from_the_curves(finished: tuple[Path, object]) -> None:
+    client, runs = mlflow_runs(finished[0])
+    num_reached = 0
+    for run in runs:
+        if "mlflow.parentRunId" not in run.data.tags:
+            continue
+        curve = client.get_metric_history(run.info.run_id, "validation/accuracy")
+        spent = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "speed/gradient_evaluations")}
+        for label, target in (("20", 0.2), ("60", 0.6)):
+            first = next((m.step for m in sorted(curve, key=lambda m: m.step) if m.value >= target), None)
+            assert run.data.metrics.get(f"speed/epochs_to_{label}") == first
+            assert run.data.metrics.get(f"speed/gradient_evaluations_to_{label}") == (first and spent[first])
+            num_reached += first is not None
+    assert num_reached
+
+
+def test_optuna_holds_the_running_objective_in_its_direction(finished: tuple[Path, object]) -> None:
+    for variant, study in studies(finished[0]).items():
+        assert study.direction.name == "MINIMIZE"
+        for trial in study.trials:
+            values = [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
+            assert values == sorted(values, reverse=True), (variant, trial.number)
+            if trial.state.name == "COMPLETE":
+                assert trial.value == values[-1]
+
+
+def test_leaderboard_file(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    lines = list(csv.DictReader((finished[0] / "runs/a/leaderboard.csv").open()))
+    assert {line["variant"] for line in lines} == {"sgdm", "adamw", "lpsgdm", "critical"}
+    logs = epochs_logged(finished[0])
+    for line in lines:
+        counts = sum(int(line[f"num_{status}"]) for status in ("finished", "stopped", "diverged", "failed"))
+        assert counts == 2
+        assert int(line["gradient_evaluations"]) == 16 * sum(len(logs[f"{line['variant']}-{n:02d}"]) for n in range(2))
+
+
+def test_python_interface_is_the_same_dataclass(tmp_path: Path) -> None:
+    program = (
+        "from tuner.plan import SearchSpec\nfrom tuner.search import run_search\n"
+        "result = run_search(SearchSpec(name='a', variants=('sgdm',), trials=1, epochs=1))\n"
+        "assert result.exit_status == 0 and result.rows[0].variant == 'sgdm'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    check_whole(tmp_path, {"sgdm": 1})
+
+
+def test_all_diverged_is_a_result_and_exit_status_1(tmp_path: Path) -> None:
+    ran = search(
+        tmp_path, "--name", "a", "--variants", "sgdm", "--trials", "2", "--epochs", "1",
+        "--space", "lr.peak=1e8:1e9:log", "decay.weight=.5:1",
+    )  # fmt: skip
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "No trial finished" in ran.stdout
+    _, runs = mlflow_runs(tmp_path)
+    assert {run.data.tags["status"] for run in runs if run.info.run_name != "a"} == {"diverged"}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for trial in studies(tmp_path)["sgdm"].trials:
+        assert trial.state.name == "COMPLETE" and trial.value == 2 * 16
+    check_whole(tmp_path, {"sgdm": 2})
+
+
+def test_a_failing_trial_is_failed_everywhere_and_the_rest_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from search_spaces import SPACES, Variant\n"
+        "from optuna.distributions import FloatDistribution\n"
+        "VARIANT = Variant(name='mine', idea='x', source='ours', fixed={'rule': 'sgd'},\n"
+        "    searched={'lr.peak': FloatDistribution(.01, .1)}, default={'lr.peak': .05})\n"
+        "def model(*, num_classes, channels, image_size):\n"
+        "    if torch.initial_seed() % 2: raise RuntimeError('odd seeds are not liked')\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * image_size ** 2, num_classes))\n"
+    )
+    ran = search(
+        tmp_path, "--name", "a", "--variants", "mine:VARIANT", "--model", "mine:model",
+        "--trials", "2", "--epochs", "1", "--max-failures", "1",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    _, runs = mlflow_runs(tmp_path)
+    by_name = {run.info.run_name: run for run in runs}
+    assert (by_name["mine-00"].info.status, by_name["mine-00"].data.tags["status"]) == ("FINISHED", "finished")
+    assert (by_name["mine-01"].info.status, by_name["mine-01"].data.tags["status"]) == ("FAILED", "failed")
+    assert "odd seeds are not liked" in by_name["mine-01"].data.tags["failure"]
+    assert [trial.state.name for trial in studies(tmp_path)["mine"].trials] == ["COMPLETE", "FAIL"]
+    assert search(tmp_path, "--resume", "a").returncode == 0, "a failed trial is one of those planned"
+    assert len(studies(tmp_path)["mine"].trials) == 2
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "auc", "pareto"])
+def test_other_objectives(objective: str, tmp_path: Path) -> None:
+    ran = search(
+        tmp_path, "--name", "a", "--variants", "sgdm", "--trials", "2", "--epochs", "1", "--objective", objective
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    study = studies(tmp_path)["sgdm"]
+    assert [d.name for d in study.directions] == {
+        "accuracy": ["MAXIMIZE"],
+        "auc": ["MINIMIZE"],
+        "pareto": ["MINIMIZE", "MAXIMIZE"],
+    }[objective]
+    for trial in study.trials:
+        accuracy = json.loads((tmp_path / f"runs/a/sgdm-{trial.number:02d}/result.json").read_text())[
+            "validation/accuracy"
+        ]
+        assert trial.values[-1] == pytest.approx(1 - accuracy if objective == "auc" else accuracy)
+
+
+SILENT = "http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variants", "sgdmm"], "unknown variant 'sgdmm': did you mean 'sgdm'?"),
+        (["--workload", "digit"], "did you mean 'digits'?"),
+        (["--model", "resnet9"], "resnet"),
+        (["--model", "nowhere.module:function"], "nowhere"),
+        (["--space", "lr.paek=1:2"], "did you mean 'lr.peak'?"),
+        (["--epoch", "3"], "did you mean --epochs?"),
+        (["--epochs", "three"], "--epochs"),
+        (["--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--trials", "0"], "--trials 0: must be at least 1"),
+        (["--batch-size", "5000"], "--batch-size 5000"),
+        (["--targets", "0.9", "1.5"], "--targets 1.5: must be in (0, 1)"),
+        (["--targets", "0.9", "0.5"], "--targets"),
+        (["--objective", "speed"], "time-to-target"),
+        (["--workload", "cifar10"], "--data-dir"),
+        (["--workload", "imagefolder", "--data-dir", "nowhere"], "nowhere"),
+        (["--workload", "imagefolder", "--data-dir", "empty"], "empty"),
+        (["--workload", "imagefolder", "--data-dir", "corrupt"], "corrupt/train/b/broken.png"),
+        (["--name", "a/b"], "plain folder name"),
+        (["--name", ".."], "plain folder name"),
+        (["--resume", "never"], "--resume never"),
+        (["--cpus-per-trial", "1000"], "--cpus-per-trial 1000: this machine has"),
+        (["--gpus-per-trial", "1000"], "--gpus-per-trial 1000: this machine has"),
+        (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1"),
+        (["--tracking-uri", "http://someone:secret@127.0.0.1:1"], "--tracking-uri http://someone:***@127.0.0.1:1"),
+        (["--tracking-uri", SILENT], "--tracking-uri"),
+        (["--tracking-uri", "ftp://x"], "--tracking-uri ftp://x"),
+        (["--tracking-uri", "sqlite:///nowhere/mlflow.db"], "--tracking-uri"),
+        (["--storage", "postgresql://someone:secret@127.0.0.1:1/optuna"], "--storage postgresql://someone:***@127.0.0.1"),
+        (["--storage", "sqlite:///nowhere/optuna.db"], "--storage"),
+        (["--time-budget", "soon"], "--time-budget 'soon'"),
+        (["--confirm-seeds", "3"], "--confirm-seeds 3"),
+        (["--output", "file"], "--output file"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line_and_leaves_nothing(arguments: list[str], message: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for label in ("a", "b"):
+        (tmp_path / "corrupt/train" / label).mkdir(parents=True)
+        for number in range(10):
+            Image.new("L", (8, 8), number).save(tmp_path / "corrupt/train" / label / f"{number}.png")
+    (tmp_path / "corrupt/train/b/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot an image")
+    before = sorted(tmp_path.rglob("*"))
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        given = [
+            argument.format(port=silent.getsockname()[1]) if argument == SILENT else argument for argument in arguments
+        ]
+        started = time.monotonic()
+        ran = search(tmp_path, *given, timeout=60)
+        seconds = time.monotonic() - started
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert ran.stderr.startswith("error: ") and message in ran.stderr
+    assert ran.stderr.count("\n") == 1 and "Traceback" not in ran.stderr and ran.stdout == ""
+    assert "secret" not in ran.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    assert seconds < 45, "an unreachable server is not waited for"

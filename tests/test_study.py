@@ -1,0 +1,284 @@
+"""One Optuna study a variant: what is asked, told and kept, also by a program that is killed while it asks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from search_spaces import SPACES, Variant
+from tuner.plan import Objective
+from tuner.spec import EpochMetrics, OptimizerSpec
+from tuner.study import VariantStudy, open_storage, study_name, trial_name
+
+Epoch = Callable[..., EpochMetrics]
+Toy = Callable[..., Variant]
+
+
+@pytest.fixture
+def storage(storage_url: str) -> BaseStorage:
+    return open_storage(storage_url)
+
+
+def opened(storage: BaseStorage, variant: Variant, **changes: Any) -> VariantStudy:
+    values: dict[str, Any] = {"objective": "auc", "targets": (0.9, 0.95), "num_trials": 4, "seed": 0}
+    return VariantStudy(storage=storage, search="s", variant=variant, **{**values, **changes})
+
+
+def test_names() -> None:
+    assert study_name("first", "sgdm") == "first/sgdm"
+    assert trial_name("sgdm", 7) == "sgdm-07"
+    assert trial_name("sgdm", 123) == "sgdm-123"
+
+
+def test_settings_are_the_fixed_and_the_drawn_ones(storage: BaseStorage) -> None:
+    study = opened(storage, SPACES["lpsgdm"])
+    optimizer = study.settings(study.ask())
+    assert (optimizer.rule, optimizer.norm.interval, optimizer.norm.scale) == ("lpsgd", "epoch", "none")
+    assert set(study.study.get_trials()[0].params) == set(SPACES["lpsgdm"].searched)
+
+
+def test_settings_asked_again_are_the_same(storage: BaseStorage, toy: Toy) -> None:
+    study = opened(storage, toy())
+    drawn = [study.settings(study.ask()) for _ in range(4)]
+    assert [study.settings(number) for number in range(4)] == drawn
+    assert [opened(storage, toy()).settings(number) for number in range(4)] == drawn
+    assert len(set(map(str, drawn))) == 4
+
+
+def test_every_kind_of_setting_comes_back_as_its_own_type(storage: BaseStorage, toy: Toy) -> None:
+    variant = toy(
+        searched={
+            "lr.peak": FloatDistribution(0.1, 0.5, step=0.2),
+            "norm.p_max": IntDistribution(2, 9, log=True),
+            "lr.schedule": CategoricalDistribution(("cosine", "linear")),
+        },
+        default={"lr.peak": 0.1, "norm.p_max": 2, "lr.schedule": "cosine"},
+    )
+    study = opened(storage, variant, num_trials=8)
+    for _ in range(8):
+        optimizer = study.settings(study.ask())
+        assert min(abs(optimizer.lr.peak - value) for value in (0.1, 0.3, 0.5)) < 1e-9
+        assert optimizer.norm.p_max in range(2, 10) and isinstance(optimizer.norm.p_max, float)
+        assert optimizer.lr.schedule in ("cosine", "linear")
+
+
+def test_a_variant_that_searches_nothing_has_trials_all_the_same(storage: BaseStorage, toy: Toy) -> None:
+    study = opened(storage, toy(fixed={"rule": "sgd", "lr.peak": 0.2}, searched={}, default={}))
+    assert [study.settings(study.ask()).lr.peak for _ in range(4)] == [0.2] * 4
+
+
+@pytest.mark.parametrize(("num_trials", "num_random"), [(1, 1), (4, 2), (5, 3)])
+def test_half_of_the_trials_are_random(toy: Toy, num_trials: int, num_random: int) -> None:
+    study = opened(InMemoryStorage(), toy(), num_trials=num_trials)
+    for _ in range(num_trials):
+        study.settings(study.ask())
+    arms = [study.tags(number)["arm"] for number in range(num_trials)]
+    assert arms == ["random"] * num_random + ["model"] * (num_trials - num_random)
+
+
+def test_raised_trials_fill_both_arms_and_repeat_no_point(toy: Toy, epoch: Epoch) -> None:
+    storage = InMemoryStorage()
+    small = opened(storage, toy(), num_trials=4)
+    for _ in range(4):
+        small.settings(number := small.ask())
+        small.tell(number, "finished", [epoch(10, 0.5)])
+    large = opened(storage, toy(), num_trials=12)
+    for _ in range(8):
+        large.settings(large.ask())
+    trials = large.study.get_trials()
+    arms = [trial.user_attrs["arm"] for trial in trials]
+    assert arms == ["random"] * 2 + ["model"] * 2 + ["random"] * 4 + ["model"] * 4
+    for arm in ("random", "model"):
+        assert [t.user_attrs["arm_index"] for t in trials if t.user_attrs["arm"] == arm] == list(range(6))
+    at_once = opened(InMemoryStorage(), toy(), num_trials=12)
+    expected = [at_once.settings(at_once.ask()).lr.peak for _ in range(6)]
+    assert [t.params["lr.peak"] for t in trials if t.user_attrs["arm"] == "random"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_random", [0, 1], ids=["random arm", "model arm"])
+def test_a_program_killed_at_any_write_while_asking_is_completed(
+    toy: Toy, epoch: Epoch, monkeypatch: pytest.MonkeyPatch, num_random: int
+) -> None:
+    """Every trial ends up with the settings, the arm and the place in it that it would have had."""
+
+    def killed_at(write: int) -> tuple[list[OptimizerSpec], bool]:
+        storage = InMemoryStorage()
+        study, finished = opened(storage, toy(), num_trials=4 - 2 * num_random), True
+        for _ in range(num_random):
+            study.settings(number := study.ask())
+            study.tell(number, "finished", [epoch(10, 0.5)])
+        num_writes = 0
+        with monkeypatch.context() as patch:
+            for name in ("create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_system_attr"):
+                original = getattr(storage, name)
+
+                def write_or_die(*args: Any, original: Any = original, **named: Any) -> Any:
+                    nonlocal num_writes
+                    num_writes += 1
+                    if num_writes == write:
+                        raise KeyboardInterrupt
+                    return original(*args, **named)
+
+                patch.setattr(storage, name, write_or_die)
+            try:
+                study.settings(study.ask())
+            except KeyboardInterrupt:
+                finished = False
+        again = opened(storage, toy(), num_trials=4 - 2 * num_random)
+        numbers = again.existing(ended=False)
+        settings = [again.settings(number) for number in numbers or [again.ask()]]
+        arms = [trial.user_attrs["arm"] for trial in again.study.get_trials()]
+        assert arms == ["random"] if not num_random else arms == ["random", "model"]
+        assert [trial.user_attrs["arm_index"] for trial in again.study.get_trials()] == [0] * len(arms)
+        return settings, finished
+
+    expected, finished = killed_at(10**6)
+    assert finished
+    write, finished = 1, False
+    while not finished:
+        settings, finished = killed_at(write)
+        assert settings == expected, f"killed at write {write}"
+        write += 1
+    assert write > 5
+
+
+def test_existing_trials_are_told_apart(storage: BaseStorage, toy: Toy, epoch: Epoch) -> None:
+    study = opened(storage, toy())
+    for status in ("finished", "stopped", "diverged", "failed"):
+        study.settings(number := study.ask())
+        study.tell(number, status, [epoch(1, 0.5)], "it broke" if status == "failed" else None)
+    study.settings(study.ask())
+    assert study.existing(ended=True) == study.existing(ended=False) == []
+    again = opened(storage, toy())
+    assert again.existing(ended=True) == [0, 1, 2, 3]
+    assert again.existing(ended=False) == [4]
+    assert [again.existing_status(number) for number in range(4)] == ["finished", "stopped", "diverged", "failed"]
+    assert again.tags(3)["failure"] == "it broke"
+    assert "failure" not in again.tags(0)
+    states = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING]
+    assert [trial.state for trial in again.study.get_trials()] == states
+
+
+def test_a_trial_told_again_keeps_what_was_told_first(storage: BaseStorage, toy: Toy, epoch: Epoch) -> None:
+    study = opened(storage, toy())
+    study.settings(study.ask())
+    study.tell(0, "finished", [epoch(10, 0.8)])
+    value = study.study.get_trials()[0].value
+    study.tell(0, "failed", [epoch(10, 0.1)], "late")
+    trial = study.study.get_trials()[0]
+    assert (trial.state, trial.value, trial.user_attrs["status"]) == (TrialState.COMPLETE, value, "finished")
+    assert "failure" not in trial.user_attrs
+
+
+def test_a_resumed_trial_that_fails_says_why(storage: BaseStorage, toy: Toy) -> None:
+    study = opened(storage, toy())
+    study.settings(study.ask())
+    again = opened(storage, toy())
+    again.tell(0, "failed", [], "out of memory")
+    assert again.tags(0) == {"arm": "random", "failure": "out of memory"}
+
+
+def test_a_trial_killed_before_its_arm_was_written_has_one_afterwards(storage: BaseStorage, toy: Toy) -> None:
+    opened(storage, toy()).ask()
+    again = opened(storage, toy())
+    again.settings(0)
+    assert again.tags(0) == {"arm": "random"}
+
+
+def test_a_failure_that_was_not_told_is_forgotten(
+    storage: BaseStorage, toy: Toy, epoch: Epoch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = opened(storage, toy())
+    study.settings(study.ask())
+    with monkeypatch.context() as patch:
+        patch.setattr(study.study, "tell", lambda *args, **named: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            study.tell(0, "failed", [], "the worker died")
+    again = opened(storage, toy())
+    again.settings(0)
+    again.tell(0, "finished", [epoch(10, 0.8)])
+    assert "failure" not in opened(storage, toy()).tags(0)
+
+
+@pytest.mark.parametrize("objective", ["time-to-target", "accuracy", "auc"])
+def test_a_diverged_trial_has_the_worst_value_and_is_never_best(toy: Toy, epoch: Epoch, objective: Objective) -> None:
+    study = opened(InMemoryStorage(), toy(), objective=objective)
+    curves = {
+        "diverged": [epoch(1, 0.97), epoch(2, 0.99, diverged=True, train_loss=math.inf)],
+        "finished": [epoch(number, 0.02) for number in range(1, 11)],
+    }
+    for status, history in curves.items():
+        study.settings(number := study.ask())
+        study.tell(number, status, history)
+    diverged, poor = (trial.value for trial in study.study.get_trials())
+    assert diverged is not None and poor is not None and math.isfinite(diverged)
+    assert diverged < poor if objective == "accuracy" else diverged > poor
+    assert study.best() == 1
+
+
+def test_best_is_the_earliest_of_equals_and_stopped_trials_do_not_count(toy: Toy, epoch: Epoch) -> None:
+    study = opened(InMemoryStorage(), toy(), objective="accuracy", num_trials=8)
+    assert study.best() is None
+    for status, accuracy in [("stopped", 0.99), ("finished", 0.6), ("finished", 0.8), ("finished", 0.8)]:
+        study.settings(number := study.ask())
+        study.report(number, [epoch(1, accuracy)])
+        study.tell(number, status, [epoch(1, accuracy)])
+    assert study.best() == 2
+
+
+@pytest.mark.parametrize(("objective", "direction"), [("accuracy", "MAXIMIZE"), ("auc", "MINIMIZE")])
+def test_running_values_are_in_the_directions_of_the_study(
+    toy: Toy, epoch: Epoch, objective: Objective, direction: str
+) -> None:
+    study = opened(InMemoryStorage(), toy(), objective=objective)
+    assert study.study.direction == StudyDirection[direction]
+    for accuracy in (0.2, 0.9):
+        study.settings(number := study.ask())
+        study.report(number, [epoch(1, accuracy)])
+    poor, good = (trial.intermediate_values[10] for trial in study.study.get_trials())
+    assert good > poor if direction == "MAXIMIZE" else good < poor
+
+
+@pytest.mark.parametrize("objective", ["time-to-target", "accuracy", "auc"])
+def test_the_last_running_value_is_the_final_value(toy: Toy, epoch: Epoch, objective: Objective) -> None:
+    study = opened(InMemoryStorage(), toy(), objective=objective)
+    study.settings(study.ask())
+    history = [epoch(number, number / 10.4) for number in range(1, 11)]
+    for length in range(1, 11):
+        study.report(0, history[:length])
+    study.tell(0, "finished", history)
+    trial = study.study.get_trials()[0]
+    assert list(trial.intermediate_values) == [10 * number for number in range(1, 11)]
+    assert trial.intermediate_values[100] == trial.value
+
+
+def test_epochs_reported_under_an_earlier_program_are_not_reported_again(
+    storage: BaseStorage, toy: Toy, epoch: Epoch
+) -> None:
+    study = opened(storage, toy())
+    study.settings(study.ask())
+    history = [epoch(1, 0.2), epoch(2, 0.4)]
+    study.report(0, history[:1])
+    again = opened(storage, toy())
+    for length in (1, 2):
+        again.report(0, history[:length])
+    assert list(again.study.get_trials()[0].intermediate_values) == [10, 20]
+
+
+def test_two_objectives_have_two_directions_and_no_running_values(toy: Toy, epoch: Epoch) -> None:
+    study = opened(InMemoryStorage(), toy(), objective="pareto")
+    assert study.study.directions == [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]
+    for accuracy in (0.5, 0.96, 0.97, 0.4):
+        study.settings(number := study.ask())
+        study.report(number, [epoch(1, accuracy)])
+        study.tell(number, "finished", [epoch(1, accuracy)])
+    assert [trial.intermediate_values for trial in study.study.get_trials()] == [{}] * 4
+    assert study.study.get_trials()[1].values == [10.0, 0.96]
+    assert study.best() == 2, "equally fast, and better in the end"

@@ -1,0 +1,241 @@
+"""The training loop: resumed bit for bit, ended by a divergence, the same as a loop written by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from search_spaces import SPACES
+from tuner.errors import InvalidInput
+from tuner.order import shuffled_batches
+from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec, with_settings
+from tuner.train import Training, knobs_at, train
+from tuner.train_command import main
+from tuner.workloads.data import load_data
+from tuner.workloads.models import build_model
+
+CPU = torch.device("cpu")
+TIMES = {"seconds", "evaluation_seconds", "loading_seconds", "images_per_second", "finished_at", "compile_seconds"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def small(variant: str = "sgdm", **changes: object) -> TrialSpec:
+    optimizer = with_settings(OptimizerSpec(), SPACES[variant].default_settings())
+    return dataclasses.replace(TrialSpec(optimizer=optimizer, epochs=3), **changes)  # type: ignore[arg-type]
+
+
+def numbers(history: list[EpochMetrics]) -> list[dict[str, object]]:
+    return [{k: v for k, v in dataclasses.asdict(metrics).items() if k not in TIMES} for metrics in history]
+
+
+@pytest.mark.parametrize("variant", sorted(SPACES))
+def test_a_training_resumed_after_each_epoch_is_bit_for_bit_the_uninterrupted_one(variant: str, tmp_path: Path) -> None:
+    spec = small(variant)
+    whole = Training(spec, CPU)
+    expected: list[EpochMetrics] = []
+    for _ in range(spec.epochs):
+        expected.append(whole.run_epoch(expected[-1] if expected else None))
+    checkpoint = tmp_path / "checkpoint.pt"
+    for epoch in range(1, spec.epochs + 1):
+        torch.manual_seed(epoch)  # a resumed training owes nothing to the process it runs in
+        history = []
+        for metrics in train(spec, checkpoint=checkpoint, device=CPU):
+            history.append(metrics)
+            if metrics.epoch == epoch:
+                break
+    assert numbers(history) == numbers(expected)
+    resumed = Training(spec, CPU)
+    resumed.restore(checkpoint)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_seconds_go_on_counting_over_a_resumption(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.pt"
+    first = next(train(small(), checkpoint=checkpoint, device=CPU))
+    replayed, second, *_ = train(small(), checkpoint=checkpoint, device=CPU)
+    assert replayed == first
+    assert second.seconds > first.seconds and second.evaluation_seconds > first.evaluation_seconds
+
+
+def test_a_checkpoint_cut_short_is_as_none_and_a_draft_is_never_taken(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.pt"
+    first = next(train(small(), checkpoint=checkpoint, device=CPU))
+    content = checkpoint.read_bytes()
+    for length in (0, 10, len(content) // 2, len(content) - 1):
+        checkpoint.write_bytes(content[:length])
+        again = next(train(small(), checkpoint=checkpoint, device=CPU))
+        assert numbers([again]) == numbers([first])
+        assert again.finished_at > first.finished_at, "trained again, not replayed"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.pt"
+    next(train(small(), checkpoint=checkpoint, device=CPU))
+    with pytest.raises(InvalidInput, match="another training"):
+        next(train(small(seed=1), checkpoint=checkpoint, device=CPU))
+
+
+def test_same_seed_same_numbers_other_seed_others() -> None:
+    first, again, other = (next(train(small(seed=seed), device=CPU)) for seed in (5, 5, 6))
+    assert numbers([first]) == numbers([again])
+    assert first.train_loss != other.train_loss
+
+
+def test_the_loop_is_a_plain_loop_over_the_same_batches() -> None:
+    """Against torch's own optimizer and a loop of the fewest lines, in float64."""
+    spec = small("sgdm", epochs=2, precision="float64")
+    training = Training(spec, CPU)
+    measured = [training.run_epoch(None)]
+    measured.append(training.run_epoch(measured[0]))
+
+    data = load_data(spec.workload, CPU)
+    torch.manual_seed(spec.seed)
+    model = build_model(spec.workload, num_classes=10, channels=1, image_size=8).double()
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
+    step, num_steps = 0, 2 * (data.sizes["train"] // 64)
+    for epoch in range(2):
+        losses = []
+        model.train()
+        batches = shuffled_batches(data.sizes["train"], 64, seed=spec.seed, epoch=epoch)
+        for images, labels in data.train_batches(batches):
+            optimizer.param_groups[0]["lr"] = knobs_at(spec.optimizer, step, num_steps, 2)[0]
+            optimizer.zero_grad()
+            loss = cross_entropy(model(images.double()), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.item())
+            step += 1
+        assert measured[epoch].train_loss == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+    for ours, theirs in zip(training.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_divergence_ends_the_training_at_once() -> None:
+    optimizer = with_settings(OptimizerSpec(), {"lr.peak": 1e8, "decay.weight": 1.0, "lr.schedule": "constant"})
+    history = list(train(small(optimizer=optimizer), device=CPU))
+    assert [metrics.diverged for metrics in history] == [True]
+    assert history[0].gradient_evaluations < 16, "in the middle of the epoch"
+    assert history[0].train_loss == float("inf")
+
+
+def test_a_loss_above_the_bound_is_a_divergence() -> None:
+    history = list(train(small(max_loss=1.5), device=CPU))
+    assert len(history) == 1 and history[0].diverged
+
+
+def test_it_stops_at_the_target_only_if_asked() -> None:
+    goes_on = list(train(small(targets=(0.11, 0.12)), device=CPU))
+    stops = list(train(small(targets=(0.11, 0.12), stop_at_target=True), device=CPU))
+    reached = next(metrics.epoch for metrics in goes_on if metrics.validation_accuracy >= 0.12)
+    assert len(goes_on) == 3
+    assert len(stops) == reached < 3
+
+
+def test_budget_and_counts() -> None:
+    metrics = list(train(small(), device=CPU))
+    steps = load_data(WorkloadSpec(), CPU).sizes["train"] // 64
+    assert [m.gradient_evaluations for m in metrics] == [steps, 2 * steps, 3 * steps]
+    assert {m.budget for m in metrics} == {3 * steps}
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="--batch-size 5000: must be at most"):
+        next(train(small(workload=WorkloadSpec(batch_size=5000)), device=CPU))
+
+
+def test_momentum_follows_the_learning_rate_and_p_the_epoch() -> None:
+    critical = with_settings(OptimizerSpec(), {**SPACES["critical"].default_settings(), "lr.warmup": 0.0})
+    lr, momentum, p = knobs_at(critical, 0, 100, 10)
+    assert (lr, p) == (0.1, 2.0)
+    assert momentum == pytest.approx(1 - 2 * 0.1**0.5)
+    annealed = with_settings(OptimizerSpec(), SPACES["lpsgdm"].default_settings())
+    ps = [knobs_at(annealed, step, 100, 10)[2] for step in range(100)]
+    assert ps[:10] == [6.0] * 10 and ps[90:] == [2.0] * 10
+    assert len(set(ps)) == 10, "one p an epoch"
+    by_step = with_settings(annealed, {"norm.interval": "step"})
+    assert len({knobs_at(by_step, step, 100, 10)[2] for step in range(100)}) == 100
+
+
+def test_compiled_agrees_with_eager() -> None:
+    eager = next(train(small(precision="float64"), device=CPU))
+    compiled = next(train(small(precision="float64", compile=True), device=CPU))
+    assert compiled.train_loss == pytest.approx(eager.train_loss, rel=1e-9)
+    assert compiled.validation_loss == pytest.approx(eager.validation_loss, rel=1e-9)
+    assert compiled.compile_seconds > 0 and eager.compile_seconds == 0
+
+
+def test_bfloat16_trains() -> None:
+    metrics = list(train(small(precision="bfloat16", epochs=2), device=CPU))
+    assert not any(m.diverged for m in metrics)
+    exact = list(train(small(epochs=2), device=CPU))
+    assert metrics[0].train_loss == pytest.approx(exact[0].train_loss, rel=0.1)
+    assert metrics[0].train_loss != exact[0].train_loss
+
+
+def test_training_needs_neither_ray_nor_optuna_nor_mlflow(tmp_path: Path) -> None:
+    """In a Python that refuses to import them, from a spec in a file, as on a machine that has only torch."""
+    spec_file = tmp_path / "spec.json"
+    made = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tuner.train",
+            "--variant",
+            "lpsgdm",
+            "--set",
+            "epochs=1",
+            "lr.peak=0.003",
+            "--print-spec",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    spec_file.write_text(made.stdout)
+    program = (
+        "import sys\n"
+        "for name in ('ray', 'optuna', 'mlflow', 'search_spaces', 'tyro', 'rich', 'matplotlib', 'sqlalchemy'):\n"
+        "    sys.modules[name] = None\n"
+        "from tuner.train_command import main\n"
+        f"sys.exit(main(['--spec', {str(spec_file)!r}]))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "epoch 1  gradient evaluations 16" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variant", "sgdx"], "unknown variant 'sgdx': did you mean 'sgdm'?"),
+        (["--set", "lr.paek=1"], "unknown parameter 'lr.paek': did you mean 'lr.peak'?"),
+        (["--set", "lr.peak=-1"], "lr.peak = -1.0: must be above 0"),
+        (["--set", "epochs"], "--set epochs: must be NAME=VALUE"),
+        (["--set", "workload.data=digit"], "did you mean 'digits'?"),
+        (["--set", "workload.model=resnet9"], "resnet8"),
+        (["--spec", "/nowhere.json"], "--spec /nowhere.json"),
+        (["--threads", "0"], "--threads 0: must be at least 1"),
+        (["--checkpoint", "/nowhere/c.pt"], "--checkpoint /nowhere/c.pt: there is no such folder"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out

@@ -1,0 +1,80 @@
+"""A trial's log: read as written, cut short anywhere, and begun anew."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tuner.spec import EpochMetrics
+from tuner.trial_folder import LOG, append_epoch, read_epochs
+
+Epoch = Callable[..., EpochMetrics]
+
+
+def test_no_folder_and_no_log_have_no_epochs(tmp_path: Path) -> None:
+    assert read_epochs(tmp_path / "absent") == read_epochs(tmp_path) == []
+
+
+def test_epochs_come_back_bit_for_bit(tmp_path: Path, epoch: Epoch) -> None:
+    history = [epoch(1, 0.1 + 0.2), epoch(2, 1 / 3, train_loss=math.inf, p=math.inf, diverged=True)]
+    for metrics in history:
+        append_epoch(tmp_path, metrics, done=metrics.diverged)
+    assert read_epochs(tmp_path) == history
+
+
+def test_a_loss_that_is_no_number_comes_back(tmp_path: Path, epoch: Epoch) -> None:
+    append_epoch(tmp_path, epoch(1, 0.5, validation_loss=math.nan), done=True)
+    assert math.isnan(read_epochs(tmp_path)[0].validation_loss)
+
+
+def test_a_log_cut_at_any_byte_keeps_the_epochs_before(tmp_path: Path, epoch: Epoch) -> None:
+    history = [epoch(number, number / 10) for number in (1, 2, 3)]
+    ends = []
+    for metrics in history:
+        append_epoch(tmp_path, metrics, done=False)
+        ends.append((tmp_path / LOG).stat().st_size)
+    content = (tmp_path / LOG).read_bytes()
+    for length in range(len(content)):
+        (tmp_path / LOG).write_bytes(content[:length])
+        # Whole without its newline, a line is as good as with it.
+        assert read_epochs(tmp_path) == history[: sum(end - 1 <= length for end in ends)]
+
+
+def test_what_follows_a_line_that_is_no_epoch_is_left_out(tmp_path: Path, epoch: Epoch) -> None:
+    append_epoch(tmp_path, epoch(1, 0.1), done=False)
+    for garbage in ("\0" * 40, '{"training_iteration": 2', "{}", ""):
+        with (tmp_path / LOG).open("a") as log:
+            log.write(garbage + "\n")
+        append_epoch(tmp_path, epoch(2, 0.2), done=False)
+        assert read_epochs(tmp_path) == [epoch(1, 0.1)]
+
+
+def test_the_first_epoch_begins_the_log_anew(tmp_path: Path, epoch: Epoch) -> None:
+    for number in (1, 2, 3, 1, 2):
+        append_epoch(tmp_path, epoch(number, 0.5), done=False)
+    assert [metrics.epoch for metrics in read_epochs(tmp_path)] == [1, 2]
+
+
+def test_an_epoch_told_twice_counts_once(tmp_path: Path, epoch: Epoch) -> None:
+    for number, accuracy in [(1, 0.1), (2, 0.2), (2, 0.9), (3, 0.3)]:
+        append_epoch(tmp_path, epoch(number, accuracy), done=False)
+    assert read_epochs(tmp_path) == [epoch(1, 0.1), epoch(2, 0.2), epoch(3, 0.3)]
+
+
+def test_lines_have_the_form_of_tunes_own(tmp_path: Path, epoch: Epoch) -> None:
+    append_epoch(tmp_path, epoch(1, 0.5), done=False)
+    append_epoch(tmp_path, epoch(2, 0.6), done=True)
+    lines = [json.loads(line) for line in (tmp_path / "result.json").read_text().splitlines()]
+    assert [(line["training_iteration"], line["done"]) for line in lines] == [(1, False), (2, True)]
+    assert lines[1]["validation/accuracy"] == 0.6
+
+
+@pytest.mark.parametrize("last", [None, 0.5])
+def test_logs_are_read_while_they_grow(tmp_path: Path, epoch: Epoch, last: float | None) -> None:
+    for number in range(1, 51):
+        append_epoch(tmp_path, epoch(number, last or number / 100), done=number == 50)
+        assert len(read_epochs(tmp_path)) == number
