@@ -26,8 +26,15 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	find notebooks -name '*.ipynb' -exec $(BIN)/nbstripout {} +
 
+# All benchmarks with small settings, to see that they run; benchmarks/README.md has those that figures come from.
 benchmarks: $(VENV)/.installed-dev
-	for program in $(wildcard benchmarks/*.py); do $(BIN)/python $$program $(ARGS) || exit 1; done
+	mkdir -p build/benchmarks
+	$(BIN)/python -m benchmarks.optimizer_step --repeats 5 --steps 5 --out build/benchmarks/optimizer_step.json
+	$(BIN)/python -m benchmarks.loop --repeats 10 --random-repeats 2 --images 512 --out build/benchmarks/loop.json
+	$(BIN)/python -m benchmarks.streaming --steps 2 --batch-size 8 --out build/benchmarks/streaming.json
+	$(BIN)/python -m benchmarks.share --out build/benchmarks/share.json -- --trials 2 --epochs 2
+	$(BIN)/python -m benchmarks.overhead --trials 8 --repeats 1 --skip-slow --out build/benchmarks/overhead.json
+	$(BIN)/python -m benchmarks.memory --trials 1 --epochs 2 --out build/benchmarks/memory.json
 
 # The environment and the results of searches stay.
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,8 @@ def run(module: str, arguments: Sequence[str], folder: Path, *, watch: Callable[
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment["RAY_TMPDIR"] = str(folder)
+    # A benchmark that is told to end must end what it runs.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (folder / "output.txt").open("w") as output:
         started_at = time.time()
         process = subprocess.Popen(

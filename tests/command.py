@@ -52,7 +52,7 @@ class Running:
         while not happened():
             assert self.process.poll() is None, f"ended before: {self.output()}"
             assert time.monotonic() < end, f"did not happen: {self.output()}"
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """kill -9 of the driver alone; what it started has to notice by itself."""

@@ -85,7 +85,7 @@ def quick_sqlite() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory, quick_sqlite: None) -> Path:
-    """A folder with the empty databases ``mlflow.db`` and ``optuna.db``: to copy them is much faster than to make them."""
+    """A folder with the empty databases ``mlflow.db`` and ``optuna.db``: copying is much faster than making."""
     from mlflow.tracking import MlflowClient
 
     folder = tmp_path_factory.mktemp("databases")
@@ -129,6 +129,6 @@ def open_ledger(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Callable[.
         tracking = Tracking(
             uri=mlflow_uri, experiment="e", search="s", search_id="id", parameters={"seed": spec.seed}, tags={}
         )
-        return Ledger(spec, variants, studies, tracking, tmp_path / "s")
+        return Ledger(spec, variants, studies, tracking, tmp_path / "s", splits="")
 
     return open_it

@@ -324,7 +324,7 @@ def test_the_folder_itself_is_checked(root: Path) -> None:
 def test_verification_does_not_import_torch(root: Path) -> None:
     code = (
         "import sys; from tuner.spec import WorkloadSpec; from tuner.workloads.check import prepare;"
-        "prepare(WorkloadSpec(data='imagefolder', data_dir=sys.argv[1])); print('torch' in sys.modules)"
+        "prepare(WorkloadSpec(data='imagefolder', data_dir=sys.argv[1], batch_size=2)); print('torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

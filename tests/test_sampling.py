@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import InMemoryStorage
@@ -140,7 +139,7 @@ def test_variants_of_equal_spaces_get_different_points(search: Search, toy: Call
 
 
 def test_the_random_arm_listens_to_no_result(search: Search, toy: Callable[..., Variant]) -> None:
-    good, bad = (search(toy(), lambda settings, value=value: value - distance(settings), 8)[1] for value in (1.0, -5.0))  # type: ignore[misc]
+    good, bad = (search(toy(), lambda settings, value=value: value - distance(settings), 8)[1] for value in (1.0, -5.0))
     flat = search(toy(), lambda settings: 0.3, 8)[1]
     assert good[:4] == bad[:4] == flat[:4]
     assert good[4:] != flat[4:]
@@ -188,17 +187,10 @@ def conditional(toy: Callable[..., Variant]) -> Variant:
     )
 
 
-experimental = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-
-
-@pytest.mark.xfail(
-    reason="TPESampler(group=True) warns that it is experimental", raises=optuna.exceptions.ExperimentalWarning
-)
 def test_conditions_warn_nobody(search: Search, conditional: Variant) -> None:
     search(conditional, lambda settings: 0.5, 2)
 
 
-@experimental
 def test_a_setting_that_does_not_exist_is_not_drawn(search: Search, conditional: Variant) -> None:
     study, drawn = search(conditional, lambda settings: 0.5, 40)
     trials = study.study.get_trials()
@@ -207,7 +199,6 @@ def test_a_setting_that_does_not_exist_is_not_drawn(search: Search, conditional:
     assert 5 < sum("momentum.value" in trial.params for trial in trials) < 35
 
 
-@experimental
 def test_in_a_space_with_conditions_random_points_are_independent(search: Search, conditional: Variant) -> None:
     drawn = search(conditional, lambda settings: 0.5, 64)[1][:32]
     sixteenths = Counter(int(32 * (math.log10(float(str(settings["lr.peak"]))) + 3) / 3) for settings in drawn)
@@ -216,7 +207,6 @@ def test_in_a_space_with_conditions_random_points_are_independent(search: Search
     assert drawn == again
 
 
-@experimental
 def test_the_model_arm_learns_in_a_space_with_conditions(search: Search, conditional: Variant) -> None:
     def accuracy(settings: dict[str, object]) -> float:
         return 0.9 - distance(settings) / 10 if settings["lr.schedule"] == "cosine" else 0.1
@@ -226,7 +216,6 @@ def test_the_model_arm_learns_in_a_space_with_conditions(search: Search, conditi
     assert random < 0.55 and model > 0.75
 
 
-@experimental
 def test_conditions_make_groups_and_other_spaces_are_modelled_jointly(
     search: Search, toy: Callable[..., Variant], conditional: Variant
 ) -> None:

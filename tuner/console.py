@@ -11,6 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+PLAIN_WIDTH = 120
+"""Columns where the output is no terminal; rich would take 80 and break the table."""
+
 
 @contextmanager
 def only_display(log: Path) -> Iterator[Console]:
@@ -29,7 +32,7 @@ def only_display(log: Path) -> Iterator[Console]:
     logging.getLogger("tuner").addHandler(handler)
     try:
         with os.fdopen(os.dup(saved[0]), "w") as terminal:
-            yield Console(file=terminal)
+            yield Console(file=terminal, width=None if terminal.isatty() else PLAIN_WIDTH)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

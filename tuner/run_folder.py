@@ -66,7 +66,7 @@ def new_id() -> str:
 def claimed(folder: Path) -> Iterator[None]:
     """Makes the folder and holds it for this program; the lock ends with the program, however that ends.
 
-    Where bad input is found before the search was saved, nothing made here stays.
+    Where bad input is found, or Ctrl-C comes, before the search was saved, nothing made here stays.
     """
     made = [path for path in [folder, *folder.parents] if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def claimed(folder: Path) -> Iterator[None]:
             raise InvalidInput(f"search {folder.name} is being run by another program") from None
         try:
             yield
-        except InvalidInput:
+        except BaseException:
             if not (folder / SPEC_FILE).exists():
                 shutil.rmtree(folder)
                 for parent in made[1:]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -62,13 +64,16 @@ class ArmSampler(BaseSampler):
         self.arm: Arm = arm
         self.index = index
         # Seeded by position: a resumed search draws what it would have drawn uninterrupted, given the same results.
-        self._tpe = TPESampler(
-            multivariate=True,
-            group=bool(self.variant.when),
-            constant_liar=True,
-            n_startup_trials=0,
-            seed=(self.seed + 7919 * index) % 2**32,
-        )
+        with warnings.catch_warnings():
+            # Optuna calls `group`, which conditional spaces need, experimental.
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self._tpe = TPESampler(
+                multivariate=True,
+                group=bool(self.variant.when),
+                constant_liar=True,
+                n_startup_trials=0,
+                seed=(self.seed + 7919 * index) % 2**32,
+            )
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {} if self.arm == "random" else self._tpe.infer_relative_search_space(study, trial)

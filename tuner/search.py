@@ -7,8 +7,9 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -91,6 +92,10 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
             else:
                 run_folder.save(folder, spec, search_id)
             return _train(ledger, resources, console)
+        except KeyboardInterrupt:
+            if (folder / run_folder.SPEC_FILE).exists():
+                _say_how_to_go_on(console, spec, folder, "Stopped.")
+            raise
         finally:
             ray.shutdown()
 
@@ -126,14 +131,27 @@ def _open(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], split
 
 def _train(ledger: Ledger, resources: Resources, console: Console) -> SearchResult:
     deadline = Deadline(seconds(ledger.spec.time_budget))
-    # Batch systems end a program by SIGTERM; it deserves the same farewell as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Display(console, ledger) as display:
+        with _sigterm_as_ctrl_c(), Display(console, ledger) as display:
             tune_all(ledger, resources, deadline, [display])
     except KeyboardInterrupt:
         return _conclude(ledger, console, resources=resources, interrupted=True)
     return _conclude(ledger, console, resources=resources, cut_off=deadline.passed)
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Batch systems end a program by SIGTERM; it deserves the same farewell as Ctrl-C.
+
+    To be entered when Ray has started: it sets a handler of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _conclude(
@@ -171,12 +189,16 @@ def _conclude(
     console.print(f"Files: {folder}", highlight=False, soft_wrap=True)
     console.print(f"MLflow: {_browse(spec.tracking_uri)}", highlight=False, soft_wrap=True)
     if unfinished or not in_mlflow:
-        output = f" --output {spec.output}" if spec.output != SearchSpec().output else ""
         why = "Stopped." if unfinished else f"MLflow has not taken everything yet, see {folder / LOG}."
-        console.print(f"{why} Go on with: {PROGRAM} --resume {folder.name}{output}", highlight=False, soft_wrap=True)
+        _say_how_to_go_on(console, spec, folder, why)
     if interrupted:
         return SearchResult(spec, ledger, tuple(table_rows), INTERRUPTED)
     return SearchResult(spec, ledger, tuple(table_rows), OK if winner.best else NOTHING_FINISHED)
+
+
+def _say_how_to_go_on(console: Console, spec: SearchSpec, folder: Path, why: str) -> None:
+    output = f" --output {spec.output}" if spec.output != SearchSpec().output else ""
+    console.print(f"{why} Go on with: {PROGRAM} --resume {folder.name}{output}", highlight=False, soft_wrap=True)
 
 
 def _browse(uri: str | None) -> str:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+# MLflow reports its use to a host outside, at import; whoever wants that sets the variable.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.tracking import MlflowClient
@@ -32,6 +36,8 @@ MAX_METRICS, MAX_PARAMS = 1000, 100
 """Most that MLflow takes in one batch."""
 LAST_METRIC = "speed/images_per_second"
 """The last metric of an epoch to be written: where it is, all are."""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Without it the UI opens its pages for language models."""
 FLUSH_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 
@@ -158,7 +164,7 @@ class Tracking:
     def _connect(self) -> None:
         client = MlflowClient(self._uri)
         experiment = client.get_experiment_by_name(self._experiment)
-        self._experiment_id = experiment.experiment_id if experiment else client.create_experiment(self._experiment)
+        self._experiment_id = experiment.experiment_id if experiment else client.create_experiment(self._experiment, tags=EXPERIMENT_TAGS)
         for run in self._existing_runs(client):
             name = run.data.tags[TRIAL_TAG]
             state = _RunState(run_id=run.info.run_id, ended=run.info.status != "RUNNING")

@@ -1,6 +1,7 @@
 """The files of a trial's folder, ``<output>/<search>/<trial>``: its spec, a log of epochs, a checkpoint.
 
-The checkpoint is there while the trial runs.  The log has the name and form of Ray Tune's, one JSON object a line, so that Tune's own tools read it.
+The checkpoint is there while the trial runs.  The log has the name and form of Ray Tune's, one JSON object a line, so
+that Tune's own tools read it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ offers against that: a class trainable with ``reset_config``.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,19 @@ class TrainClass(tune.Trainable):
         train_epoch(self.model, self.optimizer, self.data.train_batches(batches), CPU)
         return {"accuracy": accuracy(self.model, self.data, "validation"), "done": True}
 
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        # Tune asks a class trainable for one at the end of each trial.
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(state, Path(checkpoint_dir) / "checkpoint.pt")
 
-def main() -> None:
-    """Runs the search and prints its best result."""
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        state = torch.load(Path(checkpoint) / "checkpoint.pt", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def main() -> int:
+    """Runs the search and prints its best result; 1 where a trial failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--folder", type=Path, default=Path("."), help="where everything is written")
@@ -94,7 +105,8 @@ def main() -> None:
     best = results.get_best_result().metrics or {}
     print(f"{len(results)} trials, {results.num_errors} failed, best accuracy {best['accuracy']:.4f}")
     ray.shutdown()
+    return int(results.num_errors > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,338 @@
+"""What happens to trials, also to those of programs that are killed: each planned one runs and ends once, everywhere.
+
+No training here: the worker of these tests writes a trial's epochs as :mod:`tuner.trial` does, from a formula.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from search_spaces import Variant
+from tuner import tracking as tracking_module
+from tuner.ledger import Ledger, Record
+from tuner.spec import EpochMetrics
+from tuner.tracking import PARENT, TRIAL_TAG
+from tuner.trial_folder import CHECKPOINT, append_epoch, read_epochs
+
+Open = Callable[..., Ledger]
+Toy = Callable[..., Variant]
+Epoch = Callable[..., EpochMetrics]
+Work = Callable[[Ledger], None]
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
+EPOCHS = 9
+
+
+@pytest.fixture
+def work(epoch: Epoch) -> Work:
+    """Runs a ledger's trials to their ends, two at a time."""
+
+    def run(ledger: Ledger) -> None:
+        live: list[Iterator[None]] = []
+        while True:
+            while len(live) < 2 and (record := ledger.next_trial()) is not None:
+                if not record.ended:
+                    live.append(train(ledger, record))
+            if not live:
+                return
+            for trial in list(live):
+                if next(trial, "ended") == "ended":
+                    live.remove(trial)
+
+    def train(ledger: Ledger, record: Record) -> Iterator[None]:
+        folder = ledger.folder / record.name
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = folder / CHECKPOINT
+        ledger.start(record.name)
+        height = 0.3 + 0.6 * (record.spec.optimizer.lr.peak**0.3) * (1 - 0.3 * record.spec.optimizer.momentum.value)
+        for number in range(1, EPOCHS + 1):
+            diverges = record.number == 2 and number == 5
+            metrics = epoch(number, height * (1 - 0.5**number), budget=10 * EPOCHS, diverged=diverges)
+            checkpoint.write_text(str(max(number, int(checkpoint.read_text()) if checkpoint.exists() else 0)))
+            last = diverges or number == EPOCHS
+            append_epoch(folder, metrics, done=last)
+            goes_on = last or ledger.goes_on(record.name, metrics)
+            ledger.record(record.name, metrics, 0.1)
+            if diverges or not goes_on:
+                break
+            yield
+        ledger.end(record.name)
+
+    return run
+
+
+def assert_whole(ledger: Ledger, uri: str, num_trials: int) -> None:
+    """Exactly the planned trials, all ended, and the same in the ledger, Optuna, MLflow and on disk."""
+    statuses: dict[str, str] = {}
+    for name, study in ledger.studies.items():
+        trials = study.study.get_trials()
+        assert len(trials) == num_trials
+        arms = Counter(trial.user_attrs["arm"] for trial in trials)
+        assert arms == Counter(random=(num_trials + 1) // 2, model=num_trials // 2)
+        assert all(trial.state.is_finished() for trial in trials)
+        statuses |= {f"{name}-{trial.number:02d}": trial.user_attrs["status"] for trial in trials}
+    assert {record.name: record.status for record in ledger.records.values()} == statuses
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("e")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    assert sorted(run.data.tags[TRIAL_TAG] for run in found) == sorted([PARENT, *statuses])
+    for run in found:
+        name = run.data.tags[TRIAL_TAG]
+        if name == PARENT:
+            continue
+        history = ledger.records[name].history
+        assert history == read_epochs(ledger.folder / name)
+        assert history[-1].epoch == len(history)
+        assert run.data.tags["status"] == statuses[name] and run.info.status == "FINISHED"
+        assert run.data.tags["arm"] in ("random", "model")
+        for key in ("train/loss", "speed/images_per_second"):
+            steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+            assert steps == list(range(1, len(history) + 1)), f"{name}: {key}"
+        assert len(client.get_metric_history(run.info.run_id, "speed/auc")) == 1
+        assert not (ledger.folder / name / CHECKPOINT).exists()
+
+
+def in_a_program_of_its_own(task: Callable[[], None]) -> int:
+    """The exit status of a forked process that does the task."""
+    with warnings.catch_warnings(action="ignore"):  # a fork beside threads; it opens all it uses anew
+        child = os.fork()
+    if child == 0:
+        try:
+            task()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+KILLED = 9
+
+
+def kill_at(step: int, files: tuple[str, ...], functions: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """A tracer that ends the process, without any farewell, at a step: a line of these files, or of some functions."""
+    left = step
+
+    def count(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        nonlocal left
+        if Path(frame.f_code.co_filename).name not in files:
+            return None
+        if functions and frame.f_code.co_name not in functions:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                os._exit(KILLED)
+        return count
+
+    return count
+
+
+def test_every_variant_has_its_trials_in_turn(open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str) -> None:
+    ledger = open_ledger([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
+    assert not ledger.is_complete()
+    work(ledger)
+    names = [record.name for record in ledger.records.values()]
+    assert names == [f"{variant}-{number:02d}" for number in range(4) for variant in ("one", "two")]
+    assert {ledger.records[name].status for name in ("one-02", "two-02")} <= {"diverged", "stopped"}
+    assert ledger.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(ledger, mlflow_uri, 4)
+    again = open_ledger([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
+    assert again.is_complete()
+    again.list_all()
+    assert again.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(again, mlflow_uri, 4)
+    for name, record in ledger.records.items():
+        assert (again.records[name].spec, again.records[name].history) == (record.spec, record.history)
+    assert [again._rungs[v]._accuracies for v in ("one", "two")] == [
+        ledger._rungs[v]._accuracies for v in ("one", "two")
+    ]
+
+
+def test_more_trials_and_variants_are_added_to_a_complete_search(
+    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str
+) -> None:
+    for variants, num_trials in [(["one"], 2), (["one"], 5), (["one", "two"], 5)]:
+        ledger = open_ledger([toy(name) for name in variants], trials=num_trials, epochs=EPOCHS)
+        assert not ledger.is_complete()
+        work(ledger)
+        assert ledger.tracking.finish("finished", {}, [], timeout=60)
+        assert_whole(ledger, mlflow_uri, num_trials)
+
+
+DRIVER = ("ledger.py", "study.py", "sampling.py", "trial_folder.py", "test_ledger.py")
+WRITER = ("_write", "_flush", "_connect", "order")
+
+
+@pytest.mark.slow
+def test_programs_killed_at_any_statement_leave_a_search_that_is_finished_once(
+    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One search, killed again and again, ever later, in its driver or in its writing thread."""
+    monkeypatch.setattr(tracking_module, "FLUSH_SECONDS", 0.005)
+
+    def program(step: int, in_driver: bool) -> None:
+        if in_driver:
+            sys.settrace(kill_at(step, DRIVER))
+        else:
+            threading.settrace(kill_at(step, ("tracking.py",), WRITER))
+        ledger = open_ledger([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
+        work(ledger)
+        if not ledger.tracking.finish("finished", {}, [], timeout=60):
+            raise TimeoutError
+
+    num_killed = 0
+    for number in range(22):
+        # Odd steps apart, so that the statements where it ends differ from round to round.
+        status = in_a_program_of_its_own(lambda n=number: program(37 + 211 * (n // 2), n % 2 == 0))  # type: ignore[misc]
+        assert status in (0, KILLED)
+        num_killed += status == KILLED
+    assert num_killed > 6
+    ledger = open_ledger([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
+    work(ledger)
+    assert ledger.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(ledger, mlflow_uri, 4)
+
+
+def test_what_optuna_has_and_mlflow_has_not_is_written_by_the_next_program(
+    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def program() -> None:
+        monkeypatch.setattr(tracking_module.Tracking, "_flush", lambda *args: threading.Event().wait())
+        work(open_ledger([toy("one")], trials=3, epochs=EPOCHS))
+
+    assert in_a_program_of_its_own(program) == 0
+    ledger = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
+    assert ledger.is_complete()
+    ledger.list_all()
+    assert ledger.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(ledger, mlflow_uri, 3)
+
+
+class Killed(BaseException):
+    """Stands for a program's end: nothing catches it."""
+
+
+@pytest.mark.parametrize("where", ["tell", "end_trial", "unlink"])
+def test_a_program_killed_while_a_trial_ends(
+    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """At each end of a trial in turn, just before it is written there."""
+    num_killed = 0
+    for number in range(1, 4):
+        ledger = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
+        target: Any = {"tell": ledger.studies["one"].study, "end_trial": ledger.tracking, "unlink": Path}[where]
+        num_calls, original = 0, getattr(target, where)
+
+        def die(*args: Any, number: int = number, original: Any = original, **named: Any) -> Any:
+            nonlocal num_calls
+            num_calls += 1
+            if num_calls == number:
+                raise Killed
+            return original(*args, **named)
+
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(target, where, die)
+            work(ledger)
+        num_killed += num_calls == number
+        ledger.tracking.finish("interrupted", {}, [], timeout=60)
+    assert num_killed >= 2
+    ledger = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
+    work(ledger)
+    assert ledger.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(ledger, mlflow_uri, 3)
+
+
+def test_a_trial_that_fails_says_why_and_the_others_go_on(
+    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str
+) -> None:
+    ledger = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
+    failed = ledger.next_trial()
+    assert failed is not None
+    ledger.end(failed.name, failure="CUDA out of memory")
+    ledger.end(failed.name, failure="told again")
+    ledger.end(failed.name)
+    work(ledger)
+    assert ledger.tracking.finish("finished", {}, [], timeout=60)
+    assert next(record.status for record in ledger.records.values()) == "failed"
+    client = MlflowClient(mlflow_uri)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    run = next(run for run in runs if run.data.tags[TRIAL_TAG] == "one-00")
+    assert (run.info.status, run.data.tags["failure"]) == ("FAILED", "CUDA out of memory")
+
+
+def test_epochs_told_again_change_nothing(open_ledger: Open, toy: Toy, epoch: Epoch) -> None:
+    ledger = open_ledger([toy("one")], trials=1, epochs=EPOCHS)
+    record = ledger.next_trial()
+    assert record is not None
+    ledger.start(record.name)
+    for number, accuracy in [(1, 0.1), (2, 0.2), (1, 0.9), (2, 0.9), (3, 0.3)]:
+        ledger.record(record.name, epoch(number, accuracy), 0.5)
+    assert [metrics.validation_accuracy for metrics in record.history] == [0.1, 0.2, 0.3]
+    assert record.busy_seconds == 2.5, "a worker was busy with what it told again"
+    assert list(ledger.studies["one"].study.get_trials()[0].intermediate_values) == [10, 20, 30]
+    ledger.tracking.finish("interrupted", {}, [], timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("changes", "goes_on"),
+    [
+        ({}, False),
+        ({"early_stopping": False}, True),
+        ({"objective": "pareto"}, True),
+        ({"targets": (0.05, 0.15)}, True),
+        ({"targets": (0.05, 0.25)}, False),
+    ],
+)
+def test_who_falls_behind_is_stopped_unless(
+    open_ledger: Open, toy: Toy, epoch: Epoch, changes: dict[str, Any], goes_on: bool
+) -> None:
+    ledger = open_ledger([toy("one"), toy("two")], trials=2, **changes)
+    for accuracy, name in [(0.8, "one-00"), (0.2, "two-00"), (0.2, "one-01")]:
+        while name not in ledger.records:
+            ledger.next_trial()
+        ledger.start(name)
+        assert ledger.goes_on(name, epoch(4, accuracy)) == (goes_on or name != "one-01"), "variants never meet"
+    ledger.tracking.finish("interrupted", {}, [], timeout=60)
+
+
+def test_a_trial_that_was_let_through_is_let_through_by_the_next_program(
+    open_ledger: Open, toy: Toy, epoch: Epoch
+) -> None:
+    first = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
+    early, late = first.next_trial(), first.next_trial()
+    assert early is not None and late is not None
+    for record, accuracy in [(early, 0.2), (late, 0.8)]:
+        (first.folder / record.name).mkdir(parents=True)
+        append_epoch(first.folder / record.name, epoch(4, accuracy), done=False)
+        assert first.goes_on(record.name, epoch(4, accuracy))
+    first.tracking.finish("interrupted", {}, [], timeout=60)
+    second = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
+    for _ in range(3):
+        second.next_trial()
+    assert second.goes_on("one-01", epoch(4, 0.8))
+    assert second.goes_on("one-00", epoch(4, 0.2)), "after the other it would have been stopped"
+    assert not second.goes_on("one-02", epoch(4, 0.2)), "what the others were judged by still stands"
+    second.tracking.finish("interrupted", {}, [], timeout=60)
+
+
+def test_the_share_of_the_time_that_was_spent_training(open_ledger: Open, toy: Toy, epoch: Epoch) -> None:
+    ledger = open_ledger([toy("one")], trials=2, epochs=1)
+    assert ledger.busy_share(2) is None
+    for started, ended, busy in [(100.0, 110.0, 8.0), (105.0, 120.0, 12.0)]:
+        record = ledger.next_trial()
+        assert record is not None
+        record.started_at, record.ended_at, record.busy_seconds = started, ended, busy
+    assert ledger.busy_share(2) == pytest.approx(20 / (2 * 20))
+    ledger.tracking.finish("interrupted", {}, [], timeout=60)
