@@ -38,12 +38,20 @@ class Variant:
             raise ValueError(f"variant {self.name}: default and searched settings differ in {', '.join(odd)}")
         if both := sorted(set(self.fixed) & set(self.searched)):
             raise ValueError(f"variant {self.name}: both fixed and searched: {', '.join(both)}")
-        for setting, (parent, _) in self.when.items():
+        order = list(self.searched)
+        for setting, (parent, values) in self.when.items():
             for name in (setting, parent):
                 if name not in self.searched:
                     raise ValueError(f"variant {self.name}: a condition names {name}, which is not searched")
+            if order.index(parent) >= order.index(setting):
+                raise ValueError(
+                    f"variant {self.name}: {setting} depends on {parent}, which must be searched before it"
+                )
+            for value in values:
+                if not _holds(self.searched[parent], value):
+                    raise ValueError(f"variant {self.name}: {setting} depends on {parent} = {value}, which never is")
         for name, distribution in self.searched.items():
-            if not distribution._contains(distribution.to_internal_repr(self.default[name])):
+            if not _holds(distribution, self.default[name]):
                 raise ValueError(f"variant {self.name}: default {name} = {self.default[name]} is outside its range")
 
     def active(self, name: str, settings: Mapping[str, Value]) -> bool:
@@ -56,3 +64,10 @@ class Variant:
     def default_settings(self) -> dict[str, Value]:
         """The default point as a whole: fixed settings and the default of each searched one that exists there."""
         return {**self.fixed, **{name: v for name, v in self.default.items() if self.active(name, self.default)}}
+
+
+def _holds(distribution: BaseDistribution, value: Value) -> bool:
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:
+        return False

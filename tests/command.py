@@ -102,8 +102,8 @@ def check_whole(folder: Path, trials: dict[str, int], name: str = "a") -> None:
     for variant, study in studies(folder, name).items():
         assert [trial.number for trial in study.trials] == list(range(trials[variant]))
         assert all(trial.state.is_finished() for trial in study.trials)
-        for trial in study.trials:
-            assert len(trial.intermediate_values) == len(logs[f"{variant}-{trial.number:02d}"])
+        for recorded in study.trials:
+            assert len(recorded.intermediate_values) == len(logs[f"{variant}-{recorded.number:02d}"])
         arms = Counter(trial.user_attrs["arm"] for trial in study.trials)
         assert arms["random"] == (trials[variant] + 1) // 2
 

@@ -120,7 +120,6 @@ def test_a_long_mistake_is_one_line() -> None:
     assert "--trials" in refused("--trials", word)
 
 
-@pytest.mark.xfail(reason="flags with underscores are taken for unknown ones", strict=True)
 def test_underscores_are_no_mistake_when_another_flag_is() -> None:
     assert parse(["--batch_size", "8"])[0].batch_size == 8
     assert "--trials" in refused("--batch_size", "8", "--trials", "many")
@@ -178,7 +177,6 @@ def test_resuming_what_is_not_there_names_the_nearest(saved: SearchSpec) -> None
     assert "there is no search in" in refused("--resume", "s", "--output", f"{saved.output}/s")
 
 
-@pytest.mark.xfail(reason="--output is compared as text", strict=True)
 def test_the_same_folder_spelled_otherwise_is_the_same_search(
     saved: SearchSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +202,6 @@ def test_a_password_is_asked_for_again_and_no_other_place_taken(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", ["storage", "tracking_uri"])
-@pytest.mark.xfail(reason="refuse_changes shows addresses unmasked", strict=True)
 def test_a_refused_change_tells_no_password(saved: SearchSpec, name: str) -> None:
     argv = ["--resume", "s", "--output", saved.output, flag(name), "postgresql://me:swordfish@elsewhere/db"]
     assert "swordfish" not in refused(*argv)

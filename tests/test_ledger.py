@@ -172,7 +172,7 @@ def test_more_trials_and_variants_are_added_to_a_complete_search(
 
 
 DRIVER = ("ledger.py", "study.py", "sampling.py", "trial_folder.py", "test_ledger.py")
-WRITER = ("_write", "_flush", "_connect", "order")
+WRITER = ("_write", "_flush", "_synchronize", "order")
 
 
 @pytest.mark.slow

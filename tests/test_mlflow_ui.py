@@ -50,7 +50,8 @@ def page(address: str, folder: Path) -> str:
         [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={folder}", "--window-size=1700,1400", "--virtual-time-budget=20000", "--dump-dom", address,
+            f"--user-data-dir={folder}", "--window-size=1700,1400", "--virtual-time-budget=20000", "--dump-dom",
+            address,
         ],
         capture_output=True,
         text=True,
@@ -69,7 +70,14 @@ def test_pages(server: str, finished: tuple[Path, object], tmp_path: Path) -> No
     assert ">a<" in table and "9</strong> matching runs" in table.replace("\u00a0", " ")
 
     child = page(f"{experiment}/{by_name['lpsgdm-00'].info.run_id}", tmp_path / "2")
-    for text in ("lpsgdm-00", "validation/accuracy", "schedule/momentum", "speed/auc", "optimizer.norm.p_max", "variant"):
+    for text in (
+        "lpsgdm-00",
+        "validation/accuracy",
+        "schedule/momentum",
+        "speed/auc",
+        "optimizer.norm.p_max",
+        "variant",
+    ):
         assert text in child, text
 
     pictures = page(f"{experiment}/{by_name['a'].info.run_id}/artifacts/convergence.png", tmp_path / "3")

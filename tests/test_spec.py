@@ -146,7 +146,6 @@ def test_text_that_is_no_value_is_refused_by_name(name: str, text: str, says: st
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(reason="with_settings names the last part only", strict=True)
 def test_text_that_is_no_number_is_refused_by_its_whole_name() -> None:
     with pytest.raises(InvalidInput, match=r"momentum\.value = high"):
         with_settings(OptimizerSpec(), {"momentum.value": "high"})

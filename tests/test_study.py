@@ -166,7 +166,6 @@ def test_existing_trials_are_told_apart(storage: BaseStorage, toy: Toy, epoch: E
     assert [trial.state for trial in again.study.get_trials()] == states
 
 
-@pytest.mark.xfail(reason="tell() sets an attribute of a trial that has ended, which Optuna refuses", strict=True)
 def test_a_trial_told_again_keeps_what_was_told_first(storage: BaseStorage, toy: Toy, epoch: Epoch) -> None:
     study = opened(storage, toy())
     study.settings(study.ask())
@@ -178,7 +177,6 @@ def test_a_trial_told_again_keeps_what_was_told_first(storage: BaseStorage, toy:
     assert "failure" not in trial.user_attrs
 
 
-@pytest.mark.xfail(reason="tags() reads what was known when the study was opened", strict=True)
 def test_a_resumed_trial_that_fails_says_why(storage: BaseStorage, toy: Toy) -> None:
     study = opened(storage, toy())
     study.settings(study.ask())
@@ -187,7 +185,6 @@ def test_a_resumed_trial_that_fails_says_why(storage: BaseStorage, toy: Toy) -> 
     assert again.tags(0) == {"arm": "random", "failure": "out of memory"}
 
 
-@pytest.mark.xfail(reason="tags() reads what was known when the study was opened", strict=True)
 def test_a_trial_killed_before_its_arm_was_written_has_one_afterwards(storage: BaseStorage, toy: Toy) -> None:
     opened(storage, toy()).ask()
     again = opened(storage, toy())
@@ -195,7 +192,6 @@ def test_a_trial_killed_before_its_arm_was_written_has_one_afterwards(storage: B
     assert again.tags(0) == {"arm": "random"}
 
 
-@pytest.mark.xfail(reason="the attribute of a failure that was not told stays", strict=True)
 def test_a_failure_that_was_not_told_is_forgotten(
     storage: BaseStorage, toy: Toy, epoch: Epoch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,7 +173,6 @@ def test_a_write_that_is_refused_is_tried_again(
             assert_each_epoch_once(mlflow_uri, run, history)
 
 
-@pytest.mark.xfail(reason="create_run is repeated without looking whether the run is there", strict=True)
 def test_a_run_whose_creation_was_not_answered_is_not_made_twice(
     mlflow_uri: str, history: list[EpochMetrics], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +194,6 @@ def test_a_run_whose_creation_was_not_answered_is_not_made_twice(
     assert set(runs(mlflow_uri)) == {PARENT, "a-00"}
 
 
-@pytest.mark.xfail(reason="one run's error ends the round for all after it", strict=True)
 def test_one_run_that_mlflow_refuses_keeps_no_other_out(
     mlflow_uri: str, history: list[EpochMetrics], monkeypatch: pytest.MonkeyPatch
 ) -> None:

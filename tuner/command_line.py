@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import tyro
 
 from tuner import run_folder
-from tuner.errors import InvalidInput
+from tuner.errors import InvalidInput, masked
 from tuner.plan import SearchSpec, flag
-from tuner.preflight import masked
 
 PROGRAM = "python -m tuner.search"
 RULE = "─"
@@ -56,7 +55,7 @@ def _one_line(box: str, argv: Sequence[str]) -> str:
     """What the parser says in a frame, as one sentence with the nearest flag."""
     flags = [flag(item.name) for item in dataclasses.fields(SearchSpec)]
     for word in argv:
-        name = word.partition("=")[0]
+        name = word.partition("=")[0].replace("_", "-")
         if name.startswith("--") and name.replace("--no-", "--") not in flags and name not in flags:
             near = difflib.get_close_matches(name, flags, n=1)
             return f"unknown flag {name}: {f'did you mean {near[0]}?' if near else f'see {PROGRAM} --help'}"

@@ -1,8 +1,9 @@
-"""The one error for bad input: its message is the one line that a user sees."""
+"""The one error for bad input: its message is the one line that a user sees, and no password is in it."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -16,3 +17,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InvalidInput:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
     return InvalidInput(f"unknown {kind} {name!r}: {hint}")
+
+
+def masked(uri: str) -> str:
+    """The URI without its passwords, whatever characters they are of."""
+    # Not by urlsplit: it ends the host at the first of / ? # and refuses lone brackets.
+    without_user = re.sub(r"(?<=://)([^:/@]*):.*@", r"\1:***@", uri)
+    return re.sub(r"(?<=[?&])(password|passwd|token)=[^&]*", r"\1=***", without_user)

@@ -170,7 +170,7 @@ class Ledger:
         return sum(record.busy_seconds for record in ran) / (slots * span) if span > 0 else None
 
     def _how_it_ended(self, record: Record) -> str:
-        if record.history[-1].diverged:
+        if record.history and record.history[-1].diverged:
             return "diverged"
         return "finished" if is_over(record.spec, record.history) else "stopped"
 

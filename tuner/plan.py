@@ -10,9 +10,9 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
-from tuner.errors import InvalidInput
+from tuner.errors import InvalidInput, masked, unknown
 from tuner.spec import OptimizerSpec, Precision, TrialSpec, WorkloadSpec
 
 Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
@@ -102,6 +102,11 @@ class SearchSpec:
     """Print the plan and its cost; start nothing."""
 
     def __post_init__(self) -> None:
+        if self.data_dir is not None:
+            # Absolute: workers, and whoever resumes the search, may be in other folders.
+            object.__setattr__(self, "data_dir", str(Path(self.data_dir).absolute()))
+        if self.objective not in get_args(Objective):
+            raise unknown("objective", self.objective, get_args(Objective))
         for name in ("name", "resume"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", value):
@@ -113,6 +118,7 @@ class SearchSpec:
         if len(set(self.variants)) < len(self.variants):
             raise InvalidInput(f"--variants {' '.join(self.variants)}: names a variant twice")
         _at_least("trials", self.trials, 1)
+        _at_least("seed", self.seed, 0)
         _at_least("max_failures", self.max_failures, 0)
         _at_least("max_concurrent", self.max_concurrent, 1)
         _at_least("gpus_per_trial", self.gpus_per_trial, 0)
@@ -149,9 +155,7 @@ class SearchSpec:
         return WorkloadSpec(
             data=self.workload,
             model=self.model,
-            # Absolute: workers start in other folders.
-            data_dir=None if self.data_dir is None else str(Path(self.data_dir).absolute()),
-            download=self.download,
+            data_dir=self.data_dir,
             batch_size=self.batch_size,
             skip_corrupt=self.skip_corrupt,
         )
@@ -160,6 +164,8 @@ class SearchSpec:
         """Raises InvalidInput, by name, where resuming ``saved`` as this spec would change results."""
         for item in dataclasses.fields(self):
             old, new = getattr(saved, item.name), getattr(self, item.name)
+            if item.name == "output":
+                old, new = str(Path(old).resolve()), str(Path(new).resolve())
             if old != new and item.name not in CHANGEABLE_ON_RESUME:
                 raise InvalidInput(
                     f"{flag(item.name)} {_shown(new)}: search {saved.name!r} was started with {_shown(old)}, "
@@ -197,4 +203,4 @@ def _as_flag(message: str) -> str:
 
 
 def _shown(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, tuple) else masked(str(value))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
+from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from search_spaces import Variant
 from tuner.cluster import check_local_cpus
-from tuner.errors import InvalidInput
+from tuner.errors import InvalidInput, masked
 from tuner.plan import SearchSpec
 from tuner.variants import resolve_variants
 from tuner.workloads.check import check_workload, prepare
@@ -31,12 +33,12 @@ def check(spec: SearchSpec) -> tuple[tuple[Variant, ...], str]:
     """
     variants = resolve_variants(spec.variants, spec.space)
     check_local_cpus(spec)
-    check_workload(spec.workload_spec())
+    check_workload(replace(spec.workload_spec(), download=spec.download))
     check_folder(Path(spec.output))
     if spec.storage is not None:
         _check_database("--storage", spec.storage)
     check_tracking_uri(spec.tracking_uri or DEFAULT_TRACKING_URI)
-    return variants, prepare(spec.workload_spec())
+    return variants, prepare(replace(spec.workload_spec(), download=spec.download))
 
 
 def check_folder(output: Path) -> None:
@@ -50,7 +52,7 @@ def check_folder(output: Path) -> None:
 
 def check_tracking_uri(uri: str) -> None:
     """An MLflow server must answer in time, a database must open; MLflow itself would try for minutes."""
-    scheme = urlsplit(uri).scheme
+    scheme = uri.partition("://")[0]
     if scheme in ("http", "https"):
         _check_server(uri)
     elif scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
@@ -61,25 +63,16 @@ def check_tracking_uri(uri: str) -> None:
         )
 
 
-def masked(uri: str) -> str:
-    """The URI without its password."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username or ''}:***@{host}").geturl()
-
-
 def _check_server(uri: str) -> None:
-    parts = urlsplit(uri)
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
     try:
+        parts = urlsplit(uri)
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
         with urllib.request.urlopen(f"{bare}/health", timeout=PROBE_SECONDS) as answer:
             healthy = answer.read(16).strip() == b"OK"
     except urllib.error.HTTPError as error:
         # A server with login answers 401 to strangers: it is there, and MLflow's client has the credentials.
         healthy = error.code == 401
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise InvalidInput(f"--tracking-uri {masked(uri)}: no MLflow server answers ({_reason(error)})") from None
     if not healthy:
         raise InvalidInput(f"--tracking-uri {masked(uri)}: what answers there is no MLflow server")
@@ -88,16 +81,18 @@ def _check_server(uri: str) -> None:
 def _check_database(name: str, uri: str) -> None:
     try:
         url = make_url(uri)
-        if url.get_backend_name() == "sqlite":
-            _check_sqlite(name, url)
-            return
-        timeout = {"connect_timeout": PROBE_SECONDS} if url.get_backend_name() in ("postgresql", "mysql") else {}
+        url.get_dialect()
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise InvalidInput(f"{name} {masked(uri)}: must be a database URL such as sqlite:///optuna.db") from None
+    if url.get_backend_name() == "sqlite":
+        _check_sqlite(name, url)
+        return
+    timeout = {"connect_timeout": PROBE_SECONDS} if url.get_backend_name() in ("postgresql", "mysql") else {}
+    try:
         engine = create_engine(url, connect_args=timeout)
         engine.connect().close()
         engine.dispose()
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError):
-        raise InvalidInput(f"{name} {masked(uri)}: must be a database URL such as sqlite:///optuna.db") from None
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, ModuleNotFoundError) as error:
         reason = _reason(getattr(error, "orig", None) or error)
         raise InvalidInput(f"{name} {masked(uri)}: the database does not open ({reason})") from None
 
@@ -110,8 +105,10 @@ def _check_sqlite(name: str, url: URL) -> None:
         raise InvalidInput(f"{name} {url}: there is no folder {path.parent}")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InvalidInput(f"{name} {url}: {path} is not writable")
-    if path.exists() and path.stat().st_size and path.open("rb").read(16) != b"SQLite format 3\0":
-        raise InvalidInput(f"{name} {url}: {path} is not an SQLite database")
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(16) != b"SQLite format 3\0":
+                raise InvalidInput(f"{name} {url}: {path} is not an SQLite database")
 
 
 def _reason(error: BaseException) -> str:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from tuner.errors import InvalidInput, unknown
+from tuner.errors import InvalidInput, masked, unknown
 from tuner.plan import SearchSpec
-from tuner.preflight import masked
 from tuner.spec import from_dict
 
-SPEC_FILE = "search.json"
+SPEC_FILE, LOCK, LOG = "search.json", ".lock", "ray.log"
+FILES_MADE_FIRST = (LOCK, LOG)
+"""All that a search has written before its spec is saved."""
 
 
 def with_name(spec: SearchSpec) -> SearchSpec:
@@ -43,7 +43,7 @@ def load(output: str, name: str) -> tuple[SearchSpec, str]:
         if searches:
             raise unknown(f"search in {output}", name, searches) from None
         raise InvalidInput(f"--resume {name}: there is no search in {output}") from None
-    except (json.JSONDecodeError, KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InvalidInput(f"--resume {name}: its {SPEC_FILE} cannot be read ({error})") from None
 
 
@@ -66,11 +66,13 @@ def new_id() -> str:
 def claimed(folder: Path) -> Iterator[None]:
     """Makes the folder and holds it for this program; the lock ends with the program, however that ends.
 
-    Where bad input is found, or Ctrl-C comes, before the search was saved, nothing made here stays.
+    Where bad input is found, or Ctrl-C comes, before the search was saved, what was made here goes again; what was in
+    the folder before stays.
     """
     made = [path for path in [folder, *folder.parents] if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    present = set(folder.iterdir())
+    with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -79,7 +81,10 @@ def claimed(folder: Path) -> Iterator[None]:
             yield
         except BaseException:
             if not (folder / SPEC_FILE).exists():
-                shutil.rmtree(folder)
-                for parent in made[1:]:
-                    parent.rmdir()
+                for name in FILES_MADE_FIRST:
+                    if folder / name not in present:
+                        (folder / name).unlink(missing_ok=True)
+                with suppress(OSError):  # somebody put something there meanwhile
+                    for path in made:
+                        path.rmdir()
             raise

@@ -23,7 +23,7 @@ from tuner.cluster import Resources, start_ray, warm_up
 from tuner.command_line import PROGRAM, parse
 from tuner.console import only_display
 from tuner.display import Display
-from tuner.errors import InvalidInput
+from tuner.errors import InvalidInput, masked
 from tuner.leaderboard import Row, as_table, best_settings, rows, write_files
 from tuner.ledger import Ledger
 from tuner.plan import CHANGEABLE_ON_RESUME, SearchSpec, seconds
@@ -32,7 +32,6 @@ from tuner.study import VariantStudy, open_storage
 from tuner.tracking import Tracking
 from tuner.tuning import Deadline, tune_all
 
-LOG = "ray.log"
 OK, NOTHING_FINISHED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 FLUSH_SECONDS, INTERRUPTED_FLUSH_SECONDS = 120.0, 6.0
 """How long MLflow may take over what is left, at the end and after Ctrl-C."""
@@ -77,7 +76,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
         run_folder.check_new(spec)
     variants, splits = preflight.check(spec)
     folder = Path(spec.output).absolute() / spec.name
-    with run_folder.claimed(folder), only_display(folder / LOG) as console:
+    with run_folder.claimed(folder), only_display(folder / run_folder.LOG) as console:
         if search_id is not None:
             ledger = _open(spec, search_id, variants, splits, folder)
             if ledger.is_complete():
@@ -107,7 +106,7 @@ def _open(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], split
         search=folder.name,
         search_id=search_id,
         parameters={
-            name: preflight.masked(value) if isinstance(value, str) else value
+            name: masked(value) if isinstance(value, str) else value
             for name, value in flatten(spec).items()
             if name not in CHANGEABLE_ON_RESUME and value is not None
         },
@@ -189,7 +188,7 @@ def _conclude(
     console.print(f"Files: {folder}", highlight=False, soft_wrap=True)
     console.print(f"MLflow: {_browse(spec.tracking_uri)}", highlight=False, soft_wrap=True)
     if unfinished or not in_mlflow:
-        why = "Stopped." if unfinished else f"MLflow has not taken everything yet, see {folder / LOG}."
+        why = "Stopped." if unfinished else f"MLflow has not taken everything yet, see {folder / run_folder.LOG}."
         _say_how_to_go_on(console, spec, folder, why)
     if interrupted:
         return SearchResult(spec, ledger, tuple(table_rows), INTERRUPTED)
@@ -204,7 +203,7 @@ def _say_how_to_go_on(console: Console, spec: SearchSpec, folder: Path, why: str
 def _browse(uri: str | None) -> str:
     if uri is None:
         return "mlflow ui"
-    return preflight.masked(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {preflight.masked(uri)}"
+    return masked(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {masked(uri)}"
 
 
 def _provenance(search: str) -> dict[str, str]:

@@ -246,22 +246,25 @@ def flatten(spec: Any) -> dict[str, Setting | tuple[Setting, ...]]:
     return flat
 
 
-def with_settings(spec: Spec, settings: Mapping[str, Setting]) -> Spec:
+def with_settings(spec: Spec, settings: Mapping[str, Setting], *, within: str = "") -> Spec:
     """The spec with some leaves, given by dotted name, replaced.
 
-    Text is read as the field's own type, so that values may come from a command line.
+    Text is read as the field's own type, so that values may come from a command line; ``within`` is what messages put
+    before the names.
     Raises :class:`InvalidInput` for a name that is no leaf and for a value that is refused.
     """
     known = flatten(spec)
     nested: dict[str, dict[str, Setting]] = {}
     for name, value in settings.items():
         if name not in known:
-            raise unknown("parameter", name, known)
+            raise unknown("parameter", within + name, [within + other for other in known])
         head, _, rest = name.partition(".")
         nested.setdefault(head, {})[rest] = value
     hints = _hints(type(spec))  # type: ignore[arg-type]
     changes = {
-        head: with_settings(getattr(spec, head), leaves) if "" not in leaves else _parse(hints[head], head, leaves[""])
+        head: with_settings(getattr(spec, head), leaves, within=f"{within}{head}.")
+        if "" not in leaves
+        else _parse(hints[head], within + head, leaves[""])
         for head, leaves in nested.items()
     }
     return dataclasses.replace(spec, **changes)  # type: ignore[type-var]

@@ -122,8 +122,9 @@ class VariantStudy:
     def tags(self, number: int) -> dict[str, str]:
         """What else is known of a trial: its arm, and why it failed if it did."""
         existing = self._existing.get(number)
-        attributes = self._trial(number).user_attrs if existing is None else existing.user_attrs
-        return {name: attributes[name] for name in ("arm", "failure") if name in attributes}
+        ended_before = existing is not None and existing.state.is_finished()
+        attributes = existing.user_attrs if existing and ended_before else self._trial(number).user_attrs
+        return {name: attributes[name] for name in ("arm", "failure") if attributes.get(name)}
 
     def report(self, number: int, history: Sequence[EpochMetrics]) -> None:
         """Records the running value of a single objective at the history's last epoch."""
@@ -135,12 +136,15 @@ class VariantStudy:
     def tell(self, number: int, status: str, history: Sequence[EpochMetrics], failure: str | None = None) -> None:
         """Ends a trial; told again, keeps what was told first."""
         trial = self._trial(number)
-        trial.set_user_attr("status", status)
-        if failure is not None:
-            trial.set_user_attr("failure", failure)
+        try:
+            trial.set_user_attr("status", status)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return
+        if failure or trial.user_attrs.get("failure"):  # a program killed right here may have left one that is not so
+            trial.set_user_attr("failure", failure or "")
         state = STATUSES[status]
         values = evaluate(self.objective, history, self.targets) if state == TrialState.COMPLETE else None
-        self.study.tell(number, values, state=state, skip_if_finished=True)
+        self.study.tell(number, values, state=state)
 
     def best(self) -> int | None:
         """Number of the best trial that finished, None where none did; the earliest of equals."""

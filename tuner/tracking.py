@@ -19,8 +19,12 @@ from pathlib import Path
 
 # MLflow reports its use to a host outside, at import; whoever wants that sets the variable.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Its client would try for minutes inside one call; this module tries again itself, and looks first what was taken.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -34,6 +38,8 @@ PARENT = ""
 SEARCH_TAG, TRIAL_TAG = "tuner.search_id", "tuner.trial"
 MAX_METRICS, MAX_PARAMS = 1000, 100
 """Most that MLflow takes in one batch."""
+REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+"""Answers that asking again does not change: of a run that somebody deleted, above all."""
 LAST_METRIC = "speed/images_per_second"
 """The last metric of an epoch to be written: where it is, all are."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -76,6 +82,7 @@ class Tracking:
         self._closing = threading.Event()
         self._written = threading.Event()
         self._client: MlflowClient | None = None
+        self._synchronized = False
         self._experiment_id = ""
         self.start_trial(PARENT, parameters, {})
         self._thread = threading.Thread(target=self._write, name="mlflow", daemon=True)
@@ -140,41 +147,62 @@ class Tracking:
         while True:
             closing = self._closing.is_set()
             try:
-                if self._client is None:
-                    self._connect()
+                if not self._synchronized:
+                    self._synchronize()
                 while not self._orders.empty():
                     self._orders.get()()
-                for name, run in self._runs.items():
-                    self._flush(name, run)
-                if closing:
+                failures = sum(not self._flush_or_give_up(name, run) for name, run in self._runs.items())
+                if closing and not failures:
                     self._log_artifacts()
                     self._written.set()
                     return
-                pause = FLUSH_SECONDS
             except Exception:
-                # Whatever the server or the network said, the only way on is to try again: nothing is taken off a
-                # run's lists before MLflow has it.
-                logger.exception("MLflow did not take a write; trying again")
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                logger.exception("MLflow does not answer; trying again")
+                failures = 1
+            # An answer may have been lost after the server did what it was asked: look before asking again.
+            self._synchronized = not failures
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS) if failures else FLUSH_SECONDS
             if closing:
                 time.sleep(min(pause, FLUSH_SECONDS))
             else:
                 self._closing.wait(pause)
 
-    def _connect(self) -> None:
+    def _flush_or_give_up(self, name: str, run: _RunState) -> bool:
+        """Writes a run's lists; a run that MLflow refuses is let go, whatever else goes wrong is tried again."""
+        try:
+            self._flush(name, run)
+        except Exception as error:
+            if isinstance(error, MlflowException) and error.error_code in REFUSALS:
+                logger.error("MLflow refuses run %r, what is left of it is let go: %s", name, error)
+                run.ended = True
+                return True
+            # Nothing is taken off a run's lists before MLflow has it.
+            logger.exception("MLflow did not take run %r; trying again", name)
+            return False
+        return True
+
+    def _synchronize(self) -> None:
+        """Learns what MLflow holds of this search; only what this program does not know better is taken."""
         client = MlflowClient(self._uri)
         experiment = client.get_experiment_by_name(self._experiment)
-        self._experiment_id = experiment.experiment_id if experiment else client.create_experiment(self._experiment, tags=EXPERIMENT_TAGS)
+        self._experiment_id = (
+            experiment.experiment_id if experiment else client.create_experiment(self._experiment, tags=EXPERIMENT_TAGS)
+        )
         for run in self._existing_runs(client):
             name = run.data.tags[TRIAL_TAG]
-            state = _RunState(run_id=run.info.run_id, ended=run.info.status != "RUNNING")
+            state = self._runs.setdefault(name, _RunState())
+            if state.run_id is not None:
+                continue
+            state.run_id = run.info.run_id
             if name == PARENT:
-                state.ended, state.status = False, "RUNNING"
-            elif not state.ended:
+                state.status = state.status or "RUNNING"
+            elif run.info.status != "RUNNING":
+                state.ended = True
+            elif not state.metrics:
                 steps = client.get_metric_history(run.info.run_id, LAST_METRIC)
                 state.logged_epoch = max((metric.step for metric in steps), default=0)
-            self._runs[name] = state
         self._client = client
+        self._synchronized = True
 
     def _existing_runs(self, client: MlflowClient) -> list[Run]:
         runs: list[Run] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -39,8 +40,9 @@ def _find(name: str) -> Variant:
     module_name, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidInput(f"--variants {name}: {error}") from None
+    except Exception as error:  # a user's module may fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(f"--variants {name}: cannot be imported: {reason}") from None
     if not isinstance(found, Variant):
         raise InvalidInput(f"--variants {name}: is a {type(found).__name__}, must be a search_spaces.Variant")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", found.name):
@@ -98,6 +100,8 @@ def _distribution(old: BaseDistribution, name: str, given: str) -> BaseDistribut
         log = old.log if not scale else scale == ["log"]  # type: ignore[attr-defined]
         if isinstance(old, IntDistribution):
             return IntDistribution(int(low), int(high), log=log)
+        if math.isnan(float(low)) or math.isnan(float(high)):
+            raise ValueError
         return FloatDistribution(float(low), float(high), log=log)
     except (ValueError, TypeError):
         raise InvalidInput(
