@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from search_spaces import Variant
+from tests.command import search
 from tuner.ledger import Ledger
 from tuner.plan import SearchSpec
 from tuner.spec import EpochMetrics
@@ -132,3 +134,12 @@ def open_ledger(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Callable[.
         return Ledger(spec, variants, studies, tracking, tmp_path / "s", splits="")
 
     return open_it
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A small search of all default variants; easy targets, so that they are reached."""
+    folder = tmp_path_factory.mktemp("search")
+    ran = search(folder, "--name", "a", "--epochs", "3", "--trials", "2", "--targets", ".2", ".6")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return folder, ran

@@ -20,6 +20,8 @@ MADE_BY_TOOLS = {".git", ".venv", "__pycache__", "build", "dist", "runs", "mlrun
 UNNAMED = {".gitignore", ".gitattributes"}
 TESTS_OF_NO_MODULE = {
     "test_cluster_yaml": "cluster.yaml",
+    "test_mlflow_ui": "MLflow's pages in a browser",
+    "test_resume": "the command, killed and resumed",
     "test_image_folder": "the workload that is a folder of images",
     "test_notebooks": "notebooks/",
     "test_repository": "the whole",

@@ -107,7 +107,7 @@ def test_the_loop_is_a_plain_loop_over_the_same_batches() -> None:
     data = load_data(spec.workload, CPU)
     torch.manual_seed(spec.seed)
     model = build_model(spec.workload, num_classes=10, channels=1, image_size=8).double()
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
     step, num_steps = 0, 2 * (data.sizes["train"] // 64)
     for epoch in range(2):
@@ -118,7 +118,7 @@ def test_the_loop_is_a_plain_loop_over_the_same_batches() -> None:
             optimizer.param_groups[0]["lr"] = knobs_at(spec.optimizer, step, num_steps, 2)[0]
             optimizer.zero_grad()
             loss = cross_entropy(model(images.double()), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             losses.append(loss.item())
             step += 1

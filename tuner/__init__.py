@@ -8,6 +8,7 @@ In reading order, from argv to the table; what stands lower never imports what s
     preflight       everything that can be wrong, found before anything exists
     run_folder      the search's folder: its spec and its lock
     cluster         starts or joins Ray
+    session         one program's work on a search: opens, trains, concludes
     tuning          the one Ray Tune run
     searcher        Tune's questions, answered from the ledger
     ledger          what happens to trials: planned, run, judged, ended

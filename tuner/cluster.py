@@ -67,16 +67,6 @@ def start_ray(spec: SearchSpec) -> Resources:
         raise
 
 
-def warm_up(resources: Resources) -> list[object]:
-    """Starts workers loading torch while the driver is busy with other things; the trials' actors take them over."""
-
-    @ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    def load() -> None:
-        import tuner.trial  # noqa: F401
-
-    return [load.remote() for _ in range(min(resources.slots, int(ray.cluster_resources().get("CPU", 1))))]
-
-
 def _share(spec: SearchSpec) -> Resources:
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]] + _startable_machines()
     most_gpus = max(machine.get("GPU", 0.0) for machine in machines)

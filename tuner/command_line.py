@@ -40,6 +40,12 @@ def parse(argv: Sequence[str]) -> tuple[SearchSpec, str | None]:
     return spec, search_id
 
 
+def how_to_go_on(spec: SearchSpec) -> str:
+    """The command that resumes a search."""
+    output = f" --output {spec.output}" if spec.output != SearchSpec().output else ""
+    return f"Go on with: {PROGRAM} --resume {spec.name}{output}"
+
+
 def _parse(argv: Sequence[str], default: SearchSpec) -> SearchSpec:
     printed = io.StringIO()
     try:

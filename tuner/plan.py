@@ -1,4 +1,4 @@
-"""What a search is: one frozen dataclass, the source of the command line and of the Python interface.
+"""What a search is: one frozen dataclass, the source of the command line and of the Python interface; and its result.
 
 The help of each flag is the docstring under its field.
 """
@@ -14,6 +14,9 @@ from typing import Literal, TypeAlias, get_args
 
 from tuner.errors import InvalidInput, masked, unknown
 from tuner.spec import OptimizerSpec, Precision, TrialSpec, WorkloadSpec
+
+OK, NOTHING_FINISHED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses of the command."""
 
 Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
 
@@ -175,6 +178,23 @@ class SearchSpec:
             raise InvalidInput(f"--trials {self.trials}: a resumed search keeps its {saved.trials} trials or adds some")
         if missing := [name for name in saved.variants if name not in self.variants]:
             raise InvalidInput(f"--variants: a resumed search keeps all its variants, {', '.join(missing)} too")
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """A search as this program left it."""
+
+    folder: Path
+    best_trial: str | None
+    """Name of the best trial that finished, over all variants."""
+    interrupted: bool
+
+    @property
+    def exit_status(self) -> int:
+        """0 done, 1 no trial finished, 130 interrupted."""
+        if self.interrupted:
+            return INTERRUPTED
+        return OK if self.best_trial else NOTHING_FINISHED
 
 
 def flag(name: str) -> str:

@@ -5,6 +5,7 @@ The study of variant ``sgdm`` in search ``first`` is named ``first/sgdm``.  Tria
 
 from __future__ import annotations
 
+import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import Trial, TrialState
+from sqlalchemy import event
 
 from search_spaces import Variant
 from tuner.objectives import OBJECTIVES, evaluate, rank
@@ -32,10 +34,22 @@ STATUSES = {
 
 
 def open_storage(url: str) -> BaseStorage:
-    """The Optuna storage of a URL; SQLite waits for a lock for a minute instead of five seconds."""
+    """The Optuna storage of a URL.
+
+    SQLite waits for a lock for a minute instead of five seconds, and writes ahead to a log: the settings of a trial are
+    a transaction each, and by default each waits for the disk.  A program that is killed loses nothing by it.
+    """
     if url.startswith("sqlite"):
-        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        event.listen(storage.engine, "connect", _write_ahead)
+        storage.engine.dispose()  # connections made before do not know yet
+        return storage
     return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+
+
+def _write_ahead(connection: sqlite3.Connection, _: object) -> None:
+    connection.execute("pragma journal_mode=wal")
+    connection.execute("pragma synchronous=normal")
 
 
 def study_name(search: str, variant: str) -> str:

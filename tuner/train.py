@@ -8,6 +8,7 @@ the optimizer's state and the history are all there is to keep.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pickle
 import sys
@@ -77,13 +78,17 @@ def knobs_at(spec: OptimizerSpec, step: int, num_steps: int, epochs: int) -> tup
     return lr, momentum, p
 
 
+# A worker trains many trials on the same data.
+_load_data = functools.lru_cache(maxsize=1)(load_data)
+
+
 class Training:
     """The state of one training: weights, optimizer, position."""
 
     def __init__(self, spec: TrialSpec, device: torch.device) -> None:
         self.spec = spec
         self.device = device
-        self.data: Images = load_data(spec.workload, device)
+        self.data: Images = _load_data(spec.workload, device)
         self.steps_per_epoch = self.data.sizes["train"] // spec.workload.batch_size
         self.num_steps = self.steps_per_epoch * spec.epochs
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32

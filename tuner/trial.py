@@ -11,12 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray.tune import Trainable
 
 from tuner.convergence import is_over
 from tuner.spec import EpochMetrics, TrialSpec, from_dict, to_json
-from tuner.train import train
 from tuner.trial_folder import CHECKPOINT, SPEC, append_epoch
 
 
@@ -24,6 +22,11 @@ class TrialActor(Trainable):
     """Runs the trial in ``config``: keys ``trial`` (its name), ``spec`` (as plain data), ``folder``, ``threads``."""
 
     def setup(self, config: dict[str, Any]) -> None:
+        # Here, not above: the driver knows this class and has no use for torch's 500 MB.
+        import torch
+
+        from tuner.train import train
+
         torch.set_num_threads(config["threads"])
         self._folder = Path(config["folder"])
         self._folder.mkdir(parents=True, exist_ok=True)
