@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 
 import ray
@@ -14,6 +15,8 @@ from tuner.plan import SearchSpec
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Trials send metrics alone; Ray would set a third of the memory aside."""
+PROBE_SECONDS = 10
+"""How long a cluster's address may take to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +60,23 @@ def start_ray(spec: SearchSpec) -> Resources:
         )
     else:
         try:
+            _probe(spec.address)
             ray.init(address=spec.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InvalidInput(f"--address {spec.address}: no Ray cluster answers there ({error})") from None
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InvalidInput(f"--address {spec.address}: no Ray cluster answers there ({reason})") from None
     try:
         return _share(spec)
     except InvalidInput:
         ray.shutdown()
         raise
+
+
+def _probe(address: str) -> None:
+    """Raises OSError where nothing listens; Ray itself would try for a minute."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
 
 
 def _share(spec: SearchSpec) -> Resources:
