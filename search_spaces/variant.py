@@ -18,7 +18,7 @@ class Variant:
     name: str
     """Letters, digits and dashes."""
     idea: str
-    """One sentence for tables and ``--list``."""
+    """One sentence, shown by ``--dry-run``."""
     source: str
     """The paper, or "ours"."""
     fixed: Mapping[str, Value]

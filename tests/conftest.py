@@ -30,6 +30,7 @@ def epoch() -> Callable[..., EpochMetrics]:
         values: dict[str, Any] = {
             "epoch": number,
             "gradient_evaluations": 10 * number,
+            "steps": 10 * number,
             "budget": 100,
             "train_loss": 1.0,
             "train_accuracy": accuracy,

@@ -38,7 +38,7 @@ def saved(tmp_path: Path) -> SearchSpec:
         dry_run=False,
     )
     (tmp_path / "s").mkdir()
-    save(tmp_path / "s", spec, "the-id")
+    save(tmp_path / "s", spec, "the-id", {})
     return spec
 
 
@@ -191,7 +191,7 @@ def test_a_password_is_asked_for_again_and_no_other_place_taken(tmp_path: Path, 
     uri = "postgresql://me:swordfish@host/db"
     values: dict[str, Any] = {"name": "s", "output": str(tmp_path), name: uri}
     spec = SearchSpec(**values)
-    save(tmp_path / "s", spec, "id")
+    save(tmp_path / "s", spec, "id", {})
     resume = ["--resume", "s", "--output", str(tmp_path)]
     again = f"{flag(name)}: give postgresql://me:***@host/db again, its password is not kept"
     assert refused(*resume) == again

@@ -137,7 +137,7 @@ def test_the_split_does_not_depend_on_the_place_or_the_process(root: Path, tmp_p
 
 
 def test_decoded_images_are_cached_and_shared(root: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "left out" not in prepare(spec_of(root))
+    assert "left out" not in prepare(spec_of(root)).note
     (cached,) = own_cache.glob("*/*.npy")
     assert not list(own_cache.glob("*/unfinished*"))
     opened: list[Path] = []
@@ -199,7 +199,7 @@ def test_an_unreadable_image_is_named_or_left_out(root: Path, damage: object) ->
     for ask in (prepare, lambda spec: load_data(spec, CPU)):
         with pytest.raises(InvalidInput, match=r"cannot read image .*train/dog/01\.png.*--skip-corrupt"):
             ask(spec_of(root))
-    assert prepare(spec_of(root, skip_corrupt=True)).endswith("left out: 1")
+    assert prepare(spec_of(root, skip_corrupt=True)).note.endswith("left out: 1")
     data = load_data(spec_of(root, skip_corrupt=True), CPU)
     assert data.num_skipped == 1
     assert sum(data.sizes.values()) == sum(whole.values()) - 1
@@ -217,7 +217,7 @@ def test_large_images_are_verified_by_their_headers(root: Path, own_cache: Path)
     for number, path in enumerate(sorted(root.glob("*/*/*.png"))):
         write_image(path, number, (80, 70))
     truncate(root / "train" / "cat" / "00.png")
-    assert "left out" not in prepare(spec_of(root))
+    assert "left out" not in prepare(spec_of(root)).note
     assert not list(own_cache.glob("*/*.npy"))
     (root / "train" / "cat" / "02.png").write_bytes(b"nothing")
     with pytest.raises(InvalidInput, match=r"train/cat/02\.png"):
@@ -335,7 +335,7 @@ def test_verification_does_not_import_torch(root: Path) -> None:
 def test_the_real_cifar10_as_jpeg() -> None:
     assert CIFAR10_JPEG is not None
     spec = spec_of(Path(CIFAR10_JPEG), augment=False)
-    assert "left out" not in prepare(spec)
+    assert "left out" not in prepare(spec).note
     data = load_data(spec, CPU)
     assert isinstance(data, ResidentImages)
     assert data.sizes == {"train": 45_000, "test": 10_000, "validation": 5_000}

@@ -61,7 +61,7 @@ def work(epoch: Epoch) -> Work:
             metrics = epoch(number, height * (1 - 0.5**number), budget=10 * EPOCHS, diverged=diverges)
             checkpoint.write_text(str(max(number, int(checkpoint.read_text()) if checkpoint.exists() else 0)))
             last = diverges or number == EPOCHS
-            append_epoch(folder, metrics, done=last)
+            append_epoch(folder, metrics)
             goes_on = last or ledger.goes_on(record.name, metrics)
             ledger.record(record.name, metrics, 0.1)
             if diverges or not goes_on:
@@ -315,7 +315,7 @@ def test_a_trial_that_was_let_through_is_let_through_by_the_next_program(
     assert early is not None and late is not None
     for record, accuracy in [(early, 0.2), (late, 0.8)]:
         (first.folder / record.name).mkdir(parents=True)
-        append_epoch(first.folder / record.name, epoch(4, accuracy), done=False)
+        append_epoch(first.folder / record.name, epoch(4, accuracy))
         assert first.goes_on(record.name, epoch(4, accuracy))
     first.tracking.finish("interrupted", {}, [], timeout=60)
     second = open_ledger([toy("one")], trials=3, epochs=EPOCHS)

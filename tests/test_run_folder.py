@@ -39,14 +39,14 @@ def test_a_spec_comes_back_as_it_was(tmp_path: Path) -> None:
         data_dir="ü b",
         compile=True,
     )
-    save(tmp_path, spec, "id")
+    save(tmp_path, spec, "id", {})
     assert load(str(tmp_path.parent), tmp_path.name) == (spec, "id")
     assert [path.name for path in tmp_path.iterdir()] == [SPEC_FILE], "no draft is left"
 
 
 def test_no_password_is_saved(tmp_path: Path) -> None:
     spec = SearchSpec(name="s", storage="postgresql://me:swordfish@h/d", tracking_uri="http://me:swordfish@h")
-    save(tmp_path, spec, "id")
+    save(tmp_path, spec, "id", {})
     assert "swordfish" not in (tmp_path / SPEC_FILE).read_text()
     saved = load(str(tmp_path.parent), tmp_path.name)[0]
     assert (saved.storage, saved.tracking_uri) == ("postgresql://me:***@h/d", "http://me:***@h")
@@ -54,26 +54,26 @@ def test_no_password_is_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("odd", ["#", "/", "?"])
 def test_no_password_of_odd_characters_is_saved(tmp_path: Path, odd: str) -> None:
-    save(tmp_path, SearchSpec(name="s", storage=f"postgresql://me:a{odd}swordfish@h/d"), "id")
+    save(tmp_path, SearchSpec(name="s", storage=f"postgresql://me:a{odd}swordfish@h/d"), "id", {})
     assert "swordfish" not in (tmp_path / SPEC_FILE).read_text()
 
 
 def test_a_save_that_breaks_off_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, SearchSpec(name="s", trials=3), "id")
+    save(tmp_path, SearchSpec(name="s", trials=3), "id", {})
 
     def die(*args: object, **named: object) -> str:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "replace", die)
-        save(tmp_path, SearchSpec(name="s", trials=9), "id")
+        save(tmp_path, SearchSpec(name="s", trials=9), "id", {})
     assert load(str(tmp_path.parent), tmp_path.name)[0].trials == 3
 
 
 def test_the_nearest_search_is_named(tmp_path: Path) -> None:
     assert refused(tmp_path, "first") == f"--resume first: there is no search in {tmp_path}"
     (tmp_path / "first").mkdir()
-    save(tmp_path / "first", SearchSpec(name="first"), "id")
+    save(tmp_path / "first", SearchSpec(name="first"), "id", {})
     (tmp_path / "fist-notes").mkdir()
     assert "did you mean 'first'?" in refused(tmp_path, "fist")
     (tmp_path / "file").touch()
@@ -107,7 +107,7 @@ def test_the_name_of_a_search_that_exists_is_refused(tmp_path: Path) -> None:
     check_new(spec)
     (tmp_path / "s").mkdir()
     check_new(spec)
-    save(tmp_path / "s", spec, "id")
+    save(tmp_path / "s", spec, "id", {})
     with pytest.raises(InvalidInput, match="--name s: this search exists; go on with it by --resume s"):
         check_new(spec)
 
@@ -144,7 +144,7 @@ def test_bad_input_leaves_nothing_that_was_not_there(tmp_path: Path) -> None:
 
 def test_bad_input_leaves_a_search_that_was_saved(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="bad"), claimed(tmp_path / "s"):
-        save(tmp_path / "s", SearchSpec(name="s"), "id")
+        save(tmp_path / "s", SearchSpec(name="s"), "id", {})
         raise InvalidInput("bad")
     assert (tmp_path / "s" / SPEC_FILE).exists()
 
@@ -153,7 +153,7 @@ def test_ctrl_c_leaves_nothing_of_a_search_that_was_not_saved_and_all_of_one_tha
     for saved in (False, True):
         with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "s"):
             if saved:
-                save(tmp_path / "s", SearchSpec(name="s"), "id")
+                save(tmp_path / "s", SearchSpec(name="s"), "id", {})
             raise KeyboardInterrupt
         assert (tmp_path / "s").exists() == saved
 

@@ -97,7 +97,7 @@ def test_optuna_holds_the_running_objective_in_its_direction(finished: tuple[Pat
 
 
 def test_leaderboard_file(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    lines = list(csv.DictReader((finished[0] / "runs/a/leaderboard.csv").open()))
+    lines = list(csv.DictReader((finished[0] / "runs/a/leaderboard.csv").read_text().splitlines()))
     assert {line["variant"] for line in lines} == {"sgdm", "adamw", "lpsgdm", "critical"}
     logs = epochs_logged(finished[0])
     for line in lines:
@@ -182,10 +182,12 @@ SILENT = "http://127.0.0.1:{port}"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--variants", "sgdmm"], "unknown variant 'sgdmm': did you mean 'sgdm'?"),
+        (["--variants", "sgdmm"], "--variants: unknown variant 'sgdmm': did you mean 'sgdm'?"),
         (["--workload", "digit"], "did you mean 'digits'?"),
         (["--model", "resnet9"], "resnet"),
         (["--model", "nowhere.module:function"], "nowhere"),
+        (["--model", "alexnet"], "alexnet"),
+        (["--output", "s3://bucket/runs"], "--output s3://bucket/runs"),
         (["--space", "lr.paek=1:2"], "did you mean 'lr.peak'?"),
         (["--epoch", "3"], "did you mean --epochs?"),
         (["--epochs", "three"], "--epochs"),
@@ -198,7 +200,7 @@ SILENT = "http://127.0.0.1:{port}"
         (["--workload", "cifar10"], "--data-dir"),
         (["--workload", "imagefolder", "--data-dir", "nowhere"], "nowhere"),
         (["--workload", "imagefolder", "--data-dir", "empty"], "empty"),
-        (["--workload", "imagefolder", "--data-dir", "corrupt"], "corrupt/train/b/broken.png"),
+        (["--workload", "imagefolder", "--data-dir", "corrupt", "--batch-size", "2"], "corrupt/train/b/broken.png"),
         (["--name", "a/b"], "plain folder name"),
         (["--name", ".."], "plain folder name"),
         (["--resume", "never"], "--resume never"),

@@ -22,12 +22,12 @@ def test_no_folder_and_no_log_have_no_epochs(tmp_path: Path) -> None:
 def test_epochs_come_back_bit_for_bit(tmp_path: Path, epoch: Epoch) -> None:
     history = [epoch(1, 0.1 + 0.2), epoch(2, 1 / 3, train_loss=math.inf, p=math.inf, diverged=True)]
     for metrics in history:
-        append_epoch(tmp_path, metrics, done=metrics.diverged)
+        append_epoch(tmp_path, metrics)
     assert read_epochs(tmp_path) == history
 
 
 def test_a_loss_that_is_no_number_comes_back(tmp_path: Path, epoch: Epoch) -> None:
-    append_epoch(tmp_path, epoch(1, 0.5, validation_loss=math.nan), done=True)
+    append_epoch(tmp_path, epoch(1, 0.5, validation_loss=math.nan))
     assert math.isnan(read_epochs(tmp_path)[0].validation_loss)
 
 
@@ -35,7 +35,7 @@ def test_a_log_cut_at_any_byte_keeps_the_epochs_before(tmp_path: Path, epoch: Ep
     history = [epoch(number, number / 10) for number in (1, 2, 3)]
     ends = []
     for metrics in history:
-        append_epoch(tmp_path, metrics, done=False)
+        append_epoch(tmp_path, metrics)
         ends.append((tmp_path / LOG).stat().st_size)
     content = (tmp_path / LOG).read_bytes()
     for length in [*range(0, len(content), 9), *ends, *(end - 1 for end in ends), *(end - 2 for end in ends)]:
@@ -45,29 +45,29 @@ def test_a_log_cut_at_any_byte_keeps_the_epochs_before(tmp_path: Path, epoch: Ep
 
 
 def test_what_follows_a_line_that_is_no_epoch_is_left_out(tmp_path: Path, epoch: Epoch) -> None:
-    append_epoch(tmp_path, epoch(1, 0.1), done=False)
+    append_epoch(tmp_path, epoch(1, 0.1))
     for garbage in ("\0" * 40, '{"training_iteration": 2', "{}", ""):
         with (tmp_path / LOG).open("a") as log:
             log.write(garbage + "\n")
-        append_epoch(tmp_path, epoch(2, 0.2), done=False)
+        append_epoch(tmp_path, epoch(2, 0.2))
         assert read_epochs(tmp_path) == [epoch(1, 0.1)]
 
 
 def test_the_first_epoch_begins_the_log_anew(tmp_path: Path, epoch: Epoch) -> None:
     for number in (1, 2, 3, 1, 2):
-        append_epoch(tmp_path, epoch(number, 0.5), done=False)
+        append_epoch(tmp_path, epoch(number, 0.5))
     assert [metrics.epoch for metrics in read_epochs(tmp_path)] == [1, 2]
 
 
 def test_an_epoch_told_twice_counts_once(tmp_path: Path, epoch: Epoch) -> None:
     for number, accuracy in [(1, 0.1), (2, 0.2), (2, 0.9), (3, 0.3)]:
-        append_epoch(tmp_path, epoch(number, accuracy), done=False)
+        append_epoch(tmp_path, epoch(number, accuracy))
     assert read_epochs(tmp_path) == [epoch(1, 0.1), epoch(2, 0.2), epoch(3, 0.3)]
 
 
 def test_lines_have_the_form_of_tunes_own(tmp_path: Path, epoch: Epoch) -> None:
-    append_epoch(tmp_path, epoch(1, 0.5), done=False)
-    append_epoch(tmp_path, epoch(2, 0.6), done=True)
+    append_epoch(tmp_path, epoch(1, 0.5))
+    append_epoch(tmp_path, epoch(2, 0.6))
     lines = [json.loads(line) for line in (tmp_path / "result.json").read_text().splitlines()]
     assert [(line["training_iteration"], line["done"]) for line in lines] == [(1, False), (2, True)]
     assert lines[1]["validation/accuracy"] == 0.6
@@ -76,5 +76,5 @@ def test_lines_have_the_form_of_tunes_own(tmp_path: Path, epoch: Epoch) -> None:
 @pytest.mark.parametrize("last", [None, 0.5])
 def test_logs_are_read_while_they_grow(tmp_path: Path, epoch: Epoch, last: float | None) -> None:
     for number in range(1, 51):
-        append_epoch(tmp_path, epoch(number, last or number / 100), done=number == 50)
+        append_epoch(tmp_path, epoch(number, last or number / 100))
         assert len(read_epochs(tmp_path)) == number

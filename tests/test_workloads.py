@@ -196,7 +196,7 @@ def test_a_missing_data_set_is_told_how_to_get(data: str, tmp_path: Path) -> Non
 def test_only_folders_of_images_are_streamed() -> None:
     with pytest.raises(InvalidInput, match="--stream always"):
         check_workload(WorkloadSpec(stream="always"))
-    assert "left out" not in prepare(WorkloadSpec())
+    assert "left out" not in prepare(WorkloadSpec()).note
 
 
 def test_a_check_does_not_import_torch() -> None:

@@ -15,6 +15,7 @@ from tuner.plan import SearchSpec
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Trials send metrics alone; Ray would set a third of the memory aside."""
+MOST_MACHINES = 1000
 PROBE_SECONDS = 10
 """How long a cluster's address may take to answer."""
 
@@ -80,7 +81,8 @@ def _probe(address: str) -> None:
 
 
 def _share(spec: SearchSpec) -> Resources:
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]] + _startable_machines()
+    # A cluster that can grow is taken at its full size, so that trials wait for the machines that are to be started.
+    machines = _startable_machines() or [node["Resources"] for node in ray.nodes() if node["Alive"]]
     most_gpus = max(machine.get("GPU", 0.0) for machine in machines)
     gpus = spec.gpus_per_trial if spec.gpus_per_trial is not None else float(most_gpus >= 1)
     where = "this machine" if spec.address is None else "the largest machine of the cluster"
@@ -93,8 +95,7 @@ def _share(spec: SearchSpec) -> Resources:
         raise InvalidInput(
             f"--cpus-per-trial {spec.cpus_per_trial:g} --gpus-per-trial {gpus:g}: no machine of the cluster has both"
         )
-    now = sum(_fit(node["Resources"], spec.cpus_per_trial, gpus) for node in ray.nodes() if node["Alive"])
-    return Resources(spec.cpus_per_trial, gpus, max(1, min(now or fitting, spec.max_concurrent or fitting)))
+    return Resources(spec.cpus_per_trial, gpus, min(fitting, spec.max_concurrent or fitting))
 
 
 def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:
@@ -106,4 +107,6 @@ def _startable_machines() -> list[dict[str, float]]:
     """Resources of the machine types that the cluster's autoscaler may start."""
     config = ray._private.state.state.get_cluster_config()
     groups = config.node_group_configs if config is not None else []
-    return [dict(group.resources) for group in groups if group.max_count != 0]
+    # -1 stands for any number.
+    counts = [group.max_count if group.max_count >= 0 else MOST_MACHINES for group in groups]
+    return [dict(group.resources) for group, count in zip(groups, counts, strict=True) for _ in range(count)]

@@ -27,9 +27,9 @@ def only_display(log: Path) -> Iterator[Console]:
     with log.open("a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    logging.getLogger("tuner").addHandler(handler)
+    to_log = logging.StreamHandler()
+    to_log.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.getLogger("tuner").addHandler(to_log)
     try:
         with os.fdopen(os.dup(saved[0]), "w") as terminal:
             yield Console(file=terminal, width=None if terminal.isatty() else PLAIN_WIDTH)
@@ -39,4 +39,4 @@ def only_display(log: Path) -> Iterator[Console]:
         for descriptor, original in zip((1, 2), saved, strict=True):
             os.dup2(original, descriptor)
             os.close(original)
-        logging.getLogger("tuner").removeHandler(handler)
+        logging.getLogger("tuner").removeHandler(to_log)

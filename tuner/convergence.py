@@ -17,6 +17,7 @@ class TimeToTarget:
 
     epochs: int
     gradient_evaluations: int
+    steps: int
     seconds: float
     """Seconds of training, evaluation and compilation apart."""
 
@@ -29,7 +30,10 @@ def time_to_target(history: Sequence[EpochMetrics], target: float) -> TimeToTarg
     for metrics in history:
         if metrics.validation_accuracy >= target and not metrics.diverged:
             return TimeToTarget(
-                epochs=metrics.epoch, gradient_evaluations=metrics.gradient_evaluations, seconds=metrics.seconds
+                epochs=metrics.epoch,
+                gradient_evaluations=metrics.gradient_evaluations,
+                steps=metrics.steps,
+                seconds=metrics.seconds,
             )
     return None
 
@@ -62,7 +66,7 @@ def is_over(spec: TrialSpec, history: Sequence[EpochMetrics]) -> bool:
         return False
     last = history[-1]
     reached = spec.stop_at_target and last.validation_accuracy >= spec.targets[-1]
-    return last.diverged or reached or last.epoch >= spec.epochs
+    return last.diverged or reached or last.epoch >= spec.epochs or last.gradient_evaluations >= last.budget
 
 
 def tail_std(history: Sequence[EpochMetrics]) -> float:
@@ -88,8 +92,9 @@ def target_label(target: float) -> str:
 
 
 def epoch_metrics(metrics: EpochMetrics) -> dict[str, float]:
-    """The metrics of one epoch under their MLflow names."""
-    return {
+    """The metrics of one epoch under their MLflow names; the loader's share of the time only where there is any."""
+    loading = {"speed/loading_share": metrics.loading_seconds / metrics.seconds} if metrics.loading_seconds else {}
+    return loading | {
         "train/loss": metrics.train_loss,
         "train/accuracy": metrics.train_accuracy,
         "validation/loss": metrics.validation_loss,

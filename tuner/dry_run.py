@@ -27,6 +27,8 @@ def print_plan(spec: SearchSpec, variants: Sequence[Variant]) -> None:
         for row, (name, distribution) in enumerate(variant.searched.items()):
             table.add_row(variant.name if row == 0 else "", name, shown(distribution), str(variant.default[name]))
     console.print(table)
+    for variant in variants:
+        console.print(f"{variant.name}: {variant.idea} ({variant.source})", highlight=False)
     data = load_data(spec.workload_spec(), torch.device("cpu"))
     num_trials = spec.trials * len(variants)
     steps = data.sizes["train"] // spec.batch_size

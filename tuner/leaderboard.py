@@ -56,7 +56,9 @@ def _row(ledger: Ledger, variant: str) -> Row:
     best = ledger.studies[variant].best()
     fastest = []
     for target in ledger.spec.targets:
-        times = [time for record in records if (time := time_to_target(record.history, target))]
+        # A trial that diverged later did not get there.
+        steady = [record for record in records if record.status not in ("diverged", "failed")]
+        times = [time for record in steady if (time := time_to_target(record.history, target))]
         fastest.append(min(times, key=lambda time: time.gradient_evaluations, default=None))
     return Row(
         variant=variant,
@@ -119,6 +121,7 @@ def _csv_line(ledger: Ledger, row: Row) -> dict[str, object]:
         label = target_label(target)
         line[f"epochs_to_{label}"] = time.epochs if time else None
         line[f"gradient_evaluations_to_{label}"] = time.gradient_evaluations if time else None
+        line[f"steps_to_{label}"] = time.steps if time else None
         line[f"seconds_to_{label}"] = round(time.seconds, 3) if time else None
     counts = {f"num_{status}": count for status, count in row.counts.items()}
     best = row.best.name if row.best else None

@@ -110,8 +110,10 @@ class Ledger:
 
     def _start(self, variant: str, number: int) -> Record:
         record = self._add(variant, number)
-        # It was let through so far; only epochs that are new to everybody are judged.
-        self._at_rungs(record, read_epochs(self.folder / record.name))
+        # What Optuna was told was judged before, but for the last: a program may have been killed before it acted.
+        judged = self.studies[variant].reported_steps(number)[:-1]
+        history = read_epochs(self.folder / record.name)
+        self._at_rungs(record, [metrics for metrics in history if metrics.gradient_evaluations in judged])
         return record
 
     def _add(self, variant: str, number: int) -> Record:
@@ -189,7 +191,8 @@ class Ledger:
         tags = self.studies[record.variant].tags(record.number)
         self.tracking.end_trial(record.name, record.status, summary, last, tags)
         # Only after Optuna was told: whoever resumes finds the end there, or the checkpoint here.
-        (self.folder / record.name / CHECKPOINT).unlink(missing_ok=True)
+        for left in (self.folder / record.name).glob(f"{CHECKPOINT}*"):
+            left.unlink(missing_ok=True)
 
 
 def _share(metrics: EpochMetrics) -> float:

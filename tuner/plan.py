@@ -20,6 +20,8 @@ OK, NOTHING_FINISHED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
 
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+
 CHANGEABLE_ON_RESUME = frozenset(
     {
         "resume",
@@ -67,6 +69,8 @@ class SearchSpec:
     """Fetch the data set into the data folder if it is missing."""
     skip_corrupt: bool = False
     """Leave out images that cannot be read."""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """Read images from disk batch by batch; auto does so where they do not fit in memory, decided once a search."""
     epochs: int = 10
     """Largest number of epochs a trial, at least 1."""
     batch_size: int = 64
@@ -129,6 +133,8 @@ class SearchSpec:
             raise InvalidInput(f"--cpus-per-trial {self.cpus_per_trial}: must be above 0")
         if self.confirm_seeds != 0:
             raise InvalidInput(f"--confirm-seeds {self.confirm_seeds}: must be 0, confirmation is not there yet")
+        if "://" in self.output:
+            raise InvalidInput(f"--output {self.output}: must be a folder, one that all machines share on a cluster")
         if not self.experiment.strip():
             raise InvalidInput("--experiment: must not be empty")
         seconds(self.time_budget)
@@ -161,7 +167,19 @@ class SearchSpec:
             data_dir=self.data_dir,
             batch_size=self.batch_size,
             skip_corrupt=self.skip_corrupt,
+            stream=self.stream,
+            loader_workers=max(1, int(self.cpus_per_trial)),
         )
+
+    def located(self) -> SearchSpec:
+        """The same with SQLite databases, MLflow's default one too, by absolute path, so as to resume anywhere."""
+        uris = {"storage": self.storage, "tracking_uri": self.tracking_uri or DEFAULT_TRACKING_URI}
+        files = {
+            name: f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+            for name, uri in uris.items()
+            if uri and uri.startswith("sqlite:///") and uri != "sqlite:///"
+        }
+        return dataclasses.replace(self, **files)  # type: ignore[arg-type]
 
     def refuse_changes(self, saved: SearchSpec) -> None:
         """Raises InvalidInput, by name, where resuming ``saved`` as this spec would change results."""

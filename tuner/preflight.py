@@ -17,28 +17,37 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from search_spaces import Variant
 from tuner.cluster import check_local_cpus
 from tuner.errors import InvalidInput, masked
-from tuner.plan import SearchSpec
+from tuner.plan import DEFAULT_TRACKING_URI, SearchSpec
 from tuner.variants import resolve_variants
-from tuner.workloads.check import check_workload, prepare
+from tuner.workloads.check import Prepared, check_workload, prepare
 
 PROBE_SECONDS = 10
 """How long a server may take to answer."""
-DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
 
-def check(spec: SearchSpec) -> tuple[tuple[Variant, ...], str]:
-    """The search's variants, and how its data is split.
+def check(spec: SearchSpec) -> tuple[tuple[Variant, ...], Prepared]:
+    """The search's variants, and what is known of its data.
 
     Raises InvalidInput with one sentence for the first thing that is wrong.
     """
-    variants = resolve_variants(spec.variants, spec.space)
+    workload = replace(spec.workload_spec(), download=spec.download)
+    try:
+        variants = resolve_variants(spec.variants, spec.space)
+        check_workload(workload)
+    except InvalidInput as error:
+        raise InvalidInput(_with_flag(str(error))) from None
     check_local_cpus(spec)
-    check_workload(replace(spec.workload_spec(), download=spec.download))
     check_folder(Path(spec.output))
     if spec.storage is not None:
         _check_database("--storage", spec.storage)
     check_tracking_uri(spec.tracking_uri or DEFAULT_TRACKING_URI)
-    return variants, prepare(replace(spec.workload_spec(), download=spec.download))
+    return variants, prepare(workload)
+
+
+def _with_flag(message: str) -> str:
+    """The message with the flag that names the thing, where it names the thing alone."""
+    flags = {"unknown variant '": "--variants", "unknown data '": "--workload", "unknown model '": "--model"}
+    return next((f"{flag}: {message}" for start, flag in flags.items() if message.startswith(start)), message)
 
 
 def check_folder(output: Path) -> None:

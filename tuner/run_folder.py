@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from optuna.distributions import distribution_to_json
+
+from search_spaces import Variant
 from tuner.errors import InvalidInput, masked, unknown
 from tuner.plan import SearchSpec
 from tuner.spec import from_dict
@@ -28,9 +32,14 @@ def with_name(spec: SearchSpec) -> SearchSpec:
 
 def check_new(spec: SearchSpec) -> None:
     """Refuses the name of a search that exists."""
-    assert spec.name is not None
-    if (Path(spec.output) / spec.name / SPEC_FILE).exists():
+    assert spec.name is not None, "with_name comes first"
+    folder = Path(spec.output) / spec.name
+    if (folder / SPEC_FILE).exists():
         raise InvalidInput(f"--name {spec.name}: this search exists; go on with it by --resume {spec.name}")
+    if (folder / "optuna.db").exists():
+        raise InvalidInput(
+            f"--name {spec.name}: {folder} holds a search whose {SPEC_FILE} is gone; choose another name"
+        )
 
 
 def load(output: str, name: str) -> tuple[SearchSpec, str]:
@@ -47,13 +56,34 @@ def load(output: str, name: str) -> tuple[SearchSpec, str]:
         raise InvalidInput(f"--resume {name}: its {SPEC_FILE} cannot be read ({error})") from None
 
 
-def save(folder: Path, spec: SearchSpec, search_id: str) -> None:
+def check_same(folder: Path, content: Mapping[str, str | None]) -> None:
+    """Refuses to go on where a variant's space or the images have changed since they were saved."""
+    saved = json.loads((folder / SPEC_FILE).read_text()).get("content", {})
+    for name, old in saved.items():
+        if name in content and content[name] != old:
+            raise InvalidInput(f"--resume {folder.name}: {name} is not what it was when the search was started")
+
+
+def content_of(variants: Sequence[Variant], data_digest: str | None) -> dict[str, str | None]:
+    """What a search depends on beside its spec, as short names of the content."""
+    spaces = {
+        f"variant {variant.name}": json.dumps(
+            [dict(variant.fixed), {name: distribution_to_json(d) for name, d in variant.searched.items()}],
+            sort_keys=True,
+        )
+        for variant in variants
+    }
+    digests = {name: hashlib.sha256(space.encode()).hexdigest()[:16] for name, space in spaces.items()}
+    return {**digests, "the data": data_digest}
+
+
+def save(folder: Path, spec: SearchSpec, search_id: str, content: Mapping[str, str | None]) -> None:
     """Writes the spec, without passwords, whole or not at all."""
     kept = dataclasses.asdict(spec)
     for name in ("storage", "tracking_uri"):
         kept[name] = kept[name] and masked(kept[name])
     draft = folder / f"{SPEC_FILE}.new"
-    draft.write_text(json.dumps({"id": search_id, "spec": kept}, indent=2) + "\n")
+    draft.write_text(json.dumps({"id": search_id, "content": content, "spec": kept}, indent=2) + "\n")
     draft.replace(folder / SPEC_FILE)
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if spec.dry_run:
             from tuner.dry_run import print_plan  # loads the data, so torch
 
-            print_plan(spec, preflight.check(spec)[0])
+            if search_id is None:
+                run_folder.check_new(spec)
+            print_plan(spec, preflight.check(replace(spec, download=False))[0])
             return OK
         return run_search(spec, search_id).exit_status
     except InvalidInput as error:
@@ -49,16 +52,20 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
     """
     spec = spec if spec.name else run_folder.with_name(spec)
     assert spec.name is not None
+    folder = Path(spec.output).absolute() / spec.name
     if search_id is None:
         run_folder.check_new(spec)
-    variants, splits = preflight.check(spec)
-    folder = Path(spec.output).absolute() / spec.name
+    variants, data = preflight.check(spec)
+    # What is decided once: a resumed search, from wherever, has the same databases and reads its images the same way.
+    spec = replace(spec, stream=data.stream).located()
     with run_folder.claimed(folder), only_display(folder / run_folder.LOG) as console:
         threading.Thread(target=lambda: list(map(importlib.import_module, SLOW_IMPORTS)), daemon=True).start()
+        content = run_folder.content_of(variants, data.digest)
         if search_id is not None:
+            run_folder.check_same(folder, content)
             from tuner import session
 
-            ledger = session.open_ledger(spec, search_id, variants, splits, folder)
+            ledger = session.open_ledger(spec, search_id, variants, data.note, folder)
             if ledger.is_complete():
                 return session.conclude(ledger, console)
         try:
@@ -68,10 +75,10 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
             if search_id is None:
                 session.check_storage(spec)
                 search_id = run_folder.new_id()
-                run_folder.save(folder, spec, search_id)
-                ledger = session.open_ledger(spec, search_id, variants, splits, folder)
+                run_folder.save(folder, spec, search_id, content)
+                ledger = session.open_ledger(spec, search_id, variants, data.note, folder)
             else:
-                run_folder.save(folder, spec, search_id)
+                run_folder.save(folder, spec, search_id, content)
             return session.train(ledger, resources, console)
         except KeyboardInterrupt:
             if (folder / run_folder.SPEC_FILE).exists():

@@ -93,6 +93,9 @@ class LedgerCallback(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
+        if "failure" in result:
+            self.ledger.end(trial.config["trial"], failure=result["failure"])
+            return
         self.ledger.record(trial.config["trial"], from_dict(EpochMetrics, result["metrics"]), result["busy_seconds"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

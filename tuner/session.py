@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from optuna import get_all_study_names
 from rich.console import Console
@@ -22,8 +24,7 @@ from tuner.display import Display
 from tuner.errors import InvalidInput, masked
 from tuner.leaderboard import as_table, best_settings, rows, write_files
 from tuner.ledger import Ledger
-from tuner.plan import CHANGEABLE_ON_RESUME, SearchResult, SearchSpec, seconds
-from tuner.preflight import DEFAULT_TRACKING_URI
+from tuner.plan import CHANGEABLE_ON_RESUME, DEFAULT_TRACKING_URI, SearchResult, SearchSpec, seconds
 from tuner.run_folder import LOG
 from tuner.spec import flatten
 from tuner.study import VariantStudy, open_storage, study_name
@@ -46,14 +47,14 @@ def check_storage(spec: SearchSpec) -> None:
 def open_ledger(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], splits: str, folder: Path) -> Ledger:
     """The search's trials, from its studies and folders; makes them where there are none."""
     tracking = Tracking(
-        uri=spec.tracking_uri or DEFAULT_TRACKING_URI,
+        uri=_with_login_apart(spec.tracking_uri or DEFAULT_TRACKING_URI),
         experiment=spec.experiment,
         search=folder.name,
         search_id=search_id,
         parameters={
             name: masked(value) if isinstance(value, str) else value
             for name, value in flatten(spec).items()
-            if name not in CHANGEABLE_ON_RESUME and value is not None
+            if name not in CHANGEABLE_ON_RESUME | {"name", "output"} and value is not None
         },
         tags={**_provenance(folder.name), "splits": splits},
     )
@@ -99,7 +100,8 @@ def conclude(
         ledger.list_all()
     table_rows = rows(ledger)
     paths = write_files(ledger, table_rows)
-    share = ledger.busy_share(resources.slots) if resources else None
+    # Of a cluster that grows and shrinks nobody knows the slots.
+    share = ledger.busy_share(resources.slots) if resources and spec.address is None else None
     in_mlflow = ledger.tracking.finish(
         "interrupted" if unfinished else "finished",
         {"search/train_share": share} if share else {},
@@ -127,7 +129,7 @@ def conclude(
 def _sigterm_as_ctrl_c() -> Iterator[None]:
     """Batch systems end a program by SIGTERM; it deserves the same farewell as Ctrl-C.
 
-    To be entered when Ray has started: it sets a handler of its own.
+    To be entered when Ray has started: Ray answers SIGTERM in its own way.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -139,8 +141,18 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _with_login_apart(uri: str) -> str:
+    """A server's URI without user and password, which go where MLflow's client looks for them and shows nobody."""
+    parts = urlsplit(uri) if uri.startswith("http") else None
+    if parts is None or parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def _browse(uri: str | None) -> str:
-    if uri is None:
+    if uri is None or uri == f"sqlite:///{Path(DEFAULT_TRACKING_URI.removeprefix('sqlite:///')).absolute()}":
         return "mlflow ui"
     return masked(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {masked(uri)}"
 
@@ -159,9 +171,12 @@ def _provenance(search: str) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             tags[f"version.{package}"] = version(package)
     with suppress(OSError):  # no git
-        commit = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        # Of this code's own repository, not of one that happens to lie around an installed copy.
+        git = ["git", "-C", str(Path(__file__).parent)]
+        tracked = subprocess.run(
+            [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=False
         )
-        if commit.returncode == 0:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        if tracked.returncode == commit.returncode == 0:
             tags["mlflow.source.git.commit"] = commit.stdout.strip()
     return tags

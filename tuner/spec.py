@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from tuner.errors import InvalidInput, unknown
 
@@ -96,6 +96,8 @@ class NormSpec:
     """Last p, in [2, p_max]."""
     shape: Shape = "constant"
     """How p falls from p_max to p_end."""
+    variable: Literal["p", "alpha"] = "p"
+    """What the shape is a shape of: p, or alpha = 1/(p-1)."""
     hold: float = 0.0
     """Fraction of the run, in [0, 1), that stays at p_max."""
     interval: Literal["epoch", "step"] = "epoch"
@@ -107,6 +109,7 @@ class NormSpec:
         _require(2 <= self.p_max <= math.inf, "norm.p_max", self.p_max, "in [2, inf]")
         _require(2 <= self.p_end <= self.p_max, "norm.p_end", self.p_end, "in [2, norm.p_max]")
         _require_choice("norm.shape", self.shape, Shape)
+        _require_choice("norm.variable", self.variable, Literal["p", "alpha"])
         _require(0 <= self.hold < 1, "norm.hold", self.hold, "in [0, 1)")
         _require_choice("norm.interval", self.interval, Literal["epoch", "step"])
         _require_choice("norm.scale", self.scale, Scale)
@@ -209,14 +212,19 @@ class EpochMetrics:
     epoch: int
     """Epochs done, from 1."""
     gradient_evaluations: int
-    """Batches sent forward and backward so far."""
+    """Batches sent forward and backward so far, replays too; the training ends when they reach the budget."""
+    steps: int
+    """Updates that the weights are the result of, at most ``gradient_evaluations``."""
     budget: int
     """Gradient evaluations of the whole training as planned."""
     train_loss: float
     """Mean cross-entropy over this epoch's batches, as trained on; inf where the training diverged."""
     train_accuracy: float
+    """Share of this epoch's training images, as augmented, that were classified correctly, in [0, 1]."""
     validation_loss: float
+    """Mean cross-entropy over the validation split; inf where it is not finite."""
     validation_accuracy: float
+    """In [0, 1], in evaluation mode."""
     lr: float
     """Learning rate of the epoch's last step; the next two likewise."""
     momentum: float
@@ -224,12 +232,15 @@ class EpochMetrics:
     seconds: float
     """Seconds of training so far, evaluation and compilation apart."""
     evaluation_seconds: float
+    """Seconds of evaluation so far."""
     compile_seconds: float
+    """Seconds of compilation and warm-up so far."""
     loading_seconds: float
     """Part of ``seconds`` spent waiting for data."""
     images_per_second: float
     """Training images of this epoch over its seconds."""
     diverged: bool
+    """The training ended here: a loss, training or validation, was not finite, or the training loss above its bound."""
     finished_at: float
     """Wall clock at the end of the epoch, seconds since 1970."""
 
@@ -294,18 +305,37 @@ def to_json(spec: Any) -> str:
     return json.dumps(dataclasses.asdict(spec), sort_keys=True)
 
 
-def from_dict(kind: type[Spec], values: Mapping[str, Any]) -> Spec:
-    """The spec of the given class from nested plain data; absent fields take their defaults."""
+def from_dict(kind: type[Spec], values: Mapping[str, Any], *, within: str = "") -> Spec:
+    """The spec of the given class from nested plain data; absent fields take their defaults.
+
+    Raises :class:`InvalidInput` for a name that is no field and for a value of another type than the field's.
+    """
     hints = _hints(kind)  # type: ignore[arg-type]
     built: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:
-            raise unknown("parameter", name, hints)
-        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
-            built[name] = from_dict(hints[name], value)
+            raise unknown("parameter", within + name, [within + other for other in hints])
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise InvalidInput(f"{within}{name} = {value}: must hold settings by name")
+            built[name] = from_dict(cast(Any, hints[name]), value, within=f"{within}{name}.")
         else:
-            built[name] = tuple(value) if isinstance(value, list) else value
+            built[name] = _checked(hints[name], within + name, value)
     return kind(**built)
+
+
+def _checked(hint: Any, name: str, value: Any) -> Any:
+    """The value as the field's type, where it is one: an int serves as a float, a list as a tuple."""
+    if get_origin(hint) is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_checked(get_args(hint)[0], name, item) for item in value)
+    elif get_origin(hint) is Literal:
+        return value  # the class itself refuses it, with the nearest right one
+    elif any(type(value) is kind for kind in get_args(hint) or (hint,)):
+        return value
+    elif type(value) is int and float in (get_args(hint) or (hint,)):
+        return float(value)
+    raise InvalidInput(f"{name} = {value}: must be {getattr(hint, '__name__', hint)}")
 
 
 def digest(spec: Any) -> str:

@@ -140,6 +140,11 @@ class VariantStudy:
         attributes = existing.user_attrs if existing and ended_before else self._trial(number).user_attrs
         return {name: attributes[name] for name in ("arm", "failure") if attributes.get(name)}
 
+    def reported_steps(self, number: int) -> list[int]:
+        """Steps of the values that a trial had reported when the study was opened, rising."""
+        existing = self._existing.get(number)
+        return sorted(existing.intermediate_values) if existing else []
+
     def report(self, number: int, history: Sequence[EpochMetrics]) -> None:
         """Records the running value of a single objective at the history's last epoch."""
         step = history[-1].gradient_evaluations

@@ -29,6 +29,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from tuner.convergence import epoch_metrics
+from tuner.errors import masked
+from tuner.mlflow_database import make_database
 from tuner.spec import EpochMetrics
 
 logger = logging.getLogger(__name__)
@@ -36,8 +38,6 @@ logger = logging.getLogger(__name__)
 PARENT = ""
 """Name of the parent run in the tag that names a search's runs; no trial has it."""
 SEARCH_TAG, TRIAL_TAG = "tuner.search_id", "tuner.trial"
-MAX_METRICS, MAX_PARAMS = 1000, 100
-"""Most that MLflow takes in one batch."""
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 """Answers that asking again does not change: of a run that somebody deleted, above all."""
 LAST_METRIC = "speed/images_per_second"
@@ -75,14 +75,14 @@ class Tracking:
         tags: Mapping[str, str],
     ) -> None:
         self._uri, self._experiment, self._search, self._search_id = uri, experiment, search, search_id
-        self._common_tags = {SEARCH_TAG: search_id, **tags}
+        self._shared_tags = {SEARCH_TAG: search_id, **tags}
         self._runs: dict[str, _RunState] = {}
         self._artifacts: list[Path] = []
         self._orders: queue.Queue[Callable[[], None]] = queue.Queue()
         self._closing = threading.Event()
         self._written = threading.Event()
         self._client: MlflowClient | None = None
-        self._synchronized = False
+        self._synchronized = self._let_go = False
         self._experiment_id = ""
         self.start_trial(PARENT, parameters, {})
         self._thread = threading.Thread(target=self._write, name="mlflow", daemon=True)
@@ -140,49 +140,60 @@ class Tracking:
 
         self._orders.put(order)
         self._closing.set()
-        return self._written.wait(timeout)
+        return self._written.wait(timeout) and not self._let_go
 
     def _write(self) -> None:
         pause = FLUSH_SECONDS
         while True:
             closing = self._closing.is_set()
+            failed = False
             try:
                 if not self._synchronized:
                     self._synchronize()
                 while not self._orders.empty():
                     self._orders.get()()
-                failures = sum(not self._flush_or_give_up(name, run) for name, run in self._runs.items())
-                if closing and not failures:
-                    self._log_artifacts()
+                # The parent stands first, as its children name it, and ends last, when all it holds is there.
+                for name, run in self._runs.items():
+                    self._flush_or_let_go(name, run)
+                    if name != PARENT:
+                        self._set_status(run)
+                if closing:
+                    self._conclude(self._runs[PARENT])
                     self._written.set()
                     return
-            except Exception:
-                logger.exception("MLflow does not answer; trying again")
-                failures = 1
+            except Exception as error:
+                # Nothing is taken off a run's lists before MLflow has it.  Messages may hold the address's password.
+                logger.error("MLflow did not take a write; trying again: %s", masked(str(error)))
+                failed = True
             # An answer may have been lost after the server did what it was asked: look before asking again.
-            self._synchronized = not failures
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS) if failures else FLUSH_SECONDS
+            self._synchronized = not failed
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS) if failed else FLUSH_SECONDS
             if closing:
                 time.sleep(min(pause, FLUSH_SECONDS))
             else:
                 self._closing.wait(pause)
 
-    def _flush_or_give_up(self, name: str, run: _RunState) -> bool:
-        """Writes a run's lists; a run that MLflow refuses is let go, whatever else goes wrong is tried again."""
+    def _flush_or_let_go(self, name: str, run: _RunState) -> None:
+        """Writes a run's lists; what is left of a run that MLflow refuses is let go, any other failure is raised."""
         try:
             self._flush(name, run)
-        except Exception as error:
-            if isinstance(error, MlflowException) and error.error_code in REFUSALS:
-                logger.error("MLflow refuses run %r, what is left of it is let go: %s", name, error)
-                run.ended = True
-                return True
-            # Nothing is taken off a run's lists before MLflow has it.
-            logger.exception("MLflow did not take run %r; trying again", name)
-            return False
-        return True
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                raise
+            logger.error("MLflow refuses run %r, what is left of it is let go: %s", name, masked(str(error)))
+            run.ended = self._let_go = True
+
+    def _conclude(self, parent: _RunState) -> None:
+        assert self._client is not None
+        while self._artifacts and parent.run_id and not parent.ended:
+            self._client.log_artifact(parent.run_id, str(self._artifacts[0]))
+            del self._artifacts[0]
+        self._set_status(parent)
 
     def _synchronize(self) -> None:
         """Learns what MLflow holds of this search; only what this program does not know better is taken."""
+        if self._uri.startswith("sqlite:///"):
+            make_database(Path(self._uri.removeprefix("sqlite:///")))
         client = MlflowClient(self._uri)
         experiment = client.get_experiment_by_name(self._experiment)
         self._experiment_id = (
@@ -230,29 +241,26 @@ class Tracking:
             created = self._client.create_run(
                 self._experiment_id,
                 run_name=name or self._search,
-                tags={**self._common_tags, TRIAL_TAG: name, **parent, **run.tags},
+                tags={**self._shared_tags, TRIAL_TAG: name, **parent, **run.tags},
             )
             run.run_id, run.tags = created.info.run_id, {}
-        while run.metrics or run.params or run.tags:
-            metrics, params, tags = run.metrics[:MAX_METRICS], run.params[:MAX_PARAMS], dict(run.tags)
+        if run.metrics or run.params or run.tags:
+            metrics, params, tags = list(run.metrics), list(run.params), dict(run.tags)
+            # The client cuts it into batches of the size that servers take.
             self._client.log_batch(run.run_id, metrics, params, [RunTag(key, value) for key, value in tags.items()])
-            del run.metrics[: len(metrics)], run.params[: len(params)]
-            run.tags = {}
-        if run.status is not None:
-            if run.status == "RUNNING":
-                self._client.update_run(run.run_id, status="RUNNING")
-            else:
-                self._client.set_terminated(run.run_id, run.status)
-                run.ended = True
-            run.status = None
+            del run.metrics[: len(metrics)]
+            run.params, run.tags = [], {}
 
-    def _log_artifacts(self) -> None:
-        assert self._client is not None
-        run_id = self._runs[PARENT].run_id
-        assert run_id is not None
-        while self._artifacts:
-            self._client.log_artifact(run_id, str(self._artifacts[0]))
-            del self._artifacts[0]
+    def _set_status(self, run: _RunState) -> None:
+        if run.status is None or run.ended:
+            return
+        assert self._client is not None and run.run_id is not None
+        if run.status == "RUNNING":
+            self._client.update_run(run.run_id, status="RUNNING")
+        else:
+            self._client.set_terminated(run.run_id, run.status)
+            run.ended = True
+        run.status = None
 
 
 def _metrics(values: Mapping[str, float], at: EpochMetrics) -> list[Metric]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import pickle
 import sys
 import time
@@ -73,7 +74,13 @@ def knobs_at(spec: OptimizerSpec, step: int, num_steps: int, epochs: int) -> tup
         )
     position, length = (step, num_steps) if spec.norm.interval == "step" else (step * epochs // num_steps, epochs)
     p = norm_exponent(
-        position, length, p_max=spec.norm.p_max, p_end=spec.norm.p_end, shape=spec.norm.shape, hold=spec.norm.hold
+        position,
+        length,
+        p_max=spec.norm.p_max,
+        p_end=spec.norm.p_end,
+        shape=spec.norm.shape,
+        hold=spec.norm.hold,
+        variable=spec.norm.variable,
     )
     return lr, momentum, p
 
@@ -110,7 +117,7 @@ class Training:
         epoch = before.epoch if before else 0
         started, loading = time.perf_counter(), self.data.loading_seconds
         train_loss, train_accuracy, diverged, knobs = self._train_epoch(epoch)
-        trained = time.perf_counter()
+        trained, loading = time.perf_counter(), self.data.loading_seconds - loading
         validation_loss, validation_accuracy = self.evaluate("validation")
         evaluated = time.perf_counter()
         compile_seconds, self.unreported_compile_seconds = self.unreported_compile_seconds, 0.0
@@ -118,6 +125,7 @@ class Training:
         return EpochMetrics(
             epoch=epoch + 1,
             gradient_evaluations=self.steps_done,
+            steps=self.steps_done,
             budget=self.num_steps,
             train_loss=train_loss,
             train_accuracy=train_accuracy,
@@ -129,9 +137,9 @@ class Training:
             seconds=(before.seconds if before else 0.0) + trained - started,
             evaluation_seconds=(before.evaluation_seconds if before else 0.0) + evaluated - trained,
             compile_seconds=(before.compile_seconds if before else 0.0) + compile_seconds,
-            loading_seconds=(before.loading_seconds if before else 0.0) + self.data.loading_seconds - loading,
+            loading_seconds=(before.loading_seconds if before else 0.0) + loading,
             images_per_second=num_images / (trained - started),
-            diverged=diverged,
+            diverged=diverged or math.isinf(validation_loss),
             finished_at=time.time(),
         )
 
@@ -142,6 +150,7 @@ class Training:
         )
         total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         total_correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        largest_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         check_interval = 1 if self.device.type == "cpu" else CUDA_CHECK_INTERVAL
         knobs = (0.0, 0.0, 0.0)
         num_images = 0
@@ -158,16 +167,17 @@ class Training:
             self.steps_done += 1
             num_images += len(labels)
             total_loss += loss.detach() * len(labels)
+            largest_loss = torch.maximum(largest_loss, loss.detach().double())  # NaN stays NaN
             total_correct += (logits.detach().argmax(1) == labels).sum()
-            if self.steps_done % check_interval == 0 and self._is_divergent(loss):
-                return math.inf, float(total_correct) / num_images, True, knobs
-        mean_loss = float(total_loss) / num_images
-        diverged = not mean_loss <= self.spec.max_loss
-        return math.inf if diverged else mean_loss, float(total_correct) / num_images, diverged, knobs
+            if self.steps_done % check_interval == 0 and self._is_divergent(largest_loss):
+                break
+        diverged = self._is_divergent(largest_loss)
+        mean_loss = math.inf if diverged else float(total_loss) / num_images
+        return mean_loss, float(total_correct) / num_images, diverged, knobs
 
     def _is_divergent(self, loss: Tensor) -> bool:
         # Not "above": a comparison with NaN is false.
-        return not float(loss.detach()) <= self.spec.max_loss
+        return not float(loss) <= self.spec.max_loss
 
     def evaluate(self, split: str) -> tuple[float, float]:
         """Mean loss (inf where it is not finite) and accuracy over a whole split, in evaluation mode."""
@@ -193,7 +203,8 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        draft = path.with_name(path.name + ".new")
+        # A worker that outlives its driver may still write while the next one does.
+        draft = path.with_name(f"{path.name}.{os.getpid()}.new")
         torch.save(content, draft)
         draft.replace(path)
 

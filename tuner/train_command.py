@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from tuner.convergence import speed_metrics
-from tuner.errors import InvalidInput, unknown
+from tuner.errors import InvalidInput
 from tuner.spec import EpochMetrics, OptimizerSpec, Setting, TrialSpec, from_dict, to_json, with_settings
 from tuner.train import train
 
@@ -74,11 +74,10 @@ def _start(variant: str | None, file: Path | None) -> TrialSpec:
             raise InvalidInput(f"--spec {file}: {error}") from None
     if variant is None:
         return TrialSpec()
-    from search_spaces import SPACES
+    from tuner.variants import resolve_variants
 
-    if variant not in SPACES:
-        raise unknown("variant", variant, SPACES)
-    return TrialSpec(optimizer=with_settings(OptimizerSpec(), SPACES[variant].default_settings()))
+    (resolved,) = resolve_variants([variant], [])
+    return TrialSpec(optimizer=with_settings(OptimizerSpec(), resolved.default_settings()))
 
 
 def _with_settings(spec: TrialSpec, given: Sequence[str]) -> TrialSpec:

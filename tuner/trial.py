@@ -14,8 +14,9 @@ from typing import Any
 from ray.tune import Trainable
 
 from tuner.convergence import is_over
+from tuner.errors import InvalidInput
 from tuner.spec import EpochMetrics, TrialSpec, from_dict, to_json
-from tuner.trial_folder import CHECKPOINT, SPEC, append_epoch
+from tuner.trial_folder import CHECKPOINT, SPEC, append_epoch, mend_log
 
 
 class TrialActor(Trainable):
@@ -33,6 +34,7 @@ class TrialActor(Trainable):
         self._spec = from_dict(TrialSpec, config["spec"])
         (self._folder / SPEC).write_text(to_json(self._spec) + "\n")
         self._history: list[EpochMetrics] = []
+        self._num_logged = mend_log(self._folder)
         self._epochs = train(self._spec, checkpoint=self._folder / CHECKPOINT)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -41,9 +43,14 @@ class TrialActor(Trainable):
 
     def step(self) -> dict[str, Any]:
         started = time.perf_counter()
-        metrics = next(self._epochs)
+        try:
+            metrics = next(self._epochs)
+        except InvalidInput as error:
+            # Raised, it would be tried again, and be as wrong again.
+            return {"failure": str(error), "done": True}
         busy_seconds = time.perf_counter() - started
         self._history.append(metrics)
         done = is_over(self._spec, self._history)
-        append_epoch(self._folder, metrics, done=done)
+        if metrics.epoch > self._num_logged:
+            append_epoch(self._folder, metrics)
         return {"metrics": dataclasses.asdict(metrics), "busy_seconds": busy_seconds, "done": done}

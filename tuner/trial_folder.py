@@ -17,16 +17,31 @@ LOG, CHECKPOINT, SPEC = "result.json", "checkpoint.pt", "spec.json"
 """``python -m tuner.train --spec .../spec.json`` trains the trial again."""
 
 
-def append_epoch(folder: Path, metrics: EpochMetrics, *, done: bool) -> None:
-    """Adds an epoch to the log; the first epoch begins the log anew."""
+def append_epoch(folder: Path, metrics: EpochMetrics) -> None:
+    """Adds an epoch to the log."""
+    with (folder / LOG).open("a") as log:
+        log.write(_line(metrics))
+
+
+def mend_log(folder: Path) -> int:
+    """Takes out of the log what a kill cut short or two workers wrote twice; returns the number of its epochs."""
+    history = read_epochs(folder)
+    kept = "".join(_line(metrics) for metrics in history)
+    log = folder / LOG
+    if log.exists() and log.read_text() != kept:
+        draft = log.with_name(f"{LOG}.new")
+        draft.write_text(kept)
+        draft.replace(log)
+    return len(history)
+
+
+def _line(metrics: EpochMetrics) -> str:
     line = {
         "training_iteration": metrics.epoch,
-        "done": done,
         **epoch_metrics(metrics),
         "metrics": dataclasses.asdict(metrics),
     }
-    with (folder / LOG).open("w" if metrics.epoch == 1 else "a") as log:
-        log.write(json.dumps(line) + "\n")
+    return json.dumps(line) + "\n"
 
 
 def read_epochs(folder: Path) -> list[EpochMetrics]:
@@ -39,8 +54,8 @@ def read_epochs(folder: Path) -> list[EpochMetrics]:
     for line in lines:
         try:
             metrics = from_dict(EpochMetrics, json.loads(line)["metrics"])
-        except (json.JSONDecodeError, KeyError):
+        except (ValueError, KeyError, TypeError):
             break
-        if not history or metrics.epoch > history[-1].epoch:
+        if metrics.epoch == len(history) + 1:
             history.append(metrics)
     return history

@@ -41,14 +41,14 @@ def tune_all(ledger: Ledger, resources: Resources, deadline: Deadline, callbacks
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.slots)
     # Ctrl-C must not wait for Tune's slow farewell: what it would save is saved.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    limit = ledger.spec.max_concurrent or resources.slots + 1
+    limit = min(ledger.spec.max_concurrent or math.inf, resources.slots + 1)
     tune.run(
         TrialActor,
         name=ledger.folder.name,
         storage_path=str(ledger.folder.parent),
         resources_per_trial={"cpu": resources.cpus, "gpu": resources.gpus},
         num_samples=-1,
-        search_alg=LedgerGenerator(LedgerSearcher(ledger, threads=resources.threads, max_live=limit)),
+        search_alg=LedgerGenerator(LedgerSearcher(ledger, threads=resources.threads, max_live=int(limit))),
         scheduler=RungScheduler(ledger),
         stop=deadline,
         max_failures=ledger.spec.max_failures,

@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from tuner.errors import InvalidInput, unknown
 from tuner.spec import WorkloadSpec, to_json
@@ -21,27 +23,40 @@ KNOWN_MODELS = ("resnet8", "resnet18", "resnet20", "resnet32", "resnet34", "resn
 NUM_TRAIN = {"digits": 1078, "fashion-mnist": 54_000, "cifar10": 45_000, "cifar100": 45_000}
 """Images of the training split, known without reading the data."""
 
-FIND_MODEL = """
-import sys
-from tuner.errors import InvalidInput
-from tuner.workloads.models import find_model
-try:
-    find_model(sys.argv[1])
-except InvalidInput as error:
-    print(error)
-    sys.exit(2)
-"""
-LOAD_DATA = """
+TRY = """
 import json, sys, torch
 from tuner.errors import InvalidInput
 from tuner.spec import WorkloadSpec, from_dict
 from tuner.workloads.data import load_data
+from tuner.workloads.models import build_model, find_model
+spec = from_dict(WorkloadSpec, json.loads(sys.argv[1]))
 try:
-    load_data(from_dict(WorkloadSpec, json.loads(sys.argv[1])), torch.device("cpu"))
+    find_model(spec.model)
+    data = load_data(spec, torch.device("cpu"))
+    try:
+        build_model(spec, num_classes=data.num_classes, channels=data.channels, image_size=data.image_size)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(f"--model {spec.model}: cannot be built for this data: {reason}")
 except InvalidInput as error:
     print(error)
     sys.exit(2)
 """
+"""Fetches the data where it is missing, and tries the model on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is known of the data before a search starts."""
+
+    note: str
+    """One sentence on how its splits are made, and on what was left out."""
+    stream: Literal["auto", "always", "never"]
+    """Whether images are read batch by batch: decided here, as free memory differs from trial to trial."""
+    digest: str | None
+    """Of an image folder's paths, sizes and splits; None for data known by name."""
 
 
 def check_workload(spec: WorkloadSpec) -> None:
@@ -51,32 +66,43 @@ def check_workload(spec: WorkloadSpec) -> None:
     if spec.stream == "always" and spec.data != "imagefolder":
         raise InvalidInput(f"--stream always: {spec.data} is held in memory, only imagefolder can be streamed")
     CHECKS[spec.data](spec)
-    if spec.model not in KNOWN_MODELS:
-        _in_child(FIND_MODEL, spec.model, f"model {spec.model!r} cannot be imported")
 
 
-def prepare(spec: WorkloadSpec) -> str:
-    """Makes the data ready for the trials and says in one sentence how its splits are made.
+def prepare(spec: WorkloadSpec) -> Prepared:
+    """Makes the data ready for the trials.
 
     What is missing is fetched if ``download`` allows.  The images of an image folder are read: all of each where
     training would hold them in memory, which fills the cache that the workers read, the header alone of others.
-    Raises :class:`InvalidInput` for an image that cannot be read, unless ``skip_corrupt``, and for a batch larger than
-    the training split.
+    A model that is not of our own is tried on the data.
+    Raises :class:`InvalidInput` for an image that cannot be read, unless ``skip_corrupt``, for a batch larger than the
+    training split, and for a model that is unknown or cannot be built.
     """
-    if spec.data != "imagefolder":
-        _check_batch_size(spec, NUM_TRAIN[spec.data])
-        if not is_there(spec):
-            _in_child(LOAD_DATA, to_json(spec), f"{spec.data} cannot be fetched")
-        return SPLITS_NOTES[spec.data]
+    prepared = _prepare_folder(spec) if spec.data == "imagefolder" else _prepare_known(spec)
+    if spec.model not in KNOWN_MODELS or not is_there(spec):
+        _in_child(TRY, to_json(replace(spec, stream=prepared.stream)), f"{spec.model} on {spec.data} cannot be tried")
+    return prepared
+
+
+def _prepare_known(spec: WorkloadSpec) -> Prepared:
+    _check_batch_size(spec, NUM_TRAIN[spec.data])
+    return Prepared(SPLITS_NOTES[spec.data], spec.stream, None)
+
+
+def _prepare_folder(spec: WorkloadSpec) -> Prepared:
     listing = folders.scan(spec.data_dir)
     splits, note = folders.split(listing)
     _check_batch_size(spec, len(splits["train"]))
     sizes = decoding.sample_sizes(listing)
-    small = spec.stream != "always" and decoding.fits(listing, sizes, decoding.free_memory())
+    small = spec.stream != "always" and (
+        spec.stream == "never" or decoding.fits(listing, sizes, decoding.free_memory())
+    )
     decoded = decoding.decode(listing, sizes.square) if small and sizes.square is not None else None
     unreadable = decoding.unreadable_headers(listing) if decoded is None else decoded.unreadable
     decoding.require_readable(listing, unreadable, skip_corrupt=spec.skip_corrupt)
-    return f"{note}; images that cannot be read, left out: {len(unreadable)}" if len(unreadable) else note
+    if len(unreadable):
+        note = f"{note}; images that cannot be read, left out: {len(unreadable)}"
+    stream = spec.stream if spec.stream != "auto" else ("always" if decoded is None else "never")
+    return Prepared(note, stream, folders.digest(listing, splits))
 
 
 def _check_batch_size(spec: WorkloadSpec, num_train: int) -> None:
@@ -99,7 +125,10 @@ def is_there(spec: WorkloadSpec) -> bool:
     """Whether a data set known by name is where it is looked for."""
     if spec.data == "fashion-mnist":
         return find_fashion_mnist(data_folder(spec)) is not None
-    return spec.data not in CIFAR_FOLDERS or (data_folder(spec) / CIFAR_FOLDERS[spec.data]).is_dir()
+    if spec.data not in CIFAR_FOLDERS:
+        return True
+    folder = data_folder(spec) / CIFAR_FOLDERS[spec.data]
+    return any((folder / last).is_file() for last in ("test_batch", "test"))
 
 
 def _check_published(spec: WorkloadSpec) -> None:
