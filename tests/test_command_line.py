@@ -163,7 +163,7 @@ def test_a_resumed_search_may_change_what_changes_no_result(
         ("--early-stopping", "--early-stopping True"),
         ("--objective accuracy", "--objective accuracy"),
         ("--seed 9", "--seed 9"),
-        ("--storage sqlite:///x.db", "--storage sqlite:///x.db"),
+        ("--storage sqlite:///x.db", "--storage sqlite:////"),
         ("--trials many", "--trials"),
         ("--trails 9", "did you mean --trials?"),
     ],

@@ -75,11 +75,12 @@ def test_counts_are_of_every_ending(ended: Ended) -> None:
 
 
 def test_times_are_of_the_fastest_trial_to_each_target(ended: Ended) -> None:
+    """All of the wild variant's trials diverged, after they had been at the targets."""
     fastest = {row.variant: row.fastest for row in rows(ended())}
-    for variant, epochs in [("fast", (2, 2)), ("slow", (3, 3)), ("wild", (1, 1))]:
+    for variant, epochs in [("fast", (2, 2)), ("slow", (3, 3)), ("wild", (None, None))]:
         assert tuple(time.epochs if time else None for time in fastest[variant]) == epochs
         assert tuple(time.gradient_evaluations if time else None for time in fastest[variant]) == tuple(
-            10 * number for number in epochs
+            number and 10 * number for number in epochs
         )
 
 

@@ -315,13 +315,17 @@ def test_a_trial_that_was_let_through_is_let_through_by_the_next_program(
     assert early is not None and late is not None
     for record, accuracy in [(early, 0.2), (late, 0.8)]:
         (first.folder / record.name).mkdir(parents=True)
-        append_epoch(first.folder / record.name, epoch(4, accuracy))
-        assert first.goes_on(record.name, epoch(4, accuracy))
+        first.start(record.name)
+        for number in (1, 2, 3, 4):
+            append_epoch(first.folder / record.name, epoch(number, accuracy))
+            if number < 4 or record is early:
+                assert first.goes_on(record.name, epoch(number, accuracy))
+                first.record(record.name, epoch(number, accuracy), 0.1)
     first.tracking.finish("interrupted", {}, [], timeout=60)
     second = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
     for _ in range(3):
         second.next_trial()
-    assert second.goes_on("one-01", epoch(4, 0.8))
+    assert second.goes_on("one-01", epoch(4, 0.8)), "its last epoch was logged but not told: judged now"
     assert second.goes_on("one-00", epoch(4, 0.2)), "after the other it would have been stopped"
     assert not second.goes_on("one-02", epoch(4, 0.2)), "what the others were judged by still stands"
     second.tracking.finish("interrupted", {}, [], timeout=60)

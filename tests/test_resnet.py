@@ -11,7 +11,7 @@ from torch import nn
 
 from tuner.errors import InvalidInput
 from tuner.spec import WorkloadSpec
-from tuner.workloads.check import KNOWN_MODELS, check_workload
+from tuner.workloads.check import KNOWN_MODELS, prepare
 from tuner.workloads.models import MODELS, OPTIONS, RepeatGrey, build_model, find_model
 from tuner.workloads.resnet import Block, ResNet
 
@@ -176,17 +176,17 @@ def test_a_function_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InvalidInput, match="gave a int"):
         build("own_models:number")
     # The check looks in a process of its own, which must find what this one finds.
-    check_workload(WorkloadSpec(model="own_models:linear"))
+    prepare(WorkloadSpec(model="own_models:linear"))
     with pytest.raises(InvalidInput, match="did you mean 'linear'"):
-        check_workload(WorkloadSpec(model="own_models:linaer"))
+        prepare(WorkloadSpec(model="own_models:linaer"))
     with pytest.raises(InvalidInput, match="cannot import 'own_model'"):
-        check_workload(WorkloadSpec(model="own_model:linear"))
+        prepare(WorkloadSpec(model="own_model:linear"))
 
 
 def test_a_misspelt_model_is_told_the_nearest() -> None:
     with pytest.raises(InvalidInput, match="unknown model 'mobilnet_v2': did you mean 'mobilenet_v2'"):
-        check_workload(WorkloadSpec(model="mobilnet_v2"))
-    check_workload(WorkloadSpec(model="mobilenet_v2"))
+        prepare(WorkloadSpec(model="mobilnet_v2"))
+    prepare(WorkloadSpec(model="mobilenet_v2"))
 
 
 def test_the_check_knows_the_models() -> None:

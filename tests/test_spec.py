@@ -59,8 +59,11 @@ def test_absent_fields_take_their_defaults() -> None:
     ("values", "says"),
     [
         ({"optimiser": {}}, "unknown parameter 'optimiser': did you mean 'optimizer'?"),
-        ({"optimizer": {"lr": {"peek": 1}}}, "unknown parameter 'peek': did you mean 'peak'?"),
-        ({"optimizer": {"lr": {"peak": -1}}}, "lr.peak = -1: must be above 0 and finite"),
+        (
+            {"optimizer": {"lr": {"peek": 1}}},
+            "unknown parameter 'optimizer.lr.peek': did you mean 'optimizer.lr.peak'?",
+        ),
+        ({"optimizer": {"lr": {"peak": -1}}}, "lr.peak = -1.0: must be above 0 and finite"),
     ],
 )
 def test_data_that_is_no_spec_is_refused(values: dict[str, Any], says: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tuner.spec import EpochMetrics
-from tuner.trial_folder import LOG, append_epoch, read_epochs
+from tuner.trial_folder import LOG, append_epoch, mend_log, read_epochs
 
 Epoch = Callable[..., EpochMetrics]
 
@@ -53,10 +53,21 @@ def test_what_follows_a_line_that_is_no_epoch_is_left_out(tmp_path: Path, epoch:
         assert read_epochs(tmp_path) == [epoch(1, 0.1)]
 
 
-def test_the_first_epoch_begins_the_log_anew(tmp_path: Path, epoch: Epoch) -> None:
-    for number in (1, 2, 3, 1, 2):
+def test_a_log_is_mended_of_what_was_cut_short_or_written_twice(tmp_path: Path, epoch: Epoch) -> None:
+    assert mend_log(tmp_path) == 0
+    for number in (1, 2, 3):
+        append_epoch(tmp_path, epoch(number, number / 10))
+    whole = (tmp_path / "result.json").read_text()
+    for damaged in (whole + whole.splitlines()[2] + "\n", whole + whole[:100], whole):
+        (tmp_path / "result.json").write_text(damaged)
+        assert mend_log(tmp_path) == 3
+        assert (tmp_path / "result.json").read_text() == whole
+
+
+def test_two_writers_lose_no_epoch(tmp_path: Path, epoch: Epoch) -> None:
+    for number in (1, 5, 2, 3, 4, 5):
         append_epoch(tmp_path, epoch(number, 0.5))
-    assert [metrics.epoch for metrics in read_epochs(tmp_path)] == [1, 2]
+    assert [metrics.epoch for metrics in read_epochs(tmp_path)] == [1, 2, 3, 4, 5]
 
 
 def test_an_epoch_told_twice_counts_once(tmp_path: Path, epoch: Epoch) -> None:
@@ -69,7 +80,7 @@ def test_lines_have_the_form_of_tunes_own(tmp_path: Path, epoch: Epoch) -> None:
     append_epoch(tmp_path, epoch(1, 0.5))
     append_epoch(tmp_path, epoch(2, 0.6))
     lines = [json.loads(line) for line in (tmp_path / "result.json").read_text().splitlines()]
-    assert [(line["training_iteration"], line["done"]) for line in lines] == [(1, False), (2, True)]
+    assert [line["training_iteration"] for line in lines] == [1, 2]
     assert lines[1]["validation/accuracy"] == 0.6
 
 

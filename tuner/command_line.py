@@ -36,8 +36,7 @@ def parse(argv: Sequence[str]) -> tuple[SearchSpec, str | None]:
             saved = dataclasses.replace(saved, **{name: given})
         elif kept is not None and ":***@" in kept and given == kept:
             raise InvalidInput(f"{flag(name)}: give {kept} again, its password is not kept")
-    spec = spec.located()
-    spec.refuse_changes(saved)
+    spec.located().refuse_changes(saved.located())
     return spec, search_id
 
 

@@ -110,8 +110,8 @@ class Ledger:
 
     def _start(self, variant: str, number: int) -> Record:
         record = self._add(variant, number)
-        # What Optuna was told was judged before, but for the last: a program may have been killed before it acted.
-        judged = self.studies[variant].reported_steps(number)[:-1]
+        # What Optuna was told was judged before, and the trial let through; what only the log has, is yet to be judged.
+        judged = self.studies[variant].reported_steps(number)
         history = read_epochs(self.folder / record.name)
         self._at_rungs(record, [metrics for metrics in history if metrics.gradient_evaluations in judged])
         return record

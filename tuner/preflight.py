@@ -34,14 +34,14 @@ def check(spec: SearchSpec) -> tuple[tuple[Variant, ...], Prepared]:
     try:
         variants = resolve_variants(spec.variants, spec.space)
         check_workload(workload)
+        check_local_cpus(spec)
+        check_folder(Path(spec.output))
+        if spec.storage is not None:
+            _check_database("--storage", spec.storage)
+        check_tracking_uri(spec.tracking_uri or DEFAULT_TRACKING_URI)
+        return variants, prepare(workload)
     except InvalidInput as error:
         raise InvalidInput(_with_flag(str(error))) from None
-    check_local_cpus(spec)
-    check_folder(Path(spec.output))
-    if spec.storage is not None:
-        _check_database("--storage", spec.storage)
-    check_tracking_uri(spec.tracking_uri or DEFAULT_TRACKING_URI)
-    return variants, prepare(workload)
 
 
 def _with_flag(message: str) -> str:

@@ -140,10 +140,10 @@ class VariantStudy:
         attributes = existing.user_attrs if existing and ended_before else self._trial(number).user_attrs
         return {name: attributes[name] for name in ("arm", "failure") if attributes.get(name)}
 
-    def reported_steps(self, number: int) -> list[int]:
-        """Steps of the values that a trial had reported when the study was opened, rising."""
+    def reported_steps(self, number: int) -> set[int]:
+        """Steps of the values that a trial had reported when the study was opened."""
         existing = self._existing.get(number)
-        return sorted(existing.intermediate_values) if existing else []
+        return set(existing.intermediate_values) if existing else set()
 
     def report(self, number: int, history: Sequence[EpochMetrics]) -> None:
         """Records the running value of a single objective at the history's last epoch."""
