@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from tuner.optimizers import LPSGD, RULES, make_optimizer, set_knobs
-from tuner.spec import OptimizerSpec, Rule, from_dict
+from tuner.settings import from_dict
+from tuner.spec import OptimizerSpec, Rule
 
 
 def case(rule: str, **settings: Any) -> OptimizerSpec:

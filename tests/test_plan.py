@@ -10,7 +10,8 @@ import pytest
 
 from tuner.errors import InvalidInput
 from tuner.plan import CHANGEABLE_ON_RESUME, SearchSpec, seconds
-from tuner.spec import OptimizerSpec, TrialSpec, digest, flatten
+from tuner.settings import digest, flatten
+from tuner.spec import OptimizerSpec, TrialSpec
 
 
 def refused(**values: Any) -> str:

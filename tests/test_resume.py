@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.command import Running, check_whole, epochs_logged, metrics_by_epoch, mlflow_runs, search, studies
-from tuner.spec import TrialSpec, from_dict
+from tuner.settings import from_dict
+from tuner.spec import TrialSpec
 from tuner.train import train
 
 VARIANTS = ["sgdm", "lpsgdm"]

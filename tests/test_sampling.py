@@ -13,7 +13,8 @@ from optuna.storages import InMemoryStorage
 
 from search_spaces import Variant
 from tuner.sampling import from_unit, num_random, sobol_point
-from tuner.spec import EpochMetrics, flatten
+from tuner.settings import flatten
+from tuner.spec import EpochMetrics
 from tuner.study import VariantStudy
 
 DISTRIBUTIONS: list[tuple[BaseDistribution, object, object]] = [

@@ -11,7 +11,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from search_spaces import SPACES, Variant
-from tuner.spec import OptimizerSpec, flatten, with_settings
+from tuner.settings import flatten, with_settings
+from tuner.spec import OptimizerSpec
 from tuner.variants import settings_at
 
 Toy = Callable[..., Variant]

@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from search_spaces import SPACES
 from tuner.errors import InvalidInput
 from tuner.order import shuffled_batches
-from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec, with_settings
+from tuner.settings import with_settings
+from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.train import Training, knobs_at, train
 from tuner.train_command import main
 from tuner.workloads.data import load_data

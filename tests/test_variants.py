@@ -11,7 +11,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from search_spaces import SPACES, Variant
 from tuner.errors import InvalidInput
-from tuner.spec import OptimizerSpec, with_settings
+from tuner.settings import with_settings
+from tuner.spec import OptimizerSpec
 from tuner.variants import resolve_variants, settings_at, shown
 
 OWN = """

@@ -1,32 +1,40 @@
 """Which way of running SGD trains this network fastest, and is the difference real?
 
-In reading order, from argv to the table; what stands lower never imports what stands higher:
+In reading order, from argv to the table.  Imports go down the list; a rule that lint-imports holds.
 
-    search          the command, and run_search for Python
-    command_line    argv -> SearchSpec
-    plan            SearchSpec: what a search is
-    preflight       everything that can be wrong, found before anything exists
-    run_folder      the search's folder: its spec and its lock
-    cluster         starts or joins Ray
-    session         one program's work on a search: opens, trains, concludes
-    tuning          the one Ray Tune run
-    searcher        Tune's questions, answered from the ledger
-    ledger          what happens to trials: planned, run, judged, ended
-    study           one Optuna study a variant
-    sampling        where trials are placed: a random arm, then TPE
-    objectives      what is optimized
-    rungs           who is stopped early
-    tracking        everything into MLflow, once
-    display         the live display
-    leaderboard     the table and the picture at the end
-    trial           the Ray actor that trains
-    trial_folder    a trial's log and checkpoint
-    train           train(spec): pure PyTorch, like everything below
-    optimizers      update rules
-    schedules       learning rate, momentum and p as functions of time
-    order           which batches, in which order
-    workloads       data and models
-    convergence     how fast and how steadily a curve converged
-    spec            what one training is
-    errors          bad input
+    search           the command, and run_search for Python
+    session          one program's work on a search: opens, trains, concludes
+    dry_run          the plan and its cost
+    command_line     argv -> SearchSpec, and every mistake in one line
+    tuning           the one Ray Tune run
+    display          the live display
+    leaderboard      the table and the picture at the end
+    console          the terminal for the display, all else into a file
+    run_folder       the search's folder: its spec and its lock
+    preflight        everything that can be wrong, found before anything exists
+    searcher         Tune's questions, answered from the ledger
+    ledger           what happens to trials: planned, run, judged, ended
+    cluster          starts or joins Ray
+    study            one Optuna study a variant
+    tracking         everything into MLflow, once
+    mlflow_database  MLflow's SQLite file, made whole or not at all
+    trial            the Ray actor that trains
+    train_command    python -m tuner.train
+    variants         names, a user's own variants, changed ranges
+    sampling         where trials are placed: a random arm, then TPE
+    objectives       what is optimized
+    rungs            who is stopped early
+    trial_folder     a trial's spec, log and checkpoint
+    plan             SearchSpec: what a search is
+    train            train(spec): pure PyTorch, like everything below
+    optimizers       update rules
+    workloads        data and models
+    schedules        learning rate, momentum and p as functions of time
+    order            which batches, in which order
+    convergence      how fast and how steadily a curve converged
+    spec             what one training is
+    settings         specs by dotted names and as plain data
+    errors           bad input
+
+Beside the list, autoscaling tells a cluster which machine to start next.
 """

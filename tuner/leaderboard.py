@@ -13,7 +13,7 @@ from search_spaces import Variant
 from tuner.convergence import TimeToTarget, best_accuracy, target_label, time_to_target
 from tuner.ledger import Ledger, Record
 from tuner.objectives import evaluate, rank
-from tuner.spec import Setting, flatten
+from tuner.settings import Setting, flatten
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """Okabe and Ito's colours, told apart by the colour-blind and in print."""

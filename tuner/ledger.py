@@ -15,7 +15,8 @@ from search_spaces import Variant
 from tuner.convergence import is_over, speed_metrics, time_to_target
 from tuner.plan import SearchSpec
 from tuner.rungs import Rungs
-from tuner.spec import EpochMetrics, TrialSpec, flatten
+from tuner.settings import flatten
+from tuner.spec import EpochMetrics, TrialSpec
 from tuner.study import VariantStudy, trial_name
 from tuner.tracking import Tracking
 from tuner.trial_folder import CHECKPOINT, read_epochs

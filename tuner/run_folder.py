@@ -17,7 +17,7 @@ from optuna.distributions import distribution_to_json
 from search_spaces import Variant
 from tuner.errors import InvalidInput, masked, unknown
 from tuner.plan import SearchSpec
-from tuner.spec import from_dict
+from tuner.settings import from_dict
 
 SPEC_FILE, LOCK, LOG = "search.json", ".lock", "ray.log"
 FILES_MADE_FIRST = (LOCK, LOG)

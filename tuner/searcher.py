@@ -11,7 +11,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher, SearchGenerator
 
 from tuner.ledger import Ledger, Record
-from tuner.spec import EpochMetrics, from_dict
+from tuner.settings import from_dict
+from tuner.spec import EpochMetrics
 
 
 class LedgerSearcher(Searcher):

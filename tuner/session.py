@@ -26,7 +26,7 @@ from tuner.leaderboard import as_table, best_settings, rows, write_files
 from tuner.ledger import Ledger
 from tuner.plan import CHANGEABLE_ON_RESUME, DEFAULT_TRACKING_URI, SearchResult, SearchSpec, seconds
 from tuner.run_folder import LOG
-from tuner.spec import flatten
+from tuner.settings import flatten
 from tuner.study import VariantStudy, open_storage, study_name
 from tuner.tracking import Tracking
 from tuner.tuning import Deadline, tune_all

@@ -20,7 +20,8 @@ from search_spaces import Variant
 from tuner.objectives import OBJECTIVES, evaluate, rank
 from tuner.plan import Objective
 from tuner.sampling import Arm, ArmSampler, num_random
-from tuner.spec import EpochMetrics, OptimizerSpec, Setting, with_settings
+from tuner.settings import Setting, with_settings
+from tuner.spec import EpochMetrics, OptimizerSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

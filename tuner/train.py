@@ -28,7 +28,8 @@ from tuner.errors import InvalidInput
 from tuner.optimizers import make_optimizer, set_knobs
 from tuner.order import shuffled_batches
 from tuner.schedules import critical_momentum, learning_rate, norm_exponent
-from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec, digest, from_dict
+from tuner.settings import digest, from_dict
+from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec
 from tuner.workloads.data import Images, load_data
 from tuner.workloads.models import build_model
 

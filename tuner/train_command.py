@@ -17,7 +17,8 @@ import torch
 
 from tuner.convergence import speed_metrics
 from tuner.errors import InvalidInput
-from tuner.spec import EpochMetrics, OptimizerSpec, Setting, TrialSpec, from_dict, to_json, with_settings
+from tuner.settings import Setting, from_dict, to_json, with_settings
+from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec
 from tuner.train import train
 
 

@@ -15,7 +15,8 @@ from ray.tune import Trainable
 
 from tuner.convergence import is_over
 from tuner.errors import InvalidInput
-from tuner.spec import EpochMetrics, TrialSpec, from_dict, to_json
+from tuner.settings import from_dict, to_json
+from tuner.spec import EpochMetrics, TrialSpec
 from tuner.trial_folder import CHECKPOINT, SPEC, append_epoch, mend_log
 
 

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 from tuner.convergence import epoch_metrics
-from tuner.spec import EpochMetrics, from_dict
+from tuner.settings import from_dict
+from tuner.spec import EpochMetrics
 
 LOG, CHECKPOINT, SPEC = "result.json", "checkpoint.pt", "spec.json"
 """``python -m tuner.train --spec .../spec.json`` trains the trial again."""

@@ -14,7 +14,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from search_spaces import SPACES, Variant
 from tuner.errors import InvalidInput, unknown
 from tuner.sampling import from_unit
-from tuner.spec import OptimizerSpec, Setting, flatten, with_settings
+from tuner.settings import Setting, flatten, with_settings
+from tuner.spec import OptimizerSpec
 
 NUM_PROBES = 64
 """Points of each space whose spec is built before a search starts, so that none is refused in the middle of it."""

@@ -17,7 +17,8 @@ from torch.optim.optimizer import Optimizer
 from search_spaces import SPACES
 from tuner.optimizers import make_optimizer
 from tuner.order import shuffled_batches
-from tuner.spec import OptimizerSpec, WorkloadSpec, with_settings
+from tuner.settings import with_settings
+from tuner.spec import OptimizerSpec, WorkloadSpec
 from tuner.workloads.data import Images, load_data
 from tuner.workloads.models import build_model
 

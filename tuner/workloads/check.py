@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tuner.errors import InvalidInput, unknown
-from tuner.spec import WorkloadSpec, to_json
+from tuner.settings import to_json
+from tuner.spec import WorkloadSpec
 from tuner.workloads import decoding, folders
 from tuner.workloads.datasets import CIFAR_FOLDERS, SPLITS_NOTES, data_folder, find_fashion_mnist, missing
 
@@ -26,7 +27,8 @@ NUM_TRAIN = {"digits": 1078, "fashion-mnist": 54_000, "cifar10": 45_000, "cifar1
 TRY = """
 import json, sys, torch
 from tuner.errors import InvalidInput
-from tuner.spec import WorkloadSpec, from_dict
+from tuner.settings import from_dict
+from tuner.spec import WorkloadSpec
 from tuner.workloads.data import load_data
 from tuner.workloads.models import build_model, find_model
 spec = from_dict(WorkloadSpec, json.loads(sys.argv[1]))
