@@ -149,16 +149,14 @@ class Training:
         batches = shuffled_batches(
             self.data.sizes["train"], self.spec.workload.batch_size, seed=self.spec.seed, epoch=epoch
         )
-        total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        total_correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        largest_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        losses: list[Tensor] = []
+        num_correct: list[Tensor] = []
         check_interval = 1 if self.device.type == "cpu" else CUDA_CHECK_INTERVAL
         knobs = (0.0, 0.0, 0.0)
-        num_images = 0
         for batch, (images, labels) in zip(batches, self.data.train_batches(batches), strict=True):
             knobs = knobs_at(self.spec.optimizer, self.steps_done, self.num_steps, self.spec.epochs)
             set_knobs(self.optimizer, lr=knobs[0], momentum=knobs[1], p=knobs[2])
-            torch.manual_seed(batch.seed)
+            self._seed(batch.seed)
             with self._autocast():
                 logits = self.forward(images.to(self.dtype))
                 loss = cross_entropy(logits, labels)
@@ -166,19 +164,25 @@ class Training:
             loss.backward()
             self.optimizer.step()
             self.steps_done += 1
-            num_images += len(labels)
-            total_loss += loss.detach() * len(labels)
-            largest_loss = torch.maximum(largest_loss, loss.detach().double())  # NaN stays NaN
-            total_correct += (logits.detach().argmax(1) == labels).sum()
-            if self.steps_done % check_interval == 0 and self._is_divergent(largest_loss):
+            losses.append(loss.detach())
+            num_correct.append((logits.detach().argmax(1) == labels).sum())
+            if len(losses) % check_interval == 0 and self._is_divergent(losses[-check_interval:]):
                 break
-        diverged = self._is_divergent(largest_loss)
-        mean_loss = math.inf if diverged else float(total_loss) / num_images
-        return mean_loss, float(total_correct) / num_images, diverged, knobs
+        # All batches are of one size, so the mean over them is the mean over the images.
+        accuracy = float(torch.stack(num_correct).sum()) / (len(losses) * self.spec.workload.batch_size)
+        diverged = self._is_divergent(losses)
+        mean_loss = math.inf if diverged else float(torch.stack(losses).double().mean())
+        return mean_loss, accuracy, diverged, knobs
 
-    def _is_divergent(self, loss: Tensor) -> bool:
-        # Not "above": a comparison with NaN is false.
-        return not float(loss) <= self.spec.max_loss
+    def _seed(self, seed: int) -> None:
+        # torch.manual_seed asks every kind of device there might be, at each step.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _is_divergent(self, losses: list[Tensor]) -> bool:
+        # Not "above": a comparison with NaN, which max() hands on, is false.
+        return not float(torch.stack(losses).max()) <= self.spec.max_loss
 
     def evaluate(self, split: str) -> tuple[float, float]:
         """Mean loss (inf where it is not finite) and accuracy over a whole split, in evaluation mode."""
