@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -116,5 +117,9 @@ def _metrics(trial: Trial, result: dict[str, Any]) -> EpochMetrics:
 
 def _reason(trial: Trial) -> str:
     """The last line of what Ray says of a failure, which names the exception."""
-    lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    # The driver's own copy: the one that trial.get_error() reads is brought to the search's folder later.
+    try:
+        lines = [line for line in Path(trial.error_file or "").read_text().splitlines() if line.strip()]
+    except OSError:
+        lines = []
     return lines[-1].strip()[:500] if lines else "the worker died"
