@@ -85,6 +85,14 @@ def test_a_finished_search_resumed_trains_nothing_and_may_grow(tmp_path: Path) -
     assert tables[1].splitlines()[:4] == tables[0].splitlines()[:4], "the same winner and settings"
     check_whole(tmp_path, {"sgdm": 2})
 
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = search(tmp_path / "elsewhere", "--resume", "a", "--output", "../runs")
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    assert not list((tmp_path / "elsewhere").iterdir()), "its databases are where it was started"
+
+    taken = search(tmp_path, "--name", "a")
+    assert taken.returncode == 2 and "--resume a" in taken.stderr
+
     grown = search(tmp_path, "--resume", "a", "--trials", "3", "--variants", "sgdm", "adamw", "--max-concurrent", "1")
     assert grown.returncode == 0, grown.stdout + grown.stderr
     assert {path: path.stat().st_mtime_ns for path in logs} == logs

@@ -61,7 +61,9 @@ def test_data_that_is_no_spec_is_refused(values: dict[str, Any], says: str) -> N
 
 
 def test_the_digest_is_the_same_in_every_process_and_differs_with_every_leaf() -> None:
-    command = "from tuner.settings import digest; from tuner.spec import *; print(digest(TrialSpec(seed=5, targets=(0.5,))))"
+    command = (
+        "from tuner.settings import digest; from tuner.spec import *; print(digest(TrialSpec(seed=5, targets=(0.5,))))"
+    )
     printed = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == digest(TrialSpec(seed=5, targets=(0.5,)))
     changes: dict[str, Any] = {
