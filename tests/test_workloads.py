@@ -68,6 +68,15 @@ def test_a_split_covers_all_and_shares_nothing() -> None:
     assert np.array_equal(np.sort(np.concatenate([stay, leave])), positions)
 
 
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits as published
+
+    bunch, ours = published(), load_digits(WorkloadSpec())
+    assert np.array_equal(ours.labels, bunch.target)
+    assert ours.pixels.shape == (1797, 8, 8, 1)
+    assert np.array_equal(ours.pixels[..., 0], np.rint(bunch.images * (255 / 16)))
+
+
 def test_digits_are_split_by_class() -> None:
     whole = load_digits(WorkloadSpec())
     assert {name: len(positions) for name, positions in whole.splits.items()} == {
