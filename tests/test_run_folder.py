@@ -30,6 +30,7 @@ def test_a_search_without_a_name_is_named_after_its_workload_and_the_time() -> N
 def test_a_spec_comes_back_as_it_was(tmp_path: Path) -> None:
     spec = SearchSpec(
         name="s",
+        output=str(tmp_path.parent),
         variants=("sgdm",),
         space=("lr.peak=0.1:0.2", "lr.warmup=0"),
         targets=(0.5, 0.925),

@@ -185,8 +185,6 @@ class SearchSpec:
         """Raises InvalidInput, by name, where resuming ``saved`` as this spec would change results."""
         for item in dataclasses.fields(self):
             old, new = getattr(saved, item.name), getattr(self, item.name)
-            if item.name == "output":
-                old, new = str(Path(old).resolve()), str(Path(new).resolve())
             if old != new and item.name not in CHANGEABLE_ON_RESUME:
                 raise InvalidInput(
                     f"{flag(item.name)} {_shown(new)}: search {saved.name!r} was started with {_shown(old)}, "

@@ -46,7 +46,8 @@ def load(output: str, name: str) -> tuple[SearchSpec, str]:
     """A search as it was last started, and its id."""
     try:
         saved = json.loads((Path(output) / name / SPEC_FILE).read_text())
-        return from_dict(SearchSpec, saved["spec"]), str(saved["id"])
+        # Where it was found, which from another folder reads otherwise than from where it was started.
+        return dataclasses.replace(from_dict(SearchSpec, saved["spec"]), output=output), str(saved["id"])
     except (FileNotFoundError, NotADirectoryError):
         searches = [path.parent.name for path in Path(output).glob(f"*/{SPEC_FILE}")]
         if searches:
