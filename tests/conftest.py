@@ -18,7 +18,7 @@ from tests.command import search
 from tuner.ledger import Ledger
 from tuner.plan import SearchSpec
 from tuner.spec import EpochMetrics
-from tuner.study import VariantStudy, open_storage
+from tuner.study import open_storage, open_studies
 from tuner.tracking import Tracking
 
 
@@ -117,18 +117,7 @@ def open_ledger(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Callable[.
     def open_it(variants: list[Variant], **changes: Any) -> Ledger:
         spec = SearchSpec(**{"name": "s", "variants": tuple(variant.name for variant in variants), **changes})
         storage = open_storage(storage_url)
-        studies = {
-            variant.name: VariantStudy(
-                storage=storage,
-                search="s",
-                variant=variant,
-                objective=spec.objective,
-                targets=spec.targets,
-                num_trials=spec.trials,
-                seed=spec.seed,
-            )
-            for variant in variants
-        }
+        studies = open_studies(spec, variants, storage, search="s")
         tracking = Tracking(
             uri=mlflow_uri, experiment="e", search="s", search_id="id", parameters={"seed": spec.seed}, tags={}
         )

@@ -27,7 +27,7 @@ from tuner.ledger import Ledger
 from tuner.plan import CHANGEABLE_ON_RESUME, DEFAULT_TRACKING_URI, SearchResult, SearchSpec, seconds
 from tuner.run_folder import LOG
 from tuner.settings import flatten
-from tuner.study import VariantStudy, open_storage, study_name
+from tuner.study import open_storage, open_studies, study_name
 from tuner.tracking import Tracking
 from tuner.tuning import Deadline, tune_all
 
@@ -59,18 +59,7 @@ def open_ledger(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...],
         tags={**_provenance(folder.name), "splits": splits},
     )
     storage = open_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
-    studies = {
-        variant.name: VariantStudy(
-            storage=storage,
-            search=folder.name,
-            variant=variant,
-            objective=spec.objective,
-            targets=spec.targets,
-            num_trials=spec.trials,
-            seed=spec.seed,
-        )
-        for variant in variants
-    }
+    studies = open_studies(spec, variants, storage, search=folder.name)
     return Ledger(spec, variants, studies, tracking, folder, splits)
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import event
 
 from search_spaces import Variant
 from tuner.objectives import OBJECTIVES, evaluate, rank
-from tuner.plan import Objective
+from tuner.plan import Objective, SearchSpec
 from tuner.sampling import Arm, ArmSampler, num_random
 from tuner.settings import Setting, with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec
@@ -179,6 +179,24 @@ class VariantStudy:
         if number not in self._trials:
             self._trials[number] = Trial(self.study, self._existing[number]._trial_id)
         return self._trials[number]
+
+
+def open_studies(
+    spec: SearchSpec, variants: Sequence[Variant], storage: BaseStorage, *, search: str
+) -> dict[str, VariantStudy]:
+    """Variant name -> its study, made where there is none."""
+    return {
+        variant.name: VariantStudy(
+            storage=storage,
+            search=search,
+            variant=variant,
+            objective=spec.objective,
+            targets=spec.targets,
+            num_trials=spec.trials,
+            seed=spec.seed,
+        )
+        for variant in variants
+    }
 
 
 def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Setting:

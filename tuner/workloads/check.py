@@ -62,7 +62,7 @@ class Prepared:
 
 
 def check_workload(spec: WorkloadSpec) -> None:
-    """Raises :class:`InvalidInput` where the data or the model is not there; reads no image."""
+    """Raises :class:`InvalidInput` where the data is not there; reads no image."""
     if spec.data not in CHECKS:
         raise unknown("data", spec.data, CHECKS)
     if spec.stream == "always" and spec.data != "imagefolder":
