@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from search_spaces import SPACES
+from tuner.convergence import is_over
+from tuner.damping import damping_ratio
 from tuner.errors import InvalidInput
+from tuner.knobs import knobs_at
 from tuner.order import shuffled_batches
-from tuner.settings import with_settings
+from tuner.settings import Setting, with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec
-from tuner.train import Training, knobs_at, train
+from tuner.train import Training, train
 from tuner.train_command import main
 from tuner.workloads.data import load_data
 from tuner.workloads.models import build_model
 
 CPU = torch.device("cpu")
-TIMES = {"seconds", "evaluation_seconds", "loading_seconds", "images_per_second", "finished_at", "compile_seconds"}
+TIMES = {
+    "curvature_seconds",
+    "seconds",
+    "evaluation_seconds",
+    "loading_seconds",
+    "images_per_second",
+    "finished_at",
+    "compile_seconds",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -47,22 +60,18 @@ def numbers(history: list[EpochMetrics]) -> list[dict[str, object]]:
 def test_a_training_resumed_after_each_epoch_is_bit_for_bit_the_uninterrupted_one(variant: str, tmp_path: Path) -> None:
     spec = small(variant)
     whole = Training(spec, CPU)
-    expected: list[EpochMetrics] = []
-    for _ in range(spec.epochs):
-        expected.append(whole.run_epoch(expected[-1] if expected else None))
+    while not is_over(spec, whole.history):
+        whole.run_leg()
     checkpoint = tmp_path / "checkpoint.pt"
-    for epoch in range(1, spec.epochs + 1):
-        torch.manual_seed(epoch)  # a resumed training owes nothing to the process it runs in
-        history = []
-        for metrics in train(spec, checkpoint=checkpoint, device=CPU):
-            history.append(metrics)
-            if metrics.epoch == epoch:
-                break
-    assert numbers(history) == numbers(expected)
+    for num_epochs in range(1, len(whole.history) + 1):
+        torch.manual_seed(num_epochs)  # a resumed training owes nothing to the process it runs in
+        history = list(itertools.islice(train(spec, checkpoint=checkpoint, device=CPU), num_epochs))
+    assert numbers(history) == numbers(whole.history)
+    assert history[-1].gradient_evaluations == history[-1].budget
     resumed = Training(spec, CPU)
     resumed.restore(checkpoint)
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    for name, tensor in whole.network.model.state_dict().items():
+        assert torch.equal(tensor, resumed.network.model.state_dict()[name]), name
 
 
 def test_seconds_go_on_counting_over_a_resumption(tmp_path: Path) -> None:
@@ -102,8 +111,7 @@ def test_the_loop_is_a_plain_loop_over_the_same_batches() -> None:
     """Against torch's own optimizer and a loop of the fewest lines, in float64."""
     spec = small("sgdm", epochs=2, precision="float64")
     training = Training(spec, CPU)
-    measured = [training.run_epoch(None)]
-    measured.append(training.run_epoch(measured[0]))
+    measured = [training.run_leg(), training.run_leg()]
 
     data = load_data(spec.workload, CPU)
     torch.manual_seed(spec.seed)
@@ -116,7 +124,7 @@ def test_the_loop_is_a_plain_loop_over_the_same_batches() -> None:
         model.train()
         batches = shuffled_batches(data.sizes["train"], 64, seed=spec.seed, epoch=epoch)
         for images, labels in data.train_batches(batches):
-            optimizer.param_groups[0]["lr"] = knobs_at(spec.optimizer, step, num_steps, 2)[0]
+            optimizer.param_groups[0]["lr"] = knobs_at(spec.optimizer, step, num_steps, 2).lr
             optimizer.zero_grad()
             loss = cross_entropy(model(images.double()), labels)
             loss.backward()
@@ -124,7 +132,7 @@ def test_the_loop_is_a_plain_loop_over_the_same_batches() -> None:
             losses.append(loss.item())
             step += 1
         assert measured[epoch].train_loss == pytest.approx(sum(losses) / len(losses), rel=1e-12)
-    for ours, theirs in zip(training.model.parameters(), model.parameters(), strict=True):
+    for ours, theirs in zip(training.network.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -161,17 +169,107 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
         next(train(small(workload=WorkloadSpec(batch_size=5000)), device=CPU))
 
 
-def test_momentum_follows_the_learning_rate_and_p_the_epoch() -> None:
-    critical = with_settings(OptimizerSpec(), {**SPACES["critical"].default_settings(), "lr.warmup": 0.0})
-    lr, momentum, p = knobs_at(critical, 0, 100, 10)
-    assert (lr, p) == (0.1, 2.0)
-    assert momentum == pytest.approx(1 - 2 * 0.1**0.5)
-    annealed = with_settings(OptimizerSpec(), SPACES["lpsgdm"].default_settings())
-    ps = [knobs_at(annealed, step, 100, 10)[2] for step in range(100)]
-    assert ps[:10] == [6.0] * 10 and ps[90:] == [2.0] * 10
-    assert len(set(ps)) == 10, "one p an epoch"
-    by_step = with_settings(annealed, {"norm.interval": "step"})
-    assert len({knobs_at(by_step, step, 100, 10)[2] for step in range(100)}) == 100
+BACKWARD: dict[str, Setting] = {"order.composition": "backward", "lr.schedule": "constant", "lr.peak": 0.05}
+
+
+def reversed_by_hand(spec: TrialSpec, start: dict[str, Any], numbers: Sequence[int]) -> Training:
+    """A training put at a state and then through the steps of these numbers, in their order."""
+    training = Training(spec, CPU)
+    training.network.load(start)
+    for number in numbers:
+        (batch,) = training._batches(range(number, number + 1))
+        for images, labels in training.data.train_batches([batch]):
+            knobs = knobs_at(spec.optimizer, number, training.num_steps, spec.epochs)
+            training.network.step(number, batch, images, labels, knobs)
+    return training
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings"),
+    [
+        ("sgd", {"momentum.value": 0.9}),
+        ("sgd", {"momentum.value": 0.0, "scaling.law": "exponential"}),
+        ("lpsgd", {"norm.p_max": 5.0, "average.decay": 0.9}),
+    ],
+)
+def test_each_evaluation_of_a_backward_training_is_a_replay_from_the_start(
+    rule: str, settings: dict[str, Setting]
+) -> None:
+    """Newest batch first, oldest last, buffers and BatchNorm's statistics too; each replay is paid for."""
+    spec = small(optimizer=with_settings(OptimizerSpec(), {**BACKWARD, "rule": rule, **settings}), epochs=6)
+    training = Training(spec, CPU)
+    start = training.network.frozen_state()
+    num_spent = 0
+    for steps in (16, 32, 48):
+        metrics = training.run_leg()
+        num_spent += steps
+        assert (metrics.steps, metrics.gradient_evaluations) == (steps, num_spent)
+        by_hand = reversed_by_hand(spec, start, range(steps - 1, -1, -1))
+        for name, tensor in by_hand.network.model.state_dict().items():
+            assert torch.equal(tensor, training.network.model.state_dict()[name]), name
+    assert num_spent == training.num_steps and is_over(spec, training.history)
+
+
+def test_a_backward_phase_starts_from_the_forward_part_and_its_anchor_moves_with_the_window() -> None:
+    optimizer = with_settings(OptimizerSpec(), {**BACKWARD, "order.start": 0.5, "order.window": 24})
+    spec = small(optimizer=optimizer, epochs=8)
+    training = Training(spec, CPU)
+    while not is_over(spec, training.history):
+        training.run_leg()
+    done = training.history
+    assert [m.gradient_evaluations for m in done] == [16, 32, 48, 64, 80, 128]
+    assert [m.steps for m in done] == [16, 32, 48, 64, 80, 112]
+    order = [*range(64), *range(87, 63, -1), *range(111, 87, -1)]
+    by_hand = reversed_by_hand(spec, Training(spec, CPU).network.frozen_state(), order)
+    for name, tensor in by_hand.network.model.state_dict().items():
+        assert torch.equal(tensor, training.network.model.state_dict()[name]), name
+
+
+def test_a_divergence_in_a_replay_ends_the_training_and_counts_what_was_spent() -> None:
+    optimizer = with_settings(OptimizerSpec(), {**BACKWARD, "lr.peak": 1e9, "order.start": 0.0})
+    history = list(train(small(optimizer=optimizer), device=CPU))
+    assert [m.diverged for m in history] == [True]
+    assert history[0].steps == history[0].gradient_evaluations < 16
+
+
+def test_the_hybrid_switches_at_the_accuracy_and_stays_over_a_resumption(tmp_path: Path) -> None:
+    settings: dict[str, Setting] = {
+        **SPACES["hybrid"].default_settings(),
+        "momentum.switch": "accuracy",
+        "momentum.switch_accuracy": 0.12,
+        "momentum.value": 0.77,
+    }
+    spec = small(optimizer=with_settings(OptimizerSpec(), settings), epochs=6)
+    history = list(train(spec, checkpoint=tmp_path / "whole.pt", device=CPU))
+    reached = next(m.epoch for m in history if m.validation_accuracy >= 0.12)
+    assert 1 <= reached < 6
+    assert [m.epoch for m in history if m.momentum == 0.77] == list(range(reached + 1, 7))
+    for _ in range(2):
+        resumed = list(itertools.islice(train(spec, checkpoint=tmp_path / "c.pt", device=CPU), reached + 1))
+    assert numbers(resumed) == numbers(history)[: reached + 1]
+
+
+def test_curvature_is_estimated_every_few_epochs_and_only_if_asked() -> None:
+    spec = small("critical", curvature=2)
+    history = list(train(spec, device=CPU))
+    tops = [m.curvature_top for m in history]
+    assert tops[0] is not None and tops[0] == tops[1] != tops[2]
+    for m in history:
+        assert m.curvature_top is not None and m.curvature_seconds > 0
+        assert m.damping_ratio == damping_ratio(m.lr, m.momentum, m.curvature_top + spec.optimizer.decay.weight)
+    without = list(train(small("critical"), device=CPU))
+    assert [dataclasses.replace(m, **dict.fromkeys(NEWEST, None)) for m in without] == without
+    measured = [{k: v for k, v in line.items() if k not in NEWEST} for line in numbers(history)]
+    assert measured == [{k: v for k, v in line.items() if k not in NEWEST} for line in numbers(without)]
+
+
+NEWEST = ("curvature_top", "curvature_mean", "damping_ratio")
+
+
+def test_damping_is_told_of_heavy_balls_only() -> None:
+    for variant in ("adamw", "lpsgdm", "nesterov"):
+        metrics = next(train(small(variant, curvature=1), device=CPU))
+        assert metrics.curvature_top is not None and metrics.damping_ratio is None
 
 
 def test_compiled_agrees_with_eager() -> None:
@@ -225,7 +323,7 @@ def test_training_needs_neither_ray_nor_optuna_nor_mlflow(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--variant", "sgdx"], "unknown variant 'sgdx': did you mean 'sgdm'?"),
+        (["--variant", "sgdx"], "unknown variant 'sgdx': did you mean 'sgd'?"),
         (["--set", "lr.paek=1"], "unknown parameter 'lr.paek': did you mean 'lr.peak'?"),
         (["--set", "lr.peak=-1"], "lr.peak = -1.0: must be above 0"),
         (["--set", "epochs"], "--set epochs: must be NAME=VALUE"),

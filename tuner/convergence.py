@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuner.damping import DAMPING_CODES, damping_class
 from tuner.spec import EpochMetrics, TrialSpec
 
 
@@ -23,7 +24,7 @@ class TimeToTarget:
 
 
 def time_to_target(history: Sequence[EpochMetrics], target: float) -> TimeToTarget | None:
-    """Cost of the first epoch at ``target`` or above; None where no epoch is.
+    """Cost of the first epoch at ``target`` or above, replays included; None where no epoch is.
 
     Nothing is interpolated between epochs, and an epoch in which the training diverged does not count.
     """
@@ -92,9 +93,23 @@ def target_label(target: float) -> str:
 
 
 def epoch_metrics(metrics: EpochMetrics) -> dict[str, float]:
-    """The metrics of one epoch under their MLflow names; the loader's share of the time only where there is any."""
-    loading = {"speed/loading_share": metrics.loading_seconds / metrics.seconds} if metrics.loading_seconds else {}
-    return loading | {
+    """The metrics of one epoch under their MLflow names; those that a training does not have are left out.
+
+    ``damping/class`` is -1 for under-, 0 for critically and 1 for over-damped (:func:`tuner.damping.damping_class`).
+    ``curvature/top_over_mean`` is left out where the mean is not positive too.
+    """
+    some: dict[str, float] = {}
+    if metrics.loading_seconds:
+        some["speed/loading_share"] = metrics.loading_seconds / metrics.seconds
+    if metrics.curvature_top is not None:
+        some["curvature/top"] = metrics.curvature_top
+        some["curvature/seconds"] = metrics.curvature_seconds
+        if metrics.curvature_mean is not None and metrics.curvature_mean > 0:
+            some["curvature/top_over_mean"] = metrics.curvature_top / metrics.curvature_mean
+    if metrics.damping_ratio is not None:
+        some["damping/ratio"] = metrics.damping_ratio
+        some["damping/class"] = float(DAMPING_CODES[damping_class(metrics.damping_ratio)])
+    return some | {
         "train/loss": metrics.train_loss,
         "train/accuracy": metrics.train_accuracy,
         "validation/loss": metrics.validation_loss,

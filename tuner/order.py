@@ -1,15 +1,50 @@
-"""Which batches are taken, and in which order.
+"""Which batches are taken, and how their steps are composed.
 
 A batch is named by its image indices and a seed, never by its pixels, so that taking it again gives the same images
 with the same augmentation and the same dropout masks.
+
+With T_k the step on the k-th batch, a map of the whole state of a training, and x_0 the state it starts from::
+
+    forward     x_n     = T_n o ... o T_1 (x_0)                       an iterate is one step from the last
+    backward    x_n     = T_1 o ... o T_n (x_0)                       the newest batch first, each n from x_0 again
+    in blocks   x_{c+k} = T_{c+1} o ... o T_{c+k} (x_c),  1 <= k <= W,  c = 0, W, 2W, ...
+
+Where the maps contract, the backward iterates converge to a point (a random one, that the oldest batches decide),
+while the forward ones converge in distribution only.
+
+=========  ================  ========================================================================================
+symbol     argument
+=========  ================  ========================================================================================
+W          ``window``        batches after which the anchor c moves, at least 1; 1 is forward, None keeps c = 0
+n          ``at``            iterates that are evaluated, counted from 1; all by default
+=========  ================  ========================================================================================
+
+Cost in gradient evaluations: an iterate takes n - c, so N backward iterates take N (N + 1) / 2.  In blocks it is
+(W + 1) / 2 a batch where every iterate is evaluated, and 1 where only the anchors are.
+
+Forward and backward are the paper's, which suggests windows to save cost.  Ours: the block form with its moving
+anchors, and that x_n has the same law in either order where the T_k are independent draws of one law, so that the
+orders differ along the path and not at a step.
+
+Source: Dherin et al., TMLR 2025, https://arxiv.org/abs/2502.01557
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from tuner.optimizer_spec import OrderSpec
+
+State = TypeVar("State")
+Data = TypeVar("Data")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +72,153 @@ def shuffled_batches(num_images: int, batch_size: int, *, seed: int, epoch: int)
         Batch(indices, batch_seed)
         for indices, batch_seed in zip(permutation[: num_steps * batch_size].split(batch_size), seeds, strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Steps from the anchor to one iterate."""
+
+    n: int
+    """The iterate it leads to, counted from 1."""
+    numbers: range
+    """The batches, counted from 0, in the order of application."""
+    evaluated: bool
+    """Whether the iterate was asked for."""
+    moves_anchor: bool
+    """Whether the iterate is the anchor of the replays after it."""
+
+
+def backward_replays(
+    num_batches: int, *, window: int | None = None, at: Sequence[int] | None = None
+) -> Iterator[Replay]:
+    """The plan of backward SGD: the replays that lead to the iterates ``at``, and to the anchors on the way there.
+
+    It costs the sum of ``len(replay.numbers)``.
+
+    Raises ValueError where ``window`` is below 1, or ``at`` not strictly increasing within [1, num_batches].
+    """
+    for before, n in itertools.pairwise((0, *(at or ()))):
+        if not before < n <= num_batches:
+            raise ValueError(f"at has {n} after {before}: must increase strictly within [1, {num_batches}]")
+    return _replays(range(1, num_batches + 1) if at is None else at, _block(window, num_batches))
+
+
+def _replays(at: Sequence[int], block: int) -> Iterator[Replay]:
+    anchor = end = 0
+    for n in at:
+        while end < n:
+            end = min(n, anchor + block)
+            moves_anchor = end == anchor + block
+            yield Replay(end, range(end - 1, anchor - 1, -1), end == n, moves_anchor)
+            anchor = end if moves_anchor else anchor
+
+
+def _block(window: int | None, num_batches: int) -> int:
+    """Batches between two anchors, more than there are where the anchor stays."""
+    if window is not None:
+        _require_positive("window", window)
+    return window or num_batches + 1
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} = {value}: must be at least 1")
+
+
+def evaluation_points(num_epochs: int, steps_per_epoch: int, *, window: int | None, interval: int) -> list[int]:
+    """The iterates at which a backward phase of num_epochs * steps_per_epoch gradient evaluations is evaluated.
+
+    Multiples of interval * steps_per_epoch, as many as can be paid for with their replays; what is left of the budget
+    lengthens the last.  So ``backward_replays(..., window=window, at=points)`` costs exactly the budget, and where not
+    even the first multiple can be paid for, the one point is the budget itself.
+
+    Raises ValueError where an argument is below 1.
+    """
+    _require_positive("num_epochs", num_epochs)
+    _require_positive("steps_per_epoch", steps_per_epoch)
+    _require_positive("interval", interval)
+    left = num_epochs * steps_per_epoch
+    block = _block(window, left)
+    stride = interval * steps_per_epoch
+    points: list[int] = []
+    anchor, n = 0, stride
+    while n - anchor <= left:
+        points.append(n)
+        left -= n - anchor
+        anchor = n // block * block
+        n += stride
+    points = points or [0]
+    points[-1] += left
+    return points
+
+
+def forward_iterates(step: Callable[[State, Data], State], state: State, batches: Iterable[Data]) -> Iterator[State]:
+    """The states x_1, x_2, ... of forward SGD, for any map ``step(state, batch)``; see :func:`backward_iterates`."""
+    state = copy.deepcopy(state)
+    for batch in batches:
+        state = step(state, batch)
+        yield copy.deepcopy(state)
+
+
+def backward_iterates(
+    step: Callable[[State, Data], State],
+    state: State,
+    batches: Iterable[Data],
+    *,
+    window: int | None = None,
+    at: Sequence[int] | None = None,
+) -> Iterator[State]:
+    """The states x_n of backward SGD for n in ``at``, for any map ``step(state, batch)``.
+
+    A state holds everything that a step reads and changes: weights, the optimizer's buffers, BatchNorm's statistics,
+    generators.  Each replay starts from the anchor's, all of it.  A generator in the state gives its first draw to the
+    batch that comes first, another in each replay, and such iterates do not converge: seed what is random by the batch.
+    Put what belongs together, as a model and its optimizer, into one tuple: states are copied by copy.deepcopy, which
+    keeps references within a state, and refuses tensors with a graph behind them, so detach them.
+
+    ``step`` may work in place: the ``state`` given is never changed, and a state that is yielded is the caller's own.
+    Kept in memory are the anchor and a working copy, whatever the window.  ``batches`` are read more than once, and
+    are made a list where they are not a sequence.
+
+    Raises ValueError at the call, as :func:`backward_replays` does.
+    """
+    sequence = batches if isinstance(batches, Sequence) else list(batches)
+    return _iterates(step, state, sequence, backward_replays(len(sequence), window=window, at=at))
+
+
+def _iterates(
+    step: Callable[[State, Data], State], anchor: State, batches: Sequence[Data], replays: Iterable[Replay]
+) -> Iterator[State]:
+    for replay in replays:
+        state = copy.deepcopy(anchor)
+        for number in replay.numbers:
+            state = step(state, batches[number])
+        if replay.moves_anchor:
+            anchor = state
+        if replay.evaluated:
+            yield copy.deepcopy(state) if replay.moves_anchor else state
+        # Else the copy for the next replay would be a third state in memory.
+        del state
+
+
+def legs(spec: OrderSpec, *, num_epochs: int, steps_per_epoch: int) -> Iterator[list[Replay]]:
+    """The replays before each evaluation of a training of num_epochs * steps_per_epoch gradient evaluations.
+
+    ``n`` and ``numbers`` count from the start of the training.  Forward, each epoch is one replay that moves the
+    anchor.  The backward phase is planned by :func:`evaluation_points` and begins after ``order.start`` of the epochs.
+    """
+    begin = num_epochs if spec.composition == "forward" else min(round(spec.start * num_epochs), num_epochs - 1)
+    for epoch in range(begin):
+        numbers = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
+        yield [Replay(numbers.stop, numbers, evaluated=True, moves_anchor=True)]
+    if begin == num_epochs:
+        return
+    first, window = begin * steps_per_epoch, spec.window or None
+    points = evaluation_points(num_epochs - begin, steps_per_epoch, window=window, interval=spec.interval)
+    leg: list[Replay] = []
+    for replay in backward_replays(points[-1], window=window, at=points):
+        numbers = range(first + replay.numbers.start, first + replay.numbers.stop, replay.numbers.step)
+        leg.append(dataclasses.replace(replay, n=first + replay.n, numbers=numbers))
+        if replay.evaluated:
+            yield leg
+            leg = []

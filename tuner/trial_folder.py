@@ -25,7 +25,7 @@ def append_epoch(folder: Path, metrics: EpochMetrics) -> None:
 
 
 def mend_log(folder: Path) -> int:
-    """Takes out of the log what a kill cut short or two workers wrote twice; returns the number of its epochs."""
+    """Takes out of the log what a kill cut short or two workers wrote twice; returns its last epoch, 0 for none."""
     history = read_epochs(folder)
     kept = "".join(_line(metrics) for metrics in history)
     log = folder / LOG
@@ -33,7 +33,7 @@ def mend_log(folder: Path) -> int:
         draft = log.with_name(f"{LOG}.new")
         draft.write_text(kept)
         draft.replace(log)
-    return len(history)
+    return history[-1].epoch if history else 0
 
 
 def _line(metrics: EpochMetrics) -> str:
@@ -57,6 +57,6 @@ def read_epochs(folder: Path) -> list[EpochMetrics]:
             metrics = from_dict(EpochMetrics, json.loads(line)["metrics"])
         except (ValueError, KeyError, TypeError):
             break
-        if metrics.epoch == len(history) + 1:
+        if not history or metrics.epoch > history[-1].epoch:
             history.append(metrics)
     return history

@@ -1,0 +1,135 @@
+"""Every step's learning rate, momentum and p; when the hybrid switches, and that it stays switched."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tuner.knobs import Knobs, knobs_at, switch_step
+from tuner.schedules import critical_momentum
+from tuner.settings import with_settings
+from tuner.spec import EpochMetrics, OptimizerSpec
+
+STEPS, EPOCHS = 100, 10
+Epoch = Callable[..., EpochMetrics]
+
+
+def spec(**settings: Any) -> OptimizerSpec:
+    names = {name.replace("__", "."): value for name, value in settings.items()}
+    return with_settings(OptimizerSpec(), {"lr.peak": 0.2, "lr.warmup": 0.1, **names})
+
+
+def path(of: OptimizerSpec, switch: int | None = None) -> list[Knobs]:
+    return [knobs_at(of, step, STEPS, EPOCHS, switch) for step in range(STEPS)]
+
+
+def test_constant_momentum_and_a_learning_rate_of_its_own() -> None:
+    knobs = path(spec(momentum__value=0.7))
+    assert {k.momentum for k in knobs} == {0.7} and {k.p for k in knobs} == {2.0}
+    assert max(k.lr for k in knobs) == 0.2 and {k.buffer_factor for k in knobs} == {1.0}
+
+
+@pytest.mark.parametrize("form", ["linear", "square", "exponential"])
+def test_critical_momentum_follows_each_steps_learning_rate(form: Any) -> None:
+    knobs = path(spec(momentum__schedule="critical", momentum__form=form, momentum__cap=0.95, momentum__zeta=0.7))
+    for k in knobs:
+        assert k.momentum == critical_momentum(k.lr, zeta=0.7, form=form, cap=0.95)
+
+
+def test_the_cycle_falls_as_the_learning_rate_rises() -> None:
+    of = spec(
+        lr__schedule="one-cycle", lr__warmup=0.3, momentum__schedule="cycle", momentum__value=0.95, momentum__low=0.8
+    )
+    knobs = path(of)
+    lowest = min(knobs, key=lambda k: k.momentum)
+    assert (lowest.lr, lowest.momentum) == (0.2, pytest.approx(0.8))
+    assert knobs[-1].momentum == pytest.approx(0.95, abs=1e-3)
+    for k in knobs:  # on the line between (0, .95) and (peak, .8)
+        assert k.momentum == pytest.approx(0.95 - 0.15 * k.lr / 0.2)
+
+
+def test_the_matched_control_has_the_critical_schedules_effective_step_at_constant_momentum() -> None:
+    settings: dict[str, Any] = {"momentum__form": "square", "momentum__zeta": 1.3, "momentum__cap": 0.98}
+    critical = path(spec(momentum__schedule="critical", **settings))
+    matched = path(spec(momentum__schedule="matched", momentum__value=0.9, **settings))
+    assert {k.momentum for k in matched} == {0.9}
+    for ours, theirs in zip(matched, critical, strict=True):
+        assert ours.lr / (1 - ours.momentum) == pytest.approx(theirs.lr / (1 - theirs.momentum), rel=1e-12)
+        assert theirs.momentum == 0.9 or ours.lr != theirs.lr
+
+
+def test_the_hybrid_is_critical_before_its_switch_and_constant_after_it() -> None:
+    critical = path(spec(momentum__schedule="critical"))
+    hybrid = path(spec(momentum__schedule="hybrid", momentum__value=0.88), switch=37)
+    assert hybrid[:37] == critical[:37]
+    assert {k.momentum for k in hybrid[37:]} == {0.88}
+    assert [k.lr for k in hybrid] == [k.lr for k in critical]
+    assert path(spec(momentum__schedule="hybrid", momentum__value=0.88), switch=None) == critical
+
+
+@pytest.mark.parametrize(("fraction", "step"), [(0.3, 30), (0.301, 31), (0.999, 100)])
+def test_the_switch_by_fraction_comes_at_that_fraction(fraction: float, step: int) -> None:
+    of = spec(momentum__schedule="hybrid", momentum__switch="fraction", momentum__switch_fraction=fraction)
+    assert switch_step(of, STEPS, []) == step
+
+
+def test_the_switch_by_accuracy_is_known_when_it_is_reached_and_stays(epoch: Epoch) -> None:
+    of = spec(momentum__schedule="hybrid", momentum__switch="accuracy", momentum__switch_accuracy=0.8)
+    history = [epoch(1, 0.5), epoch(2, 0.8), epoch(3, 0.4), epoch(4, 0.9)]
+    assert [switch_step(of, STEPS, history[:n]) for n in range(5)] == [None, None, 20, 20, 20]
+
+
+def test_the_switch_by_accuracy_counts_steps_not_gradient_evaluations(epoch: Epoch) -> None:
+    of = spec(momentum__schedule="hybrid", momentum__switch="accuracy", momentum__switch_accuracy=0.8)
+    assert switch_step(of, STEPS, [dataclasses.replace(epoch(1, 0.9), gradient_evaluations=55)]) == 10
+
+
+def test_the_switch_by_crossing_waits_for_the_warm_up_to_end() -> None:
+    """In the warm-up the learning rate is small too, and the critical momentum large."""
+    of = spec(momentum__schedule="hybrid", momentum__switch="crossing", momentum__value=0.8)
+    critical = [k.momentum for k in path(spec(momentum__schedule="critical"))]
+    switch = switch_step(of, STEPS, [])
+    assert switch is not None and critical[0] < 0.8 < critical[switch] and critical[switch - 1] < 0.8
+    early = spec(momentum__schedule="hybrid", momentum__switch="crossing", momentum__value=0.5)
+    assert critical[0] > 0.5, "above the crossing's value before the peak"
+    late = switch_step(early, STEPS, [])
+    assert late is not None and late > 10 and critical[late] >= 0.5 > critical[late - 1]
+
+
+def test_a_crossing_that_never_comes_leaves_the_hybrid_critical() -> None:
+    of = spec(momentum__schedule="hybrid", momentum__switch="crossing", lr__schedule="constant")
+    assert switch_step(of, STEPS, []) is None
+
+
+def test_only_the_hybrid_switches(epoch: Epoch) -> None:
+    assert switch_step(spec(momentum__schedule="critical"), STEPS, [epoch(1, 0.99)]) is None
+
+
+def test_rescaling_keeps_displacement_or_velocity_over_changes_of_the_learning_rate() -> None:
+    plain = path(spec())
+    for rescale, power in (("lr", 1.0), ("sqrt-lr", 0.5)):
+        knobs = path(spec(momentum__rescale=rescale))
+        assert knobs[0].buffer_factor == 1.0
+        for before, now in zip(plain, knobs[1:], strict=False):
+            assert now.buffer_factor * now.lr**power == pytest.approx(before.lr**power, rel=1e-12)
+    matched = path(spec(momentum__schedule="matched", momentum__rescale="lr"))
+    products = [b.lr for b in matched[:-1]], [n.buffer_factor * n.lr for n in matched[1:]]
+    assert products[0] == pytest.approx(products[1]), "of the learning rate that is used"
+
+
+def test_p_changes_once_an_epoch_or_at_each_step() -> None:
+    annealed: dict[str, Any] = {"rule": "lpsgd", "norm__p_max": 6.0, "norm__shape": "cosine"}
+    ps = [k.p for k in path(spec(**annealed))]
+    assert ps[:10] == [6.0] * 10 and ps[90:] == [2.0] * 10 and len(set(ps)) == 10
+    assert len({k.p for k in path(spec(**annealed, norm__interval="step"))}) == STEPS
+
+
+def test_knobs_depend_on_the_step_alone() -> None:
+    """So that a replayed step is the same step."""
+    of = spec(momentum__schedule="hybrid", momentum__rescale="lr", rule="lpsgd", norm__p_max=math.inf)
+    forward = path(of, switch=50)
+    assert [knobs_at(of, step, STEPS, EPOCHS, 50) for step in reversed(range(STEPS))] == forward[::-1]

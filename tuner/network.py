@@ -1,0 +1,163 @@
+"""What a training changes: a model, its optimizer and, where it is asked for, the average of its weights.
+
+A step is a map of this state that depends on the batch, the step's number and the knobs alone, so that it can be taken
+again: augmentation, dropout and random scaling are seeded by the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+
+from tuner.curvature import Curvature, estimate_curvature
+from tuner.knobs import Knobs
+from tuner.optimizers import RandomScaling, make_optimizer, set_knobs
+from tuner.order import Batch
+from tuner.spec import TrialSpec
+from tuner.workloads.data import Images
+from tuner.workloads.models import build_model
+
+NORM_BATCHES = 32
+"""Training batches from which BatchNorm's statistics of averaged weights are taken."""
+CURVATURE_IMAGES = 256
+"""Images of the fixed batch on which curvature is estimated, as far as the training split has them."""
+
+SCALE_STREAM = 0x5CA1E
+"""Keeps the random scale of a batch's step apart from the batch's augmentation and dropout, which have its seed."""
+
+
+class Network:
+    """The state of a training and the maps of it.  Seeds torch's global generators."""
+
+    def __init__(self, spec: TrialSpec, data: Images, device: torch.device, *, num_steps: int) -> None:
+        self.spec = spec
+        self.data = data
+        self.device = device
+        self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
+        torch.manual_seed(spec.seed)
+        model = build_model(
+            spec.workload, num_classes=data.num_classes, channels=data.channels, image_size=data.image_size
+        )
+        self.model: nn.Module = model.to(device=device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(self.model.parameters(), spec.optimizer, num_steps=num_steps)
+        decay = spec.optimizer.average.decay
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay > 0 else None
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if spec.compile else self.model
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a step changes; the tensors are the live ones."""
+        average = {"average": self.average.state_dict()} if self.average else {}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **average}
+
+    def frozen_state(self) -> dict[str, Any]:
+        """A copy of :meth:`state` that no step changes."""
+        return copy.deepcopy(self.state())
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up a state, of which it keeps nothing."""
+        self.model.load_state_dict(state["model"])
+        # Torch's optimizers take the tensors themselves.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        if self.average:
+            self.average.load_state_dict(state["average"])
+
+    def step(self, number: int, batch: Batch, images: Tensor, labels: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
+        """The map of step ``number`` (from 0) and its batch; the loss before it and how many images were right."""
+        set_knobs(self.optimizer, **knobs._asdict())
+        if isinstance(self.optimizer, RandomScaling):
+            self.optimizer.seek(number, batch.seed ^ SCALE_STREAM)
+        self._seed(batch.seed)
+        with self._autocast():
+            logits = self.forward(images.to(self.dtype))
+            loss = cross_entropy(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def evaluate(self, split: str, newest: Iterable[Batch] = ()) -> tuple[float, float]:
+        """Mean loss (inf where it is not finite) and accuracy over a whole split, in evaluation mode.
+
+        With an average its weights are evaluated, whose BatchNorm statistics are taken anew from ``newest``, the last
+        batches of the training.
+        """
+        forward = self.forward
+        if self.average:
+            forward = self.average
+            self._seed(self.spec.seed)
+            with self._autocast():
+                # A short-lived name for each batch, no list of them.
+                update_bn((images.to(self.dtype) for images, _ in self.data.train_batches(newest)), self.average)
+            self.average.eval()
+        self.model.eval()
+        total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        total_correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        with torch.inference_mode():
+            for images, labels in self.data.evaluation_batches(split):
+                with self._autocast():
+                    logits = forward(images.to(self.dtype))
+                total_loss += cross_entropy(logits.to(self.dtype), labels, reduction="sum")
+                total_correct += (logits.argmax(1) == labels).sum()
+        self.model.train()
+        size = self.data.sizes[split]
+        mean_loss = float(total_loss) / size
+        return mean_loss if math.isfinite(mean_loss) else math.inf, float(total_correct) / size
+
+    def curvature(self) -> Curvature | None:
+        """The curvature of the training loss at the last weights on a fixed batch, BatchNorm in training mode.
+
+        In full precision; None where it is not finite.
+        """
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        indices = torch.randperm(self.data.sizes["train"], generator=generator)[:CURVATURE_IMAGES]
+        (images, labels), *_ = self.data.train_batches([Batch(indices, self.spec.seed)])
+        images = images.to(self.dtype)
+
+        def loss() -> Tensor:
+            self._seed(self.spec.seed)
+            return cross_entropy(self.model(images), labels)
+
+        with self._buffers_kept():
+            return estimate_curvature(loss, list(self.model.parameters()), seed=self.spec.seed)
+
+    def warm_up(self, batch: Batch) -> float:
+        """Seconds to compile and load the kernels of a training and an evaluation step; leaves the state as it was."""
+        started = time.perf_counter()
+        with self._buffers_kept():
+            for images, labels in self.data.train_batches([batch]):
+                with self._autocast():
+                    cross_entropy(self.forward(images.to(self.dtype)), labels).backward()
+            for parameter in self.model.parameters():
+                parameter.grad = None
+            self.evaluate("validation", [batch])
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        yield
+        for buffer, saved in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(saved)
+
+    def _seed(self, seed: int) -> None:
+        # torch.manual_seed asks every kind of device there might be, at each step.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        bfloat16 = self.spec.precision == "bfloat16" or (self.spec.precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if bfloat16 else nullcontext()
