@@ -1,7 +1,8 @@
-"""Time of step() on ResNet-18's parameters: torch's SGD and AdamW against LPSGD with momentum at p = 2 and p = 6.
+"""Time of step() on ResNet-18's parameters: torch's SGD and AdamW against LPSGD, Lion and random scaling.
 
 All have the same gradients, float32, weight decay as it is usual for them, and take turns in one process, one thread on
-a CPU.  A turn is several steps, of which the mean is taken; on a GPU it ends with a wait for the device.
+a CPU.  A turn is several steps, of which the mean is taken; on a GPU it ends with a wait for the device.  LPSGD has
+momentum; RandomScaling is compared with what it wraps, too.
 """
 
 from __future__ import annotations
@@ -18,18 +19,39 @@ from torch.optim.optimizer import Optimizer
 from torchvision.models import resnet18
 
 from benchmarks.recording import conditions, parser, record, show, spread
-from tuner.optimizers import LPSGD
+from tuner.optimizers.lion import Lion
+from tuner.optimizers.lp_sgd import LPSGD, Scope
+from tuner.optimizers.random_scaling import RandomScaling
 
-REFERENCE = "AdamW, foreach"
+SGD_FOREACH, REFERENCE, LP_SGD = "SGD, foreach", "AdamW, foreach", "LPSGD, p = 6"
 Parameters = list[nn.Parameter]
 
+
+def sgd(parameters: Parameters) -> Optimizer:
+    """With torch's fast form, which it does not choose on a CPU."""
+    return SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=5e-4, foreach=True)
+
+
+def lp_sgd(parameters: Parameters, p: float, scope: Scope | None = None) -> Optimizer:
+    """With momentum; scaled to the root mean square of it where a scope is given."""
+    scaled = LPSGD(parameters, lr=1e-3, p=p, momentum=0.9, weight_decay=1e-2)
+    scaled.param_groups[0].update({} if scope is None else {"scale": "rms", "scope": scope})
+    return scaled
+
+
 OPTIMIZERS: dict[str, Callable[[Parameters], Optimizer]] = {
-    "SGD, foreach": lambda parameters: SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=5e-4, foreach=True),
+    SGD_FOREACH: sgd,
     REFERENCE: lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=1e-2, foreach=True),
     "AdamW, fused": lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=1e-2, fused=True),
-    "LPSGD, p = 2": lambda parameters: LPSGD(parameters, lr=1e-3, p=2, momentum=0.9, weight_decay=1e-2),
-    "LPSGD, p = 6": lambda parameters: LPSGD(parameters, lr=1e-3, p=6, momentum=0.9, weight_decay=1e-2),
+    "Lion": lambda parameters: Lion(parameters, lr=1e-4, weight_decay=1e-2),
+    "LPSGD, p = 2": lambda parameters: lp_sgd(parameters, 2),
+    LP_SGD: lambda parameters: lp_sgd(parameters, 6),
+    "LPSGD, p = 6, rms": lambda parameters: lp_sgd(parameters, 6, "tensor"),
+    "LPSGD, p = 6, rms, global": lambda parameters: lp_sgd(parameters, 6, "global"),
+    f"RandomScaling({SGD_FOREACH})": lambda parameters: RandomScaling(sgd(parameters)),
+    f"RandomScaling({LP_SGD})": lambda parameters: RandomScaling(lp_sgd(parameters, 6)),
 }
+WRAPPED = {f"RandomScaling({name})": name for name in (SGD_FOREACH, LP_SGD)}
 
 
 def parameters_with_gradients(device: torch.device) -> Parameters:
@@ -53,6 +75,11 @@ def turn(optimizer: Optimizer, steps: int, device: torch.device) -> float:
     return 1000 * (time.perf_counter() - started) / steps
 
 
+def ratio_of(times: list[float], others: list[float]) -> float:
+    """Median over the turns."""
+    return statistics.median(own / other for own, other in zip(times, others, strict=True))
+
+
 def main() -> None:
     """Times all and prints the table."""
     options = parser(__doc__, "optimizer_step")
@@ -69,17 +96,18 @@ def main() -> None:
     for first in range(chosen.repeats):
         for name in itertools.islice(itertools.cycle(optimizers), first, first + len(optimizers)):
             times[name].append(turn(optimizers[name], chosen.steps, device))
-    ratio = {
-        name: statistics.median(own / other for own, other in zip(times[name], times[REFERENCE], strict=True))
-        for name in times
-    }
+    ratio = {name: ratio_of(times[name], times[REFERENCE]) for name in times}
+    wrapped = {name: ratio_of(times[name], times[WRAPPED[name]]) for name in WRAPPED}
     num_parameters = sum(parameter.numel() for parameter in optimizers[REFERENCE].param_groups[0]["params"])
     show(
         f"step() on ResNet-18's {num_parameters / 1e6:.1f} million parameters, {chosen.device}",
-        ["", "milliseconds", f"over {REFERENCE}"],
-        [[name, spread(values), f"{ratio[name]:.2f}"] for name, values in times.items()],
+        ["", "milliseconds", f"over {REFERENCE}", "over what it wraps"],
+        [
+            [name, spread(values), f"{ratio[name]:.2f}", f"{wrapped[name]:.2f}" if name in wrapped else ""]
+            for name, values in times.items()
+        ],
     )
-    record(chosen.out, before, {"milliseconds": times, f"over {REFERENCE}": ratio})
+    record(chosen.out, before, {"milliseconds": times, f"over {REFERENCE}": ratio, "over what it wraps": wrapped})
 
 
 if __name__ == "__main__":

@@ -120,9 +120,10 @@ def main() -> None:
         batches = endless_batches(training.data.sizes["train"], chosen.batch_size)
         # One iteration over all steps: another would begin with nothing read ahead.
         steps = training.data.train_batches(itertools.islice(batches, chosen.first_steps + chosen.steps))
-        train_epoch(training.model, training.optimizer, itertools.islice(steps, chosen.first_steps), device)
+        network = training.network
+        train_epoch(network.model, network.optimizer, itertools.islice(steps, chosen.first_steps), device)
         begun, waited = time.perf_counter(), training.data.loading_seconds
-        train_epoch(training.model, training.optimizer, steps, device)
+        train_epoch(network.model, network.optimizer, steps, device)
         seconds, waited = time.perf_counter() - begun, training.data.loading_seconds - waited
     num_images = chosen.steps * chosen.batch_size
     figures = {

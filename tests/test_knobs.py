@@ -46,7 +46,7 @@ def test_the_cycle_falls_as_the_learning_rate_rises() -> None:
     )
     knobs = path(of)
     lowest = min(knobs, key=lambda k: k.momentum)
-    assert (lowest.lr, lowest.momentum) == (0.2, pytest.approx(0.8))
+    assert lowest.lr == 0.2 and lowest.momentum == pytest.approx(0.8)
     assert knobs[-1].momentum == pytest.approx(0.95, abs=1e-3)
     for k in knobs:  # on the line between (0, .95) and (peak, .8)
         assert k.momentum == pytest.approx(0.95 - 0.15 * k.lr / 0.2)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import math
 import pickle
@@ -15,6 +16,7 @@ from tuner.optimizers import LPSGD, lp_direction
 
 EXPONENTS = [2.0, 2.5, 3.0, 6.0, 100.0, math.inf]
 SCALES = ["none", "dual", "rms"]
+SCOPES = ["tensor", "global"]
 DEVICES = [
     "cpu",
     pytest.param(
@@ -140,8 +142,11 @@ def test_the_recursion_of_the_paper_under_a_changing_p(foreach: bool) -> None:
         {"momentum": 0.9},
         {"momentum": 0.9, "weight_decay": 0.1, "maximize": True},
         {"lr": torch.tensor(0.01, dtype=torch.float64), "momentum": 0.5, "weight_decay": 0.1},
+        {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True, "maximize": True},
+        {"momentum": 0.9, "scope": "global"},
+        {"lr": torch.tensor(0.01), "momentum": 0.9, "scope": "global", "nesterov": True, "weight_decay": 0.1},
     ],
-    ids=["plain", "momentum", "decay-maximize", "tensor-lr"],
+    ids=["plain", "momentum", "decay-maximize", "tensor-lr", "nesterov", "global", "global-nesterov"],
 )
 @pytest.mark.parametrize("device", DEVICES)
 def test_both_forms_agree_at_every_step(p: float, scale: Any, settings: dict[str, Any], device: str) -> None:
@@ -164,17 +169,82 @@ def test_both_forms_agree_at_every_step(p: float, scale: Any, settings: dict[str
 
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("p", EXPONENTS)
-def test_independent_of_the_split_into_tensors(p: float, foreach: bool) -> None:
+@pytest.mark.parametrize("scale", SCALES)
+def test_independent_of_the_split_into_tensors_unless_norms_are_each_tensors_own(
+    scale: Any, p: float, foreach: bool
+) -> None:
     whole = [gradient(12, seed=1)]
     parts = [part.clone() for part in whole[0].split([5, 1, 6])]
-    optimizers = [LPSGD(params, 0.1, p=p, momentum=0.9, weight_decay=0.1, foreach=foreach) for params in (whole, parts)]
+    settings: dict[str, Any] = {"p": p, "momentum": 0.9, "weight_decay": 0.1, "foreach": foreach, "scale": scale}
+    optimizers = [LPSGD(params, 0.1, scope="global", **settings) for params in (whole, parts)]
     for step in range(10):
         whole[0].grad = gradient(12, seed=step)
         for part, grad in zip(parts, whole[0].grad.split([5, 1, 6]), strict=True):
             part.grad = grad.clone()
         for optimizer in optimizers:
             optimizer.step()
-    torch.testing.assert_close(torch.cat(parts), whole[0], rtol=1e-14, atol=0)
+    torch.testing.assert_close(torch.cat(parts), whole[0], rtol=1e-12, atol=1e-14)
+    optimizers[1].param_groups[0]["scope"] = "tensor"
+    for optimizer in optimizers:
+        optimizer.step()
+    same = torch.allclose(torch.cat(parts), whole[0], rtol=1e-6, atol=0)
+    assert same == (scale == "none" or p == 2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("foreach", [False, True, None])
+@pytest.mark.parametrize("scale", ["dual", "rms"])
+def test_global_norms_span_kinds_of_tensors_but_not_groups(scale: Any, foreach: bool | None, device: str) -> None:
+    """Half, single and double precision, two devices where there are two: the oracle is one tensor of them all."""
+    m = gradient(4, 3).to(torch.float16).double()
+    kinds: list[tuple[Any, str]] = [(torch.float16, "cpu"), (torch.float32, device), (torch.float64, "cpu")]
+    params = [torch.zeros(3, dtype=dtype, device=where) for dtype, where in kinds]
+    idle, apart = torch.ones(2), torch.zeros(3, dtype=torch.float64)
+    for param, grad in zip([*params, apart], m, strict=True):
+        param.grad = grad.to(param)
+    optimizer = LPSGD([{"params": [idle, *params]}, {"params": [apart]}], 1.0, p=4.0, scale=scale, foreach=foreach)
+    for group in optimizer.param_groups:
+        group["scope"] = "global"
+    optimizer.step()
+    together = lp_direction(m[:3].flatten(), 4.0, scale=scale).view(3, 3)
+    for param, expected, tolerance in zip(params, together, (1e-3, 1e-6, 1e-6), strict=True):
+        torch.testing.assert_close(param.cpu().double(), -expected, rtol=tolerance, atol=0)
+    torch.testing.assert_close(apart, -lp_direction(m[3], 4.0, scale=scale))
+    assert torch.equal(idle, torch.ones(2))
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_nesterov_takes_the_direction_of_the_average_that_the_next_step_would_see(p: float, foreach: bool) -> None:
+    """The equations once more, on a whole vector."""
+    theta, beta = torch.zeros(6, dtype=torch.float64), 0.8
+    optimizer = LPSGD([theta], 0.1, p=p, momentum=beta, nesterov=True, scale="rms", foreach=foreach)
+    expected, m = torch.zeros(6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
+    for step in range(5):
+        theta.grad = gradient(6, seed=step)
+        optimizer.step()
+        m = beta * m + (1 - beta) * gradient(6, seed=step)
+        expected -= 0.1 * lp_direction(beta * m + (1 - beta) * gradient(6, seed=step), p, scale="rms")
+        torch.testing.assert_close(theta, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_nesterov_at_p_two_is_torchs(foreach: bool) -> None:
+    ours = trajectory(lambda params: LPSGD(params, 0.05, momentum=0.9, nesterov=True, foreach=foreach))
+    sgd = trajectory(lambda params: torch.optim.SGD(params, 0.05 * 0.1, momentum=0.9, nesterov=True))
+    torch.testing.assert_close(ours, sgd, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_nesterov_at_a_scheduled_momentum_of_zero_follows_the_gradient(foreach: bool) -> None:
+    theta = torch.zeros(4, dtype=torch.float64)
+    optimizer = LPSGD([theta], 1.0, momentum=0.9, nesterov=True, foreach=foreach)
+    theta.grad = gradient(4)
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.0
+    before, theta.grad = theta.clone(), gradient(4, seed=1)
+    optimizer.step()
+    assert torch.equal(theta, before - gradient(4, seed=1))
 
 
 @pytest.mark.parametrize("foreach", [False, True])
@@ -203,14 +273,20 @@ def test_maximize_is_the_descent_of_the_negated_gradient(foreach: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("p", EXPONENTS)
 @pytest.mark.parametrize("foreach", [False, True])
-def test_a_tensor_of_zero_gradients_stays(dtype: torch.dtype, scale: Any, p: float, foreach: bool) -> None:
+def test_a_tensor_of_zero_gradients_stays(dtype: torch.dtype, scale: Any, scope: Any, p: float, foreach: bool) -> None:
     theta, moving = torch.ones(3, dtype=dtype), torch.ones(3, dtype=dtype)
     theta.grad, moving.grad = torch.zeros_like(theta), torch.tensor([1.0, 0.0, -1.0], dtype=dtype)
-    LPSGD([theta, moving], 0.1, p=p, momentum=0.9, scale=scale, foreach=foreach).step()
+    optimizer = LPSGD([theta, moving], 0.1, p=p, momentum=0.9, scale=scale, scope=scope, foreach=foreach)
+    optimizer.step()
     assert torch.equal(theta, torch.ones_like(theta))
     assert moving[0] < 1 and moving[1] == 1 and moving[2] > 1
+    # all of them zero
+    optimizer = LPSGD([theta], 0.1, p=p, momentum=0.9, scale=scale, scope=scope, foreach=foreach)
+    optimizer.step()
+    assert torch.equal(theta, torch.ones_like(theta))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -223,6 +299,16 @@ def test_half_precision_is_transformed_in_float32(dtype: torch.dtype, foreach: b
     LPSGD([theta], 1.0, p=6.0, scale=scale, foreach=foreach).step()
     assert theta.dtype == dtype
     torch.testing.assert_close(theta, (-lp_direction(grad.float(), 6.0, scale=scale)).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_nesterov_in_half_precision_looks_ahead_in_float32(dtype: torch.dtype, foreach: bool) -> None:
+    theta, grad = torch.zeros(50, dtype=dtype), gradient(50, dtype=dtype)
+    theta.grad = grad
+    LPSGD([theta], 1.0, momentum=0.9, nesterov=True, foreach=foreach).step()
+    m = torch.zeros_like(grad).lerp_(grad, 1 - 0.9).float()
+    assert torch.equal(theta, -m.lerp(grad.float(), 1 - 0.9).to(dtype))
 
 
 @pytest.mark.parametrize("foreach", [False, True])
@@ -248,6 +334,32 @@ def test_one_buffer_with_momentum_and_none_without() -> None:
         assert set(optimizer.state[theta]) == names
         for buffer in optimizer.state[theta].values():
             assert (buffer.shape, buffer.stride(), buffer.dtype) == (theta.shape, theta.stride(), theta.dtype)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_tensor_outlives_the_step_but_the_buffers(foreach: bool, scope: Any, dtype: torch.dtype) -> None:
+    params = [torch.ones(4, dtype=dtype), torch.ones(3, 2, dtype=dtype)]
+    settings: dict[str, Any] = {"p": 4.0, "momentum": 0.9, "nesterov": True, "scale": "rms", "maximize": True}
+    optimizer = LPSGD(params, 0.1, scope=scope, foreach=foreach, **settings)
+    for param in params:
+        param.grad = torch.ones_like(param)
+
+    def tensors() -> set[int]:
+        return {id(thing) for thing in gc.get_objects() if type(thing) is Tensor}
+
+    gc.collect()
+    gc.disable()  # what only a collection would free counts as alive
+    try:
+        before = tensors()
+        optimizer.step()
+        first = tensors()
+        optimizer.step()
+        assert tensors() == first
+    finally:
+        gc.enable()
+    assert first - before == {id(state["momentum_buffer"]) for state in optimizer.state.values()}
 
 
 def test_the_buffer_is_kept_up_at_momentum_zero() -> None:
@@ -290,6 +402,8 @@ def test_tensors_with_and_without_a_buffer_share_a_group(foreach: bool) -> None:
         ({"weight_decay": -1.0}, "weight_decay = -1.0: must be at least 0"),
         ({"eps": 0.0}, "eps = 0.0: must be above 0"),
         ({"scale": "l2"}, "scale = 'l2': must be one of none, dual, rms"),
+        ({"scope": "group"}, "scope = 'group': must be one of tensor, global"),
+        ({"nesterov": True}, "nesterov = True: needs a momentum above 0"),
     ],
 )
 def test_bad_settings_are_refused_by_message(settings: dict[str, Any], message: str) -> None:
@@ -393,7 +507,9 @@ def test_a_copied_optimizer_goes_on_alike(copy_of: Callable[[Any], Any]) -> None
 def test_a_state_without_later_settings_takes_the_defaults() -> None:
     theta = torch.ones(1)
     state = LPSGD([theta], 0.1).state_dict()
-    del state["param_groups"][0]["scale"], state["param_groups"][0]["eps"]
-    optimizer = LPSGD([theta], 0.1, scale="rms")
+    for name in ("scale", "eps", "scope", "nesterov"):
+        del state["param_groups"][0][name]
+    optimizer = LPSGD([theta], 0.1, scale="rms", scope="global")
     optimizer.load_state_dict(state)
-    assert optimizer.param_groups[0]["scale"] == "rms" and optimizer.param_groups[0]["eps"] == 1e-8
+    group = optimizer.param_groups[0]
+    assert (group["scale"], group["eps"], group["scope"], group["nesterov"]) == ("rms", 1e-8, "global", False)

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from tuner.optimizers import LPSGD, RULES, make_optimizer, set_knobs
-from tuner.settings import from_dict
+from search_spaces import SPACES
+from tuner.errors import InvalidInput
+from tuner.knobs import knobs_at
+from tuner.optimizers import LPSGD, RULES, Lion, make_optimizer, set_knobs
+from tuner.settings import Setting, from_dict, with_settings
 from tuner.spec import OptimizerSpec, Rule
 
 
@@ -21,7 +24,7 @@ def case(rule: str, **settings: Any) -> OptimizerSpec:
     return from_dict(OptimizerSpec, {"rule": rule, **settings})
 
 
-CASES: dict[str, OptimizerSpec] = {
+RULE_CASES: dict[str, OptimizerSpec] = {
     "sgd": case("sgd", lr={"peak": 0.02}, momentum={"value": 0.0}),
     "sgd-momentum": case("sgd", lr={"peak": 0.02}, momentum={"value": 0.9}, decay={"weight": 1e-3}),
     "adamw": case("adamw", lr={"peak": 0.02}, decay={"weight": 1e-2}),
@@ -29,7 +32,25 @@ CASES: dict[str, OptimizerSpec] = {
     "lpsgdm": case("lpsgd", lr={"peak": 0.01}, norm={"p_max": 6.0}, decay={"weight": 1e-2}),
     "lpsgdm-dual": case("lpsgd", lr={"peak": 0.001}, norm={"p_max": 3.0, "scale": "dual"}),
     "lpsgdm-rms": case("lpsgd", lr={"peak": 0.01}, norm={"p_max": math.inf, "scale": "rms"}),
+    "lpsgdm-rms-global": case("lpsgd", lr={"peak": 0.01}, norm={"p_max": 8.0, "scale": "rms", "scope": "global"}),
+    "lpsgdm-dual-global": case("lpsgd", lr={"peak": 0.001}, norm={"p_max": 3.0, "scale": "dual", "scope": "global"}),
+    "sgd-nesterov": case("sgd", lr={"peak": 0.02}, momentum={"nesterov": True}),
+    "lpsgd-nesterov": case("lpsgd", lr={"peak": 0.01}, momentum={"nesterov": True}, norm={"p_max": 4.0}),
+    "lion": case("lion", lr={"peak": 0.01}, second_moment=0.99, decay={"weight": 1e-2}),
+    "sgd-exponential": case("sgd", lr={"peak": 0.01}, scaling={"law": "exponential"}, decay={"weight": 1e-3}),
+    "sgd-uniform": case("sgd", lr={"peak": 0.01}, scaling={"law": "uniform", "active": 0.5}),
+    "lpsgd-gamma": case("lpsgd", lr={"peak": 0.01}, norm={"p_max": 6.0}, scaling={"law": "gamma", "shape": 4.0}),
+    "adamw-exponential": case(
+        "adamw", lr={"peak": 0.02}, scaling={"law": "exponential", "decay": False}, decay={"weight": 1e-2}
+    ),
 }
+
+CASES: dict[str, OptimizerSpec] = RULE_CASES | {
+    f"variant {name}": with_settings(OptimizerSpec(), variant.default_settings()) for name, variant in SPACES.items()
+}
+"""The orders of composition are not an optimizer's: tests/test_train.py has every variant in the training loop."""
+
+STEPS = 120
 
 Factory = Callable[[list[Tensor]], Optimizer]
 
@@ -49,6 +70,30 @@ LIMITS: dict[str, tuple[OptimizerSpec, Factory]] = {
     "lpsgd hands its scale on": (
         case("lpsgd", lr={"peak": 0.02}, norm={"p_max": 5.0, "scale": "dual"}),
         lambda params: LPSGD(params, 0.02, p=5.0, momentum=0.9, scale="dual", foreach=True),
+    ),
+    "lion with one beta is lpsgd at p = inf": (
+        case("lion", lr={"peak": 0.02}, momentum={"value": 0.7}, second_moment=0.7, decay={"weight": 0.1}),
+        lambda params: LPSGD(params, 0.02, p=math.inf, momentum=0.7, weight_decay=0.1, eps=1e-30),
+    ),
+    "lion hands its betas on": (
+        case("lion", lr={"peak": 0.02}, momentum={"value": 0.8}, second_moment=0.95),
+        lambda params: Lion(params, 0.02, betas=(0.8, 0.95)),
+    ),
+    "lpsgd hands its scope on": (
+        case("lpsgd", lr={"peak": 0.02}, norm={"p_max": 5.0, "scale": "rms", "scope": "global"}),
+        lambda params: LPSGD(params, 0.02, p=5.0, momentum=0.9, scale="rms", scope="global"),
+    ),
+    "lpsgd at p = 2 with nesterov is sgd with nesterov": (
+        case("lpsgd", lr={"peak": 0.2}, momentum={"value": 0.9, "nesterov": True}),
+        lambda params: torch.optim.SGD(params, 0.2 * (1 - 0.9), momentum=0.9, nesterov=True),
+    ),
+    "sgd hands nesterov on": (
+        case("sgd", lr={"peak": 0.02}, momentum={"nesterov": True}),
+        lambda params: torch.optim.SGD(params, 0.02, momentum=0.9, nesterov=True),
+    ),
+    "a gamma law of large shape is no scaling": (
+        case("sgd", lr={"peak": 0.02}, scaling={"law": "gamma", "shape": 1e26}),
+        lambda params: torch.optim.SGD(params, 0.02, momentum=0.9),
     ),
     "lpsgd at p = inf is adamw without memory": (
         case("lpsgd", lr={"peak": 0.02}, momentum={"value": 0.0}, norm={"p_max": math.inf}, decay={"weight": 0.1}),
@@ -73,8 +118,11 @@ class Problem:
         target = x[:, :3].flip(1) - 0.5
         return (x @ self.weight.T + self.bias - target).square().mean()
 
-    def train(self, optimizer: Optimizer, num_steps: int) -> None:
-        for _ in range(num_steps):
+    def train(self, optimizer: Optimizer, num_steps: int, spec: OptimizerSpec | None = None, start: int = 0) -> None:
+        """With a spec, its schedules over :data:`STEPS` steps are followed."""
+        for step in range(start, start + num_steps):
+            if spec is not None:
+                set_knobs(optimizer, **knobs_at(spec, step, STEPS, 10)._asdict())
             optimizer.zero_grad()
             self.loss(torch.randn(16, 5, generator=self.generator, dtype=self.weight.dtype)).backward()
             optimizer.step()
@@ -89,35 +137,37 @@ def same_bits(a: Problem, b: Problem) -> bool:
     return torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)
 
 
+each = pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+
+
 def test_every_rule_of_the_spec_is_registered_and_has_a_case() -> None:
-    assert set(RULES) == set(get_args(Rule)) == {spec.rule for spec in CASES.values()}
+    assert set(RULES) == set(get_args(Rule)) == {spec.rule for spec in RULE_CASES.values()}
 
 
-@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+@each
 def test_descends_on_a_convex_problem(spec: OptimizerSpec) -> None:
     problem = Problem()
-    optimizer = make_optimizer(problem.parameters, spec)
+    optimizer = make_optimizer(problem.parameters, spec, num_steps=STEPS)
     losses = [problem.full_loss()]
-    for _ in range(3):
-        problem.train(optimizer, 40)
+    for start in range(0, STEPS, 40):
+        problem.train(optimizer, 40, spec, start)
         losses.append(problem.full_loss())
-    assert losses == sorted(losses, reverse=True)
+    assert max(losses[1:]) < losses[0] and losses[-1] < losses[1]
 
 
-@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+@each
 def test_same_seed_same_bits(spec: OptimizerSpec) -> None:
     runs = [Problem(seed) for seed in (1, 1, 2)]
     for problem in runs:
-        problem.train(make_optimizer(problem.parameters, spec), 20)
+        problem.train(make_optimizer(problem.parameters, spec, num_steps=STEPS), 20, spec)
     assert same_bits(runs[0], runs[1]) and not same_bits(runs[0], runs[2])
 
 
-@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+@each
 def test_a_run_saved_and_loaded_goes_on_with_the_same_bits(spec: OptimizerSpec) -> None:
     whole = Problem()
-    optimizer = make_optimizer(whole.parameters, spec)
-    whole.train(optimizer, 10)
-    set_knobs(optimizer, lr=0.005, momentum=0.5, p=2.5)
+    optimizer = make_optimizer(whole.parameters, spec, num_steps=STEPS)
+    whole.train(optimizer, 10, spec)
     file = io.BytesIO()
     torch.save(
         {
@@ -127,19 +177,67 @@ def test_a_run_saved_and_loaded_goes_on_with_the_same_bits(spec: OptimizerSpec) 
         },
         file,
     )
-    whole.train(optimizer, 10)
+    whole.train(optimizer, 10, spec, 10)
 
     file.seek(0)
     state = torch.load(file, weights_only=True)
     resumed = Problem(seed=7)
-    other = make_optimizer(resumed.parameters, spec)
+    other = make_optimizer(resumed.parameters, spec, num_steps=STEPS)
     with torch.no_grad():
         for parameter, value in zip(resumed.parameters, state["parameters"], strict=True):
             parameter.copy_(value)
     resumed.generator.set_state(state["generator"])
     other.load_state_dict(state["optimizer"])
-    resumed.train(other, 10)
+    resumed.train(other, 10, spec, 10)
     assert same_bits(resumed, whole)
+
+
+@each
+def test_the_readable_and_the_fast_form_agree(spec: OptimizerSpec) -> None:
+    readable, fast = Problem(dtype=torch.float64), Problem(dtype=torch.float64)
+    optimizers = [make_optimizer(problem.parameters, spec, num_steps=STEPS) for problem in (readable, fast)]
+    for optimizer, foreach in zip(optimizers, (False, True), strict=True):
+        for group in optimizer.param_groups:
+            assert "foreach" in group
+            group["foreach"] = foreach
+    for start in range(30):
+        readable.train(optimizers[0], 1, spec, start)
+        fast.train(optimizers[1], 1, spec, start)
+        torch.testing.assert_close(readable.parameters, fast.parameters, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr.peak": -0.1}, r"lr\.peak = -0\.1: must be above 0"),
+        ({"lr.peak": math.nan}, r"lr\.peak = nan"),
+        ({"momentum.value": 1.0}, r"momentum\.value = 1\.0: must be in \[0, 1\)"),
+        ({"momentum.nesterov": True, "momentum.value": 0.0}, r"momentum\.nesterov"),
+        ({"momentum.nesterov": True, "rule": "lion"}, r"momentum\.nesterov .* rule lion"),
+        ({"momentum.rescale": "lr", "rule": "adamw"}, r"momentum\.rescale .* rule adamw"),
+        ({"momentum.schedule": "cycle", "momentum.low": 0.95}, r"momentum\.low"),
+        ({"momentum.schedule": "hybird"}, "did you mean 'hybrid'"),
+        ({"momentum.switch": "acuracy"}, "did you mean 'accuracy'"),
+        ({"momentum.switch_fraction": 1.0}, r"momentum\.switch_fraction"),
+        ({"momentum.switch_accuracy": 0.0}, r"momentum\.switch_accuracy"),
+        ({"norm.p_max": 1.5}, r"norm\.p_max = 1\.5: must be in \[2, inf\]"),
+        ({"norm.scope": "locale"}, "global"),
+        ({"decay.weight": -1.0}, r"decay\.weight"),
+        ({"second_moment": 1.0}, "second_moment"),
+        ({"scaling.law": "exponental"}, "did you mean 'exponential'"),
+        ({"scaling.shape": 0.0}, r"scaling\.shape = 0\.0: must be above 0"),
+        ({"scaling.active": 0.0}, r"scaling\.active"),
+        ({"scaling.law": "uniform", "scaling.decay": False, "decay.weight": 0.1}, r"scaling\.decay"),
+        ({"order.composition": "backwards"}, "did you mean 'backward'"),
+        ({"order.start": 1.0}, r"order\.start"),
+        ({"order.window": -1}, r"order\.window"),
+        ({"order.interval": 0}, r"order\.interval"),
+        ({"average.decay": 1.0}, r"average\.decay"),
+    ],
+)
+def test_bad_hyperparameters_are_refused_by_message(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        with_settings(OptimizerSpec(), settings)
 
 
 @pytest.mark.parametrize(("spec", "reference"), LIMITS.values(), ids=LIMITS)
@@ -152,7 +250,7 @@ def test_equals_a_known_optimizer_in_its_limit_case(spec: OptimizerSpec, referen
         torch.testing.assert_close(ours.parameters, theirs.parameters, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("spec", RULE_CASES.values(), ids=RULE_CASES)
 def test_groups_keep_settings_of_their_own(spec: OptimizerSpec) -> None:
     """One optimizer with two groups moves as two optimizers do."""
     own: dict[str, Any] = {"lr": 0.004, **({"p": 9.0} if spec.rule == "lpsgd" else {})}
@@ -169,11 +267,11 @@ def test_groups_keep_settings_of_their_own(spec: OptimizerSpec) -> None:
     assert same_bits(together, apart)
 
 
-@pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("spec", RULE_CASES.values(), ids=RULE_CASES)
 def test_set_knobs_is_the_same_as_making_the_optimizer_with_those_values(spec: OptimizerSpec) -> None:
     fresh, turned = Problem(), Problem()
-    knobs = {"lr": {"peak": 0.003}, "momentum": {"value": 0.6}, "norm": {"p_max": 4.5, "scale": spec.norm.scale}}
-    wanted = case(spec.rule, **knobs, decay={"weight": spec.decay.weight})
+    changes: dict[str, Setting] = {"lr.peak": 0.003, "momentum.value": 0.6, "norm.p_max": 4.5}
+    wanted = with_settings(spec, changes)
     fresh.train(make_optimizer([{"params": [p]} for p in fresh.parameters], wanted), 5)
     optimizer = make_optimizer([{"params": [p]} for p in turned.parameters], spec)
     set_knobs(optimizer, lr=0.003, momentum=0.6, p=4.5)

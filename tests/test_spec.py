@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from tuner.errors import InvalidInput, unknown
+from tuner.optimizer_spec import DecaySpec, LearningRateSpec, MomentumSpec, NormSpec
 from tuner.settings import digest, flatten, from_dict, to_json, with_settings
-from tuner.spec import DecaySpec, LearningRateSpec, MomentumSpec, NormSpec, OptimizerSpec, TrialSpec, WorkloadSpec
+from tuner.spec import OptimizerSpec, TrialSpec, WorkloadSpec
 
 ODD = TrialSpec(
     workload=WorkloadSpec(data="imagefolder", data_dir="a b/ü", augment=False),

@@ -27,12 +27,17 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     trial_folder     a trial's spec, log and checkpoint
     plan             SearchSpec: what a search is
     train            train(spec): pure PyTorch, like everything below
-    optimizers       update rules
+    network          model, optimizer and average: what a step changes
+    knobs            what the knobs stand at in each step
+    optimizers       update rules: the direction and the length of a step
     workloads        data and models
     schedules        learning rate, momentum and p as functions of time
-    order            which batches, in which order
+    order            which batches, and how their steps are composed
+    curvature        the loss's largest and mean curvature
     convergence      how fast and how steadily a curve converged
+    damping          under-, critically or over-damped
     spec             what one training is
+    optimizer_spec   how SGD's knobs are turned
     settings         specs by dotted names and as plain data
     errors           bad input
 

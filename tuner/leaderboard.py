@@ -17,6 +17,8 @@ from tuner.settings import Setting, flatten
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """Okabe and Ito's colours, told apart by the colour-blind and in print."""
+DASHES = ("-", "--", ":")
+"""Where there are more variants than colours, those of a colour differ in this."""
 
 CAPTION = "To a target: epochs / gradient evaluations / seconds of training of the variant's fastest trial to it"
 
@@ -132,20 +134,25 @@ def draw(ledger: Ledger, table_rows: Sequence[Row], path: Path) -> None:
     """Validation accuracy against gradient evaluations: every trial thin, the best of each variant thick."""
     from matplotlib.figure import Figure  # costs a third of a second: only where it is needed
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    crowded = len(ledger.variants) > len(COLOURS)
+    figure = Figure(figsize=(11 if crowded else 8, 5), layout="constrained")
     axes = figure.add_subplot()
-    colours = {variant.name: COLOURS[index % len(COLOURS)] for index, variant in enumerate(ledger.variants)}
+    styles = {
+        variant.name: (COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)])
+        for index, variant in enumerate(ledger.variants)
+    }
     for record in ledger.records.values():
         xs = [metrics.gradient_evaluations for metrics in record.history]
         ys = [metrics.validation_accuracy for metrics in record.history]
-        axes.plot(xs, ys, color=colours[record.variant], alpha=0.25, linewidth=0.8)
+        axes.plot(xs, ys, color=styles[record.variant][0], alpha=0.1 if crowded else 0.25, linewidth=0.8)
     for row in table_rows:
         history = row.best.history if row.best else []
         axes.plot(
             [metrics.gradient_evaluations for metrics in history],
             [metrics.validation_accuracy for metrics in history],
-            color=colours[row.variant],
-            linewidth=2.2,
+            color=styles[row.variant][0],
+            linestyle=styles[row.variant][1],
+            linewidth=1.5 if crowded else 2.2,
             marker="o",
             markersize=3.5,
             label=f"{row.variant} ({row.best.name if row.best else 'no trial finished'})",
@@ -157,6 +164,9 @@ def draw(ledger: Ledger, table_rows: Sequence[Row], path: Path) -> None:
     axes.set_title(
         f"{ledger.folder.name}: {ledger.spec.workload}, {ledger.spec.model}; thick: best trial of each variant"
     )
-    axes.legend(loc="lower right")
+    if crowded:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="x-small")
+    else:
+        axes.legend(loc="lower right")
     axes.grid(alpha=0.2)
     figure.savefig(path, dpi=130)

@@ -179,9 +179,12 @@ class Ledger:
 
     def _open(self, record: Record) -> None:
         parameters = {name: value for name, value in flatten(record.spec).items() if value is not None}
+        variant = self.studies[record.variant].variant
         tags = {
             "variant": record.variant,
+            "idea": variant.idea,
             "workload": self.spec.workload,
+            **({"controls": variant.controls} if variant.controls else {}),
             **self.studies[record.variant].tags(record.number),
         }
         self.tracking.start_trial(record.name, parameters, tags)

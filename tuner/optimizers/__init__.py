@@ -5,6 +5,7 @@ Biases and BatchNorm's weights get the same weight decay as every other paramete
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from tuner.optimizer_spec import OptimizerSpec, Rule
+from tuner.optimizers.lion import Lion
 from tuner.optimizers.lp_sgd import LPSGD, lp_direction
-from tuner.spec import OptimizerSpec, Rule
+from tuner.optimizers.random_scaling import RandomScaling
 
-__all__ = ["LPSGD", "RULES", "lp_direction", "make_optimizer", "set_knobs"]
+__all__ = ["LPSGD", "RULES", "Lion", "RandomScaling", "lp_direction", "make_optimizer", "set_knobs"]
 
 
 def _momentum(spec: OptimizerSpec) -> float:
@@ -25,7 +28,11 @@ def _momentum(spec: OptimizerSpec) -> float:
 
 RULES: dict[Rule, Callable[[ParamsT, OptimizerSpec], Optimizer]] = {
     "sgd": lambda parameters, spec: torch.optim.SGD(
-        parameters, lr=spec.lr.peak, momentum=_momentum(spec), weight_decay=spec.decay.weight
+        parameters,
+        lr=spec.lr.peak,
+        momentum=_momentum(spec),
+        weight_decay=spec.decay.weight,
+        nesterov=spec.momentum.nesterov,
     ),
     "adamw": lambda parameters, spec: torch.optim.AdamW(
         parameters, lr=spec.lr.peak, betas=(_momentum(spec), spec.second_moment), weight_decay=spec.decay.weight
@@ -37,24 +44,42 @@ RULES: dict[Rule, Callable[[ParamsT, OptimizerSpec], Optimizer]] = {
         momentum=_momentum(spec),
         weight_decay=spec.decay.weight,
         scale=spec.norm.scale,
+        scope=spec.norm.scope,
+        nesterov=spec.momentum.nesterov,
+    ),
+    "lion": lambda parameters, spec: Lion(
+        parameters, lr=spec.lr.peak, betas=(_momentum(spec), spec.second_moment), weight_decay=spec.decay.weight
     ),
 }
 """Name -> factory.  Weight decay is coupled (added to the gradient) in ``sgd``, decoupled in the others."""
 
 
-def make_optimizer(parameters: ParamsT, spec: OptimizerSpec) -> Optimizer:
+def make_optimizer(parameters: ParamsT, spec: OptimizerSpec, *, num_steps: int | None = None) -> Optimizer:
     """The optimizer that the spec describes, at its peak learning rate and first p; schedules are the caller's.
 
-    Before each step, :func:`set_knobs` gives it that step's values.
+    Before each step, :func:`set_knobs` gives it that step's values.  ``num_steps``, at least 1, is the length of the
+    training, of which random scaling may be active for a fraction; None leaves it active.
     """
-    return RULES[spec.rule](parameters, spec)
+    optimizer = RULES[spec.rule](parameters, spec)
+    if spec.scaling.law == "none":
+        return optimizer
+    return RandomScaling(
+        optimizer,
+        spec.scaling.law,
+        shape=spec.scaling.shape,
+        num_active_steps=None if num_steps is None else math.ceil(spec.scaling.active * num_steps),
+        scale_decay=spec.scaling.decay,
+    )
 
 
-def set_knobs(optimizer: Optimizer, *, lr: float | Tensor, momentum: float, p: float) -> None:
+def set_knobs(
+    optimizer: Optimizer, *, lr: float | Tensor, momentum: float, p: float, buffer_factor: float = 1.0
+) -> None:
     """Set a step's learning rate, then momentum and p where the rule has them, on every parameter group.
 
-    The momentum is beta_1 in AdamW.  An optimizer made with momentum gets the smallest positive float for 0: the step
-    is the same, but SGD and LPSGD leave their buffer out of date at exactly 0 and would later take it up again.
+    The momentum is beta_1 in AdamW and Lion.  An optimizer made with momentum gets the smallest positive float for 0:
+    the step is the same, but SGD and LPSGD leave their buffer out of date at exactly 0 and would later take it up
+    again.  Momentum buffers are multiplied by ``buffer_factor``.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -65,3 +90,7 @@ def set_knobs(optimizer: Optimizer, *, lr: float | Tensor, momentum: float, p: f
             group["momentum"] = max(momentum, sys.float_info.min) if keeps_buffer else momentum
         if "p" in group:
             group["p"] = p
+    if buffer_factor != 1:
+        for state in optimizer.state.values():
+            if state.get("momentum_buffer") is not None:
+                state["momentum_buffer"].mul_(buffer_factor)

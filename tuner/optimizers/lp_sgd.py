@@ -18,11 +18,13 @@ eps      ``eps``             above 0, in units of the gradient
 
 Steepest descent in l_p carries a further factor, the dual norm ||m||_q^rho with 1/p + 1/q = 1, which the paper drops
 into the learning rate.  Without it the length of u depends on p: at m = 1e-3 it is 1e-3 for p = 2 and .25 for
-p = 6, so an annealed p anneals the step as well.  ``scale`` (ours) takes that apart, tensor by tensor: ``dual`` puts
-the factor back, ``rms`` gives u the root mean square of m, ``none`` is the paper.
+p = 6, so an annealed p anneals the step as well.  ``scale`` (ours) takes that apart: ``dual`` puts the factor back,
+``rms`` gives u the root mean square of m, ``none`` is the paper.  The norms are each tensor's own or, with ``scope``
+global, those of all tensors of a parameter group together, so that how it is split into tensors does not matter.
 
-Ours as well: p = inf sets rho = 1, and p = 2 leaves m as it is, bit for bit, whatever the scale; parameters in half
-precision keep m in their own dtype and compute everything after it in float32, where eps = 1e-8 is not 0.
+Ours as well: p = inf sets rho = 1, and p = 2 leaves m as it is, bit for bit, whatever the scale; ``nesterov`` takes u
+of beta m + (1 - beta) g with the new m; parameters in half precision keep m in their own dtype and compute everything
+after it in float32, where eps = 1e-8 is not 0.
 
 Source: Xu and Yang, 2026, https://arxiv.org/abs/2606.02078
 """
@@ -30,7 +32,7 @@ Source: Xu and Yang, 2026, https://arxiv.org/abs/2606.02078
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, cast, get_args, overload
 
 import torch
@@ -38,15 +40,18 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 Scale: TypeAlias = Literal["none", "dual", "rms"]
+Scope: TypeAlias = Literal["tensor", "global"]
 
 _HALF = (torch.float16, torch.bfloat16)
+_Batch: TypeAlias = tuple[bool, list[Tensor], Iterable[Tensor]]
+"""Whether the foreach form takes them; parameters of one device and dtype; their momenta."""
 
 
 def lp_direction(m: Tensor, p: float, *, eps: float = 1e-8, scale: Scale = "none") -> Tensor:
     """The direction u of steepest descent in l_p, as the module's docstring defines it.
 
     m of any shape, float32 or float64; u has its shape and unit (unit of m)^(1/(p-1)), or the unit of m where scaled.
-    At p = 2 it is m itself, not a copy.  Zeros give zeros.
+    At p = 2 it is m itself, not a copy.  Zeros give zeros.  The norms of ``scale`` are m's own.
     """
     if p == 2:
         return m
@@ -64,7 +69,7 @@ class LPSGD(Optimizer):
 
     ``lr``, ``p`` and ``momentum`` are read from ``param_groups`` at every step, so a schedule may change them.  Under a
     momentum that begins at 0, m starts (from 0) at the first step whose momentum is above 0; from then on m is kept
-    up at momentum 0 too.
+    up at momentum 0 too.  ``nesterov`` must be given a momentum above 0, which a schedule may then take to 0.
 
     ``foreach`` chooses between one pass over each tensor and ``torch._foreach`` passes over all; None takes the latter
     for tensors that are not on a CPU, where it would be the slower one.  The two agree to rounding.
@@ -82,6 +87,8 @@ class LPSGD(Optimizer):
         weight_decay: float = 0.0,
         eps: float = 1e-8,
         scale: Scale = "none",
+        scope: Scope = "tensor",
+        nesterov: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
     ) -> None:
@@ -92,6 +99,8 @@ class LPSGD(Optimizer):
             "weight_decay": weight_decay,
             "eps": eps,
             "scale": scale,
+            "scope": scope,
+            "nesterov": nesterov,
             "maximize": maximize,
             "foreach": foreach,
         }
@@ -147,34 +156,54 @@ class LPSGD(Optimizer):
             grads.append(parameter.grad)
             if state:
                 buffers.append(state["momentum_buffer"])
-        for (device, _, _), lists in alike.items():
+        batches: list[_Batch] = []
+        for (device, _, _), (params, grads, buffers) in alike.items():
             foreach = device.type != "cpu" if group["foreach"] is None else group["foreach"]
-            (_multi_tensor if foreach else _single_tensor)(*lists, group)
+            batches.append((foreach, params, (_multi_momenta if foreach else _momenta)(grads, buffers, group)))
+        if group["scope"] == "global" and group["scale"] != "none" and group["p"] != 2 and batches:
+            # what is left to do is what p = 2 does
+            batches, group = _scaled_together(batches, group), {**group, "p": 2.0}
+        for foreach, params, m in batches:
+            (_multi_tensor if foreach else _single_tensor)(params, m, group)
 
 
-def _single_tensor(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: Mapping[str, Any]) -> None:
-    """The update as the module's docstring writes it; ``buffers`` is empty without momentum."""
-    for index, (theta, grad) in enumerate(zip(params, grads, strict=True)):
-        m = -grad if group["maximize"] else grad
-        if buffers:
-            m = buffers[index].lerp_(m, 1 - group["momentum"])
+def _momenta(grads: list[Tensor], buffers: list[Tensor], group: Mapping[str, Any]) -> Iterator[Tensor]:
+    """What the direction is taken of, in its precision; ``buffers`` is empty without momentum."""
+    weight = 1 - group["momentum"]
+    for index, grad in enumerate(grads):
+        g = -grad if group["maximize"] else grad
+        m = buffers[index].lerp_(g, weight) if buffers else g
         if m.dtype in _HALF:
             m = m.float()
+        yield m.lerp(g.to(m.dtype), weight) if buffers and group["nesterov"] else m
+
+
+def _single_tensor(params: list[Tensor], momenta: Iterable[Tensor], group: Mapping[str, Any]) -> None:
+    """The update as the module's docstring writes it."""
+    for theta, m in zip(params, momenta, strict=True):
         u = lp_direction(m, group["p"], eps=group["eps"], scale=group["scale"])
         if group["weight_decay"]:
             theta *= 1 - group["lr"] * group["weight_decay"]
         theta -= group["lr"] * u
 
 
-def _multi_tensor(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: Mapping[str, Any]) -> None:
-    """The same with every factor of u in one denominator, so that u is never written to memory."""
-    m = list(torch._foreach_neg(grads)) if group["maximize"] else grads
+def _multi_momenta(grads: list[Tensor], buffers: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
+    """The same as :func:`_momenta`, one operation over all tensors at a time."""
+    weight = 1 - group["momentum"]
+    m = g = list(torch._foreach_neg(grads)) if group["maximize"] else grads
     if buffers:
-        torch._foreach_lerp_(buffers, m, 1 - group["momentum"])
+        torch._foreach_lerp_(buffers, g, weight)
         m = buffers
     if m[0].dtype in _HALF:
         m = [x.float() for x in m]
-    lr = group["lr"]
+    if buffers and group["nesterov"]:
+        m = list(torch._foreach_lerp(m, [x.to(m[0].dtype) for x in g], weight))
+    return m
+
+
+def _multi_tensor(params: list[Tensor], momenta: Iterable[Tensor], group: Mapping[str, Any]) -> None:
+    """The same as :func:`_single_tensor` with all of u in one denominator, so that u is never written to memory."""
+    m, lr = list(momenta), group["lr"]
     if group["weight_decay"]:
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
     if group["p"] == 2:
@@ -190,6 +219,32 @@ def _multi_tensor(params: list[Tensor], grads: list[Tensor], buffers: list[Tenso
     torch._foreach_addcdiv_(params, m, denominators, value=-lr)
 
 
+def _scaled_together(batches: list[_Batch], group: Mapping[str, Any]) -> list[_Batch]:
+    """The batches with scaled directions in place of momenta; the norms are those of all tensors together."""
+    p, eps = group["p"], group["eps"]
+    momenta = [list(m) for _, _, m in batches]
+    directions = [
+        list(torch._foreach_div(m, _denominators(m, p, eps, "none")))
+        if foreach
+        else [lp_direction(x, p, eps=eps) for x in m]
+        for (foreach, _, _), m in zip(batches, momenta, strict=True)
+    ]
+
+    def norm(lists: list[list[Tensor]], order: float) -> Tensor:
+        norms = [x for tensors in lists for x in torch._foreach_norm(tensors, order)]
+        total: Tensor = torch.linalg.vector_norm(torch.stack([x.to(norms[0].device) for x in norms]), order)
+        return total
+
+    if group["scale"] == "dual":
+        factor = norm(momenta, 1 / (1 - 1 / p)) ** _rho(p)
+    else:
+        length = norm(directions, 2)
+        factor = norm(momenta, 2) / length.clamp_min(torch.finfo(length.dtype).tiny)
+    for u in directions:
+        torch._foreach_mul_(u, factor.to(u[0]))
+    return [(foreach, params, u) for (foreach, params, _), u in zip(batches, directions, strict=True)]
+
+
 def _denominators(m: list[Tensor], p: float, eps: float, scale: Scale) -> list[Tensor]:
     """What m is divided by to give u; inf for a tensor of zeros that is scaled, so that its u is 0."""
     rho = _rho(p)
@@ -202,13 +257,9 @@ def _denominators(m: list[Tensor], p: float, eps: float, scale: Scale) -> list[T
         norms = torch._foreach_norm(m, 1 / (1 - 1 / p))
         torch._foreach_div_(denominators, list(torch._foreach_pow(norms, rho)))
     elif scale == "rms":
-        tiny = torch.finfo(m[0].dtype).tiny
-        directions = torch._foreach_div(m, denominators)
-        ratios = [
-            torch.linalg.vector_norm(x) / torch.linalg.vector_norm(u).clamp_min(tiny)
-            for x, u in zip(m, directions, strict=True)
-        ]
-        torch._foreach_div_(denominators, ratios)
+        lengths = list(torch._foreach_norm(torch._foreach_div(m, denominators)))
+        torch._foreach_clamp_min_(lengths, torch.finfo(m[0].dtype).tiny)
+        torch._foreach_div_(denominators, list(torch._foreach_div(torch._foreach_norm(m), lengths)))
     return denominators
 
 
@@ -223,8 +274,8 @@ def _check_scheduled(group: Mapping[str, Any]) -> None:
         raise ValueError(f"momentum = {group['momentum']}: must be in [0, 1)")
 
 
-def _check_settings(group: Mapping[str, Any]) -> None:
-    _check_scheduled(group)
+def check_lr_and_decay(group: Mapping[str, Any]) -> None:
+    """ValueError for a learning rate or a weight decay out of its range."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.dim() != 0:
         raise ValueError(f"lr is a tensor of shape {tuple(lr.shape)}: must be a float or a 0-dim tensor")
@@ -232,7 +283,15 @@ def _check_settings(group: Mapping[str, Any]) -> None:
         raise ValueError(f"lr = {cast(float, lr)}: must be at least 0 and finite")
     if not 0 <= group["weight_decay"] < math.inf:
         raise ValueError(f"weight_decay = {group['weight_decay']}: must be at least 0 and finite")
+
+
+def _check_settings(group: Mapping[str, Any]) -> None:
+    _check_scheduled(group)
+    check_lr_and_decay(group)
     if not 0 < group["eps"] < math.inf:
         raise ValueError(f"eps = {group['eps']}: must be above 0 and finite")
-    if group["scale"] not in get_args(Scale):
-        raise ValueError(f"scale = {group['scale']!r}: must be one of {', '.join(get_args(Scale))}")
+    for name, choices in (("scale", get_args(Scale)), ("scope", get_args(Scope))):
+        if group[name] not in choices:
+            raise ValueError(f"{name} = {group[name]!r}: must be one of {', '.join(choices)}")
+    if group["nesterov"] and not group["momentum"]:
+        raise ValueError("nesterov = True: needs a momentum above 0")
