@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from optuna.distributions import BaseDistribution
 
@@ -13,12 +13,15 @@ Value = bool | int | float | str | None
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way of running SGD.  Names of settings are dotted field names of ``tuner.spec.OptimizerSpec``."""
+    """One way of running SGD.  Names of settings are dotted field names of ``tuner.spec.OptimizerSpec``.
+
+    Raises ValueError where the parts contradict each other.
+    """
 
     name: str
     """Letters, digits and dashes."""
     idea: str
-    """One sentence, shown by ``--dry-run``."""
+    """One sentence, shown by ``--list``."""
     source: str
     """The paper, or "ours"."""
     fixed: Mapping[str, Value]
@@ -27,10 +30,14 @@ class Variant:
     """Settings the search chooses."""
     default: Mapping[str, Value]
     """A value for every searched setting: the point to take where nothing is tuned."""
-    when: Mapping[str, tuple[str, tuple[Value, ...]]] = field(default_factory=lambda: MappingProxyType({}))
+    when: Mapping[str, tuple[str, tuple[Value, ...]]] = field(default_factory=dict)
     """Conditions: a searched setting -> (another searched setting, the values of it under which the first exists)."""
     controls: str | None = None
     """The variant whose claim this one tests, where it is a control."""
+    points: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+    """Other default points by name, each by what it changes of ``default``; see :meth:`at`."""
+    enqueued: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+    """Whole points by name, in order: a search tries as many as fit into half of its model-based trials."""
 
     def __post_init__(self) -> None:
         if set(self.default) != set(self.searched):
@@ -38,6 +45,16 @@ class Variant:
             raise ValueError(f"variant {self.name}: default and searched settings differ in {', '.join(odd)}")
         if both := sorted(set(self.fixed) & set(self.searched)):
             raise ValueError(f"variant {self.name}: both fixed and searched: {', '.join(both)}")
+        self._check_conditions()
+        for kind, values in {"default": self.default, **self.points}.items():
+            for name, value in values.items():
+                if name not in self.searched or not _holds(self.searched[name], value):
+                    raise ValueError(f"variant {self.name}: {kind} {name} = {value} is outside its range")
+        for kind, settings in self.enqueued.items():
+            if not self.contains(settings):
+                raise ValueError(f"variant {self.name}: the enqueued {kind} is no point of the space")
+
+    def _check_conditions(self) -> None:
         order = list(self.searched)
         for setting, (parent, values) in self.when.items():
             for name in (setting, parent):
@@ -50,9 +67,6 @@ class Variant:
             for value in values:
                 if not _holds(self.searched[parent], value):
                     raise ValueError(f"variant {self.name}: {setting} depends on {parent} = {value}, which never is")
-        for name, distribution in self.searched.items():
-            if not _holds(distribution, self.default[name]):
-                raise ValueError(f"variant {self.name}: default {name} = {self.default[name]} is outside its range")
 
     def active(self, name: str, settings: Mapping[str, Value]) -> bool:
         """Whether a searched setting exists, given the settings it may depend on."""
@@ -61,9 +75,64 @@ class Variant:
         parent, values = self.when[name]
         return self.active(parent, settings) and settings.get(parent) in values
 
+    def point(self, settings: Mapping[str, Value]) -> dict[str, Value]:
+        """A point as a whole: fixed settings, and of the given ones those that are searched and exist there."""
+        return {**self.fixed, **{name: settings[name] for name in self.searched if self.active(name, settings)}}
+
     def default_settings(self) -> dict[str, Value]:
-        """The default point as a whole: fixed settings and the default of each searched one that exists there."""
-        return {**self.fixed, **{name: v for name, v in self.default.items() if self.active(name, self.default)}}
+        """The default point as a whole."""
+        return self.point(self.default)
+
+    def contains(self, settings: Mapping[str, Value]) -> bool:
+        """Whether settings are a point of the space, as a whole."""
+        exist = {*self.fixed, *(name for name in self.searched if self.active(name, settings))}
+        return set(settings) == exist and all(
+            _holds(self.searched[name], value) if name in self.searched else value == self.fixed[name]
+            for name, value in settings.items()
+        )
+
+    def but(
+        self,
+        *,
+        fixed: Mapping[str, Value] | None = None,
+        searched: Mapping[str, BaseDistribution] | None = None,
+        default: Mapping[str, Value] | None = None,
+    ) -> Variant:
+        """The same with some settings fixed, searched over other ranges, or with another default.
+
+        Searched settings that can exist no more are left out, and so are named points, and those enqueued points that
+        the new space does not contain.
+        """
+        now_fixed, ranges = fixed or {}, {**self.searched, **(searched or {})}
+        when: dict[str, tuple[str, tuple[Value, ...]]] = {}
+        for name in [*ranges]:  # a setting comes after the one it depends on
+            condition = self.when.get(name)
+            while condition and condition[0] in now_fixed and now_fixed[condition[0]] in condition[1]:
+                condition = self.when.get(condition[0])
+            parent, values = condition or ("", ())
+            left = tuple(value for value in values if parent in ranges and _holds(ranges[parent], value))
+            if name in now_fixed or (condition and not left):
+                del ranges[name]
+            elif condition:
+                when[name] = (parent, left)
+        changed = dataclasses.replace(
+            self,
+            fixed={**{n: v for n, v in self.fixed.items() if n not in ranges}, **now_fixed},
+            searched=ranges,
+            default={n: v for n, v in {**self.default, **(default or {})}.items() if n in ranges},
+            when=when,
+            points={},
+            enqueued={},
+        )
+        kept = {name: settings for name, settings in self.enqueued.items() if changed.contains(settings)}
+        return dataclasses.replace(changed, enqueued=kept)
+
+    def at(self, point: str) -> Variant:
+        """The variant ``<name>-<point>``, whose default is the named point; a search of it tries that point."""
+        placed = dataclasses.replace(
+            self, name=f"{self.name}-{point}", default={**self.default, **self.points[point]}, points={}
+        )
+        return dataclasses.replace(placed, enqueued={point: placed.default_settings(), **self.enqueued})
 
 
 def _holds(distribution: BaseDistribution, value: Value) -> bool:

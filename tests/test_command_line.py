@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from search_spaces import GROUPS, SPACES
 from tuner.command_line import parse
+from tuner.dry_run import print_plan
 from tuner.errors import InvalidInput
 from tuner.plan import SearchSpec, flag
 from tuner.run_folder import save
+from tuner.variants import shown
 
 
 def refused(*argv: str) -> str:
@@ -75,6 +82,54 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for item in dataclasses.fields(SearchSpec):
         assert flag(item.name) in printed, item.name
+    named = re.sub(r"[\s│]+", " ", printed).partition("a group (")[2].partition(")")[0]
+    assert set(named.split(", ")) == set(GROUPS)
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What ``--list`` prints into a pipe of a narrow terminal, without Ray and torch."""
+    program = (
+        "import sys; from tuner.search import main; status = main(['--list']);"
+        "sys.exit(status or bool({'ray', 'torch', 'mlflow'} & set(sys.modules)))"
+    )
+    folder = tmp_path_factory.mktemp("list")
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert not list(folder.iterdir())
+    return ran.stdout
+
+
+def test_a_plan_says_which_points_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(SearchSpec(trials=8), [SPACES["composed"], SPACES["sgdm"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert "Each variant: 4 trials drawn at random, then 4 by TPE" in next(line for line in lines if "TPE" in line)
+    assert [line for line in lines if "in place of" in line] == [
+        "composed: in place of the first 2 by TPE the points sgdm, lpsgdm."
+    ]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_the_list_shows_each_variant_whole_also_where_it_is_piped(listed: str, name: str) -> None:
+    variant = SPACES[name]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in listed.splitlines()]
+    about = next(row for row in rows if row[:1] == [name])
+    assert about[1] in GROUPS and about[2:] == [variant.controls or "", variant.idea, variant.source]
+    settings = {row[1]: row[2:] for row in rows if row[:1] == [name] and row is not about}
+    assert settings.keys() == variant.searched.keys()
+    for setting, (allowed, default, condition) in settings.items():
+        assert allowed == shown(variant.searched[setting]) and default == str(variant.default[setting])
+        assert condition.partition("=")[0] == variant.when.get(setting, ("",))[0]
+    for point, changes in variant.points.items():
+        row = next(row for row in rows if row[:1] == [f"{name}@{point}"])
+        assert row[1].split() == [f"{setting}={value}" for setting, value in changes.items()]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +151,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         ("--targets high", "--targets"),
         ("--variants", "--variants"),
         ("--variants sgdm sgdm", "--variants sgdm sgdm: names a variant twice"),
+        ("--variants papers sgdm papers", "--variants papers sgdm papers: names a variant twice"),
         ("--time-budget soon", "--time-budget 'soon'"),
         ("--name ../up", "--name '../up': must be a plain folder name"),
         ("--name a --resume b", "--name a and --resume b: give one of them"),
@@ -142,6 +198,8 @@ def test_a_resumed_search_has_the_settings_of_its_start(saved: SearchSpec) -> No
         ("--address auto", "address", "auto"),
         ("--download", "download", True),
         ("--dry-run", "dry_run", True),
+        ("--list", "list", True),
+        ("--variants all", "variants", ("all",)),
         ("--name s", "name", "s"),
         ("--epochs 3", "epochs", 3),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from search_spaces import GROUPS
 from tuner.errors import InvalidInput
 from tuner.plan import CHANGEABLE_ON_RESUME, SearchSpec, seconds
 from tuner.settings import digest, flatten
@@ -125,6 +126,7 @@ def test_what_may_change_on_resume_changes_no_trial(name: str) -> None:
     """A checkpoint is refused by the training of another digest, and MLflow refuses a parameter that changes."""
     values: dict[str, Any] = {
         "dry_run": True,
+        "list": True,
         "download": True,
         "trials": 99,
         "variants": ("sgdm", "adamw"),
@@ -141,6 +143,27 @@ def test_what_may_change_on_resume_changes_no_trial(name: str) -> None:
 
 
 SAVED = SearchSpec(name="s", variants=("sgdm", "adamw"), trials=8, epochs=10)
+
+
+@pytest.mark.parametrize(
+    ("started", "resumed"),
+    [
+        (("papers",), ("papers", "sgdm")),
+        (("critical", "lpsgdm"), ("papers",)),
+        (("lpsgdm", "sgdm", "x:OWN"), ("all", "x:OWN")),
+        (("controls", "critical-matched"), tuple(GROUPS["controls"])),
+    ],
+)
+def test_names_and_groups_of_the_same_variants_are_the_same(started: tuple[str, ...], resumed: tuple[str, ...]) -> None:
+    saved = dataclasses.replace(SAVED, variants=started)
+    dataclasses.replace(SAVED, variants=resumed).refuse_changes(saved)
+
+
+def test_a_resumed_search_keeps_the_variants_of_a_group() -> None:
+    saved = dataclasses.replace(SAVED, variants=("papers", "sgdm"))
+    others = tuple(name for name in GROUPS["papers"] if name != "critical")
+    with pytest.raises(InvalidInput, match="keeps all its variants, critical, sgdm too"):
+        dataclasses.replace(SAVED, variants=others).refuse_changes(saved)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_good_search_passes_and_makes_nothing(good: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"variants": ("sgmd",)}, "did you mean 'sgdm'?"),
+        ({"variants": ("adamv",)}, "did you mean 'adamw'?"),
         ({"space": ("lr.peek=1:2",)}, "did you mean 'lr.peak'?"),
         ({"cpus_per_trial": 1e5}, "--cpus-per-trial 100000: this machine has"),
         ({"workload": "digit"}, "did you mean 'digits'?"),

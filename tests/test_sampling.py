@@ -1,7 +1,8 @@
-"""Where trials are placed: quantiles, the evenly covering random arm, and a model arm that learns at once."""
+"""Where trials are placed: quantiles, an even random arm, enqueued points, and a model arm that learns at once."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -11,8 +12,8 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import InMemoryStorage
 
-from search_spaces import Variant
-from tuner.sampling import from_unit, num_random, sobol_point
+from search_spaces import SPACES, Variant
+from tuner.sampling import from_unit, num_default, num_random, sobol_point
 from tuner.settings import flatten
 from tuner.spec import EpochMetrics
 from tuner.study import VariantStudy
@@ -98,6 +99,22 @@ def test_the_random_arm_is_the_larger_half() -> None:
     assert [num_random(n) for n in range(1, 7)] == [1, 1, 2, 2, 3, 3]
 
 
+@pytest.fixture
+def parted(toy: Callable[..., Variant]) -> Callable[[int], Variant]:
+    """Makes the toy variant with so many enqueued points, beside the optimum of `distance`."""
+
+    def make(num_points: int) -> Variant:
+        points = [{"rule": "sgd", "lr.peak": 10**-2.7, "momentum.value": 0.8 - i / 100} for i in range(num_points)]
+        return toy(enqueued={f"part-{i}": point for i, point in enumerate(points)})
+
+    return make
+
+
+def test_enqueued_points_take_at_most_half_of_the_models_trials(parted: Callable[[int], Variant]) -> None:
+    assert [num_default(parted(8), n) for n in (1, 2, 3, 4, 5, 8, 9, 12, 100)] == [0, 0, 0, 1, 1, 2, 2, 3, 8]
+    assert num_default(parted(0), 100) == 0
+
+
 Search = Callable[..., tuple[VariantStudy, list[dict[str, object]]]]
 
 
@@ -172,6 +189,43 @@ def test_the_model_arm_draws_where_nothing_has_finished(toy: Callable[..., Varia
     drawn = [study.settings(study.ask()).lr.peak for _ in range(8)]
     assert len(set(drawn)) == 8
     assert all(1e-3 <= lr <= 1 for lr in drawn)
+
+
+def test_enqueued_points_leave_the_random_arm_alone_and_the_model_learns_from_them(
+    search: Search, parted: Callable[[int], Variant]
+) -> None:
+    def from_the_points(accuracy_there: float) -> float:
+        """Median distance of the model's trials, where the points are as good as that and all else is middling."""
+        runs = [
+            search(parted(4), lambda settings: accuracy_there if distance(settings) < 0.05 else 0.5, 16, seed)[1]
+            for seed in range(8)
+        ]
+        return float(np.median([distance(settings) for drawn in runs for settings in drawn[12:]]))
+
+    without, drawn = (search(parted(number), lambda settings: 0.5, 16)[1] for number in (0, 4))
+    assert without[:8] == drawn[:8]
+    assert [settings["momentum.value"] for settings in drawn[8:12]] == pytest.approx([0.8, 0.79, 0.78, 0.77])
+    assert from_the_points(0.9) < 0.5 * from_the_points(0.1)
+
+
+@pytest.mark.parametrize("name", ["hybrid", "composed"])
+def test_the_spaces_with_conditions_are_searched_without_a_complaint(
+    search: Search, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    variant = SPACES[name]
+    with caplog.at_level(logging.WARNING, logger="optuna"):
+        logging.getLogger("optuna").addHandler(caplog.handler)  # Optuna's loggers hand nothing up
+        study, drawn = search(variant, lambda settings: 0.9 if settings["order.composition"] == "forward" else 0.5, 40)
+        logging.getLogger("optuna").removeHandler(caplog.handler)
+    assert not caplog.records
+    trials = study.study.get_trials()
+    assert all(variant.contains({**variant.fixed, **trial.params}) for trial in trials)
+    assert len({str(trial.params) for trial in trials}) == len(drawn) == 40
+    arms = [trial.user_attrs["arm"] for trial in trials]
+    number = num_default(variant, 40)
+    assert arms == ["random"] * 20 + ["default"] * number + ["model"] * (20 - number)
+    forward = [settings["order.composition"] == "forward" for settings in drawn]
+    assert np.mean(forward[20 + number :]) > 0.7
 
 
 @pytest.fixture

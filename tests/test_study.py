@@ -102,16 +102,50 @@ def test_raised_trials_fill_both_arms_and_repeat_no_point(toy: Toy, epoch: Epoch
     assert [t.params["lr.peak"] for t in trials if t.user_attrs["arm"] == "random"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("num_random", [0, 1], ids=["random arm", "model arm"])
+PARTS = {
+    name: {"rule": "sgd", "lr.peak": lr, "momentum.value": 0.5} for name, lr in [("a", 0.1), ("b", 0.2), ("c", 0.3)]
+}
+
+
+def test_enqueued_points_come_after_the_random_arm(storage: BaseStorage, toy: Toy) -> None:
+    study = opened(storage, toy(enqueued=PARTS), num_trials=9)
+    drawn = [study.settings(study.ask()) for _ in range(9)]
+    tags = [{"arm": "random"}] * 5 + [{"arm": "default", "part": part} for part in "ab"] + [{"arm": "model"}] * 2
+    assert [study.tags(number) for number in range(9)] == tags
+    assert [optimizer.lr.peak for optimizer in drawn[5:7]] == [0.1, 0.2]
+    again = opened(storage, toy(enqueued=PARTS), num_trials=9)
+    assert [again.settings(number) for number in range(9)] == drawn
+
+
+def test_raised_trials_go_on_with_the_enqueued_points(toy: Toy) -> None:
+    storage = InMemoryStorage()
+    small = opened(storage, toy(enqueued=PARTS), num_trials=5)
+    for _ in range(5):
+        small.settings(small.ask())
+    large = opened(storage, toy(enqueued=PARTS), num_trials=20)
+    for _ in range(15):
+        large.settings(large.ask())
+    tags = [large.tags(number) for number in range(20)]
+    assert [tag["arm"] for tag in tags] == [
+        *(["random"] * 3 + ["default"] + ["model"]),
+        *(["random"] * 7 + ["default"] * 2 + ["model"] * 6),
+    ]
+    assert [tag["part"] for tag in tags if "part" in tag] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("num_before", "arm", "num_trials"), [(0, "random", 4), (1, "model", 2), (2, "default", 4)], ids=str
+)
 def test_a_program_killed_at_any_write_while_asking_is_completed(
-    toy: Toy, epoch: Epoch, monkeypatch: pytest.MonkeyPatch, num_random: int
+    toy: Toy, epoch: Epoch, monkeypatch: pytest.MonkeyPatch, num_before: int, arm: str, num_trials: int
 ) -> None:
     """Every trial ends up with the settings, the arm and the place in it that it would have had."""
+    variant = toy(enqueued=PARTS)
 
     def killed_at(write: int) -> tuple[list[OptimizerSpec], bool]:
         storage = InMemoryStorage()
-        study, finished = opened(storage, toy(), num_trials=4 - 2 * num_random), True
-        for _ in range(num_random):
+        study, finished = opened(storage, variant, num_trials=num_trials), True
+        for _ in range(num_before):
             study.settings(number := study.ask())
             study.tell(number, "finished", [epoch(10, 0.5)])
         num_writes = 0
@@ -131,12 +165,12 @@ def test_a_program_killed_at_any_write_while_asking_is_completed(
                 study.settings(study.ask())
             except KeyboardInterrupt:
                 finished = False
-        again = opened(storage, toy(), num_trials=4 - 2 * num_random)
+        again = opened(storage, variant, num_trials=num_trials)
         numbers = again.existing(ended=False)
         settings = [again.settings(number) for number in numbers or [again.ask()]]
-        arms = [trial.user_attrs["arm"] for trial in again.study.get_trials()]
-        assert arms == ["random"] if not num_random else arms == ["random", "model"]
-        assert [trial.user_attrs["arm_index"] for trial in again.study.get_trials()] == [0] * len(arms)
+        attributes = [trial.user_attrs for trial in again.study.get_trials()]
+        assert [(a["arm"], a["arm_index"]) for a in attributes[:-1]] == [("random", i) for i in range(num_before)]
+        assert attributes[-1] == {"arm": arm, "arm_index": 0, **({"part": "a"} if arm == "default" else {})}
         return settings, finished
 
     expected, finished = killed_at(10**6)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces import SPACES, Variant
+from search_spaces import GROUPS, SPACES, Variant
 from tuner.errors import InvalidInput
 from tuner.settings import with_settings
 from tuner.spec import OptimizerSpec
-from tuner.variants import resolve_variants, settings_at, shown
+from tuner.variants import resolve_variant, resolve_variants, settings_at, shown
 
 OWN = """
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -27,9 +27,10 @@ def make(name, **changes):
     }
     return Variant(name=name, **{**values, **changes})
 
-MINE = make("mine")
+MINE = make("mine", points={"high": {"lr.peak": 1.0}, "so so": {}})
 ODD = make("not a name")
 TWIN = make("sgdm")
+POINT = make("lpsgdm-imagenet")
 WRONG_FIXED = make("wrong-fixed", fixed={"lr.peek": 0.1})
 WRONG_RANGE = make("wrong-range", searched={"lr.warmup": FloatDistribution(0.0, 1.0)}, default={"lr.warmup": 0.0})
 DEPENDENT = make(
@@ -64,15 +65,43 @@ def test_known_variants_in_the_order_asked() -> None:
     assert resolve_variants(["critical", "sgdm"], []) == (SPACES["critical"], SPACES["sgdm"])
 
 
+def test_a_group_stands_for_its_variants_each_once() -> None:
+    names = [variant.name for variant in resolve_variants(["hybrid", "papers", "sgdm", "baselines"], [])]
+    others = [name for name in GROUPS["papers"] if name != "hybrid"]
+    assert names == ["hybrid", *others, "sgdm", *(name for name in GROUPS["baselines"] if name != "sgdm")]
+    assert resolve_variants(["all"], []) == tuple(SPACES.values())
+
+
 def test_a_users_own_variant(own: Callable[[str], str]) -> None:
     assert resolve_variants(["sgdm", own(":MINE")], [])[1].name == "mine"
+
+
+def test_a_named_point_is_a_variant_beside_its_own(own: Callable[[str], str]) -> None:
+    names = ["lpsgdm", "lpsgdm@imagenet", own(":MINE@high")]
+    variants = resolve_variants(names, ["lr.schedule=cosine,linear"])
+    assert [variant.name for variant in variants] == ["lpsgdm", "lpsgdm-imagenet", "mine-high"]
+    assert variants[1].default["norm.p_max"] == 9.0
+    assert list(variants[1].enqueued) == ["imagenet"], "its point lies within the changed range"
+
+
+def test_one_variant_alone(own: Callable[[str], str]) -> None:
+    assert resolve_variant("sgdm") == SPACES["sgdm"]
+    assert resolve_variant("lpsgdm@imagenet").name == "lpsgdm-imagenet"
+    with pytest.raises(InvalidInput, match=r"--variant papers: is a group; name one of lpsgd, lpsgdm"):
+        resolve_variant("papers")
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("sgmd", "unknown variant 'sgmd': did you mean 'sgdm'?"),
-        ("qqqqqq", "choose from adamw, critical, lpsgdm, sgdm"),
+        ("adamv", "unknown variant 'adamv': did you mean 'adamw'?"),
+        ("qqqqqq", "choose from adamw, all, backward, "),
+        ("papes", "unknown variant 'papes': did you mean 'papers'?"),
+        ("papers@x", "unknown variant 'papers'"),
+        ("lpsgdm@imagnet", "unknown point of lpsgdm 'imagnet': did you mean 'imagenet'?"),
+        ("lpsgdm@", "unknown point of lpsgdm '': choose from imagenet"),
+        ("sgdm@imagenet", "--variants sgdm@imagenet: sgdm has no named points"),
+        ("adamv@imagenet", "unknown variant 'adamv': did you mean 'adamw'?"),
         ("no_such_module:X", "--variants no_such_module:X: cannot be imported: No module named 'no_such_module'"),
         (":X", "--variants :X"),
         ("math:", "--variants math:"),
@@ -89,6 +118,7 @@ def test_a_wrong_name_is_refused(name: str, says: str) -> None:
     [
         (":ABSENT", "ABSENT"),
         (":ODD", "'not a name' must be letters, digits and dashes"),
+        (":MINE@so so", "'mine-so so' must be letters, digits and dashes"),
         (":NUMBER", "is a int"),
         (":WRONG_FIXED", "variant wrong-fixed: unknown parameter 'lr.peek': did you mean 'lr.peak'?"),
         (":WRONG_RANGE", "variant wrong-range: lr.warmup = 1.0: must be in [0, 1)"),
@@ -100,7 +130,8 @@ def test_a_wrong_variant_of_ones_own_is_refused(own: Callable[[str], str], name:
 
 
 def test_two_variants_of_one_name_are_refused(own: Callable[[str], str]) -> None:
-    assert "two variants have the same name" in refused(["sgdm", own(":TWIN")], [])
+    for names in (["sgdm", own(":TWIN")], ["baselines", own(":TWIN")], ["lpsgdm@imagenet", own(":POINT")]):
+        assert "two variants have the same name" in refused(names, [])
 
 
 @pytest.mark.parametrize(
@@ -143,10 +174,11 @@ def test_everything_may_be_fixed() -> None:
 
 
 def test_a_range_reaches_all_variants_that_search_it_or_the_one_named() -> None:
-    all_of_them = resolve_variants(list(SPACES), ["momentum.value=0.5:0.6"])
+    names = ["sgdm", "adamw", "lpsgdm", "critical"]
+    all_of_them = resolve_variants(names, ["momentum.value=0.5:0.6"])
     changed = {v.name for v in all_of_them if v.searched.get("momentum.value") == FloatDistribution(0.5, 0.6)}
     assert changed == {"sgdm", "adamw", "lpsgdm"}
-    one = resolve_variants(list(SPACES), ["adamw:momentum.value=0.5:0.6"])
+    one = resolve_variants(names, ["adamw:momentum.value=0.5:0.6"])
     assert {v.name for v in one if v != SPACES[v.name]} == {"adamw"}
 
 
@@ -156,10 +188,21 @@ def test_the_default_moves_into_the_new_range() -> None:
 
 
 def test_conditions_follow_their_settings(own: Callable[[str], str]) -> None:
-    assert not resolve_variants([own(":DEPENDENT")], ["lr.warmup=0.1"])[0].when
-    assert "depend on it" in refused([own(":DEPENDENT")], ["lr.schedule=cosine"])
-    still = resolve_variants([own(":DEPENDENT")], ["lr.schedule=cosine,constant"])[0]
-    assert still.when == {"lr.warmup": ("lr.schedule", ("cosine",))}
+    def changed(override: str) -> Variant:
+        return resolve_variants([own(":DEPENDENT")], [override])[0]
+
+    assert not changed("lr.warmup=0.1").when
+    assert list(changed("lr.schedule=cosine").searched) == ["lr.warmup"]
+    assert not changed("lr.schedule=linear").searched
+    assert list(changed("lr.schedule=linear,constant").searched) == ["lr.schedule"]
+    assert changed("lr.schedule=cosine,constant").when == {"lr.warmup": ("lr.schedule", ("cosine",))}
+
+
+def test_a_part_of_composed_that_a_range_leaves_out_is_not_tried() -> None:
+    forward = resolve_variants(["composed"], ["order.composition=forward"])[0]
+    assert list(forward.enqueued) == [name for name in SPACES["composed"].enqueued if "backward" not in name]
+    assert not {name for name in forward.searched if name.startswith("order.")}
+    assert "lpsgdm" not in resolve_variants(["composed"], ["norm.p_max=10:20"])[0].enqueued
 
 
 @pytest.mark.parametrize(
@@ -195,7 +238,7 @@ def test_a_wrong_range_is_refused_by_name(text: str, says: str) -> None:
 @pytest.mark.parametrize("variant", SPACES.values(), ids=list(SPACES))
 def test_ranges_as_shown_can_be_typed(variant: Variant) -> None:
     overrides = [f"{name}={shown(distribution)}" for name, distribution in variant.searched.items()]
-    assert resolve_variants([variant.name], overrides)[0] == variant
+    assert resolve_variants([variant.name], overrides)[0] == variant.but()
 
 
 def test_a_point_of_the_cube_leaves_out_what_does_not_exist(own: Callable[[str], str]) -> None:

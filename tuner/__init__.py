@@ -4,7 +4,7 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
 
     search           the command, and run_search for Python
     session          one program's work on a search: opens, trains, concludes
-    dry_run          the plan and its cost
+    dry_run          what is shown with nothing started: all variants, or the plan and its cost
     command_line     argv -> SearchSpec, and every mistake in one line
     tuning           the one Ray Tune run
     display          the live display
@@ -21,7 +21,7 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     trial            the Ray actor that trains
     train_command    python -m tuner.train
     variants         names, a user's own variants, changed ranges
-    sampling         where trials are placed: a random arm, then TPE
+    sampling         where trials are placed: a random arm, enqueued points, then TPE
     objectives       what is optimized
     rungs            who is stopped early
     trial_folder     a trial's spec, log and checkpoint

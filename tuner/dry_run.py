@@ -1,31 +1,43 @@
-"""``--dry-run``: the plan of a search and its cost, with nothing started."""
+"""What is shown with nothing started: ``--list``, the variants; ``--dry-run``, the plan of a search and its cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from search_spaces import Variant
+from search_spaces import GROUPS, SPACES, Variant
 from tuner.plan import SearchSpec
-from tuner.sampling import num_random
+from tuner.sampling import num_default, num_random
 from tuner.variants import shown
-from tuner.workloads.data import load_data
+
+UNBOUNDED = 10_000
+"""Columns of what is no terminal: lines are as long as they are, for grep."""
+
+
+def print_variants() -> None:
+    """Prints every known variant: what it is, and what it searches."""
+    console = _console()
+    console.print(_table(("variant", "group", "controls", "idea", "source"), map(_described, SPACES.values())))
+    console.print(_table(("variant", "setting", "range", "default", "only where"), _settings(SPACES.values())))
+    points = [
+        (f"{variant.name}@{name}", " ".join(f"{setting}={value}" for setting, value in changes.items()))
+        for variant in SPACES.values()
+        for name, changes in variant.points.items()
+    ]
+    console.print(_table(("named point", "its default"), points))
 
 
 def print_plan(spec: SearchSpec, variants: Sequence[Variant]) -> None:
     """Prints each variant's space and the most that the search can cost.  Loads the data, for its sizes."""
-    console = Console()
-    table = Table(
-        title=f"{spec.workload}, {spec.model}: {spec.trials} trials of each variant, {spec.epochs} epochs a trial"
-    )
-    for column in ("variant", "setting", "range", "default"):
-        table.add_column(column)
-    for variant in variants:
-        for row, (name, distribution) in enumerate(variant.searched.items()):
-            table.add_row(variant.name if row == 0 else "", name, shown(distribution), str(variant.default[name]))
+    import torch  # takes seconds, which --list does not have
+
+    from tuner.workloads.data import load_data
+
+    console = _console()
+    table = _table(("variant", "setting", "range", "default", "only where"), _settings(variants))
+    table.title = f"{spec.workload}, {spec.model}: {spec.trials} trials of each variant, {spec.epochs} epochs a trial"
     console.print(table)
     for variant in variants:
         console.print(f"{variant.name}: {variant.idea} ({variant.source})", highlight=False)
@@ -37,8 +49,38 @@ def print_plan(spec: SearchSpec, variants: Sequence[Variant]) -> None:
     stopping = "early stopping ends some sooner" if spec.early_stopping else "no early stopping"
     console.print(f"Data: {', '.join(f'{size} {split}' for split, size in data.sizes.items())}; {data.splits_note}")
     console.print(f"Each variant: {random} trials drawn at random, then {model} by TPE; {spec.objective}, {stopping}.")
+    for variant in variants:
+        if names := list(variant.enqueued)[: num_default(variant, spec.trials)]:
+            console.print(f"{variant.name}: in place of the first {len(names)} by TPE the points {', '.join(names)}.")
     console.print(
         f"Cost at most: {num_trials} trials x {spec.epochs} epochs x {steps} steps "
         f"= {num_trials * budget} gradient evaluations of {spec.batch_size} images."
     )
     console.print("Nothing was started.")
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=UNBOUNDED)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")  # the default would cut names that are too long
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _described(variant: Variant) -> tuple[str, ...]:
+    group = next(group for group, names in GROUPS.items() if variant.name in names)
+    return variant.name, group, variant.controls or "", variant.idea, variant.source
+
+
+def _settings(variants: Iterable[Variant]) -> Iterable[tuple[str, ...]]:
+    for variant in variants:
+        for name, distribution in variant.searched.items():
+            parent, values = variant.when.get(name, ("", ()))
+            condition = f"{parent}={','.join(map(str, values))}" if parent else ""
+            yield variant.name, name, shown(distribution), str(variant.default[name]), condition

@@ -96,10 +96,11 @@ def _cells(row: Row) -> list[str]:
 
 
 def best_settings(row: Row, variants: Sequence[Variant]) -> dict[str, Setting]:
-    """The searched settings of a row's best trial."""
+    """The searched settings of a row's best trial, those that exist there."""
     assert row.best is not None
-    searched = next(variant for variant in variants if variant.name == row.variant).searched
-    return {name: value for name, value in flatten(row.best.spec.optimizer).items() if name in searched}  # type: ignore[misc]
+    variant = next(variant for variant in variants if variant.name == row.variant)
+    settings: dict[str, Setting] = flatten(row.best.spec.optimizer)  # type: ignore[assignment]
+    return {name: settings[name] for name in variant.searched if variant.active(name, settings)}
 
 
 def write_files(ledger: Ledger, table_rows: Sequence[Row]) -> list[Path]:

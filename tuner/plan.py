@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+from search_spaces import expand
 from tuner.errors import InvalidInput, masked, unknown
 from tuner.spec import OptimizerSpec, Precision, TrialSpec, WorkloadSpec
 
@@ -26,6 +27,7 @@ CHANGEABLE_ON_RESUME = frozenset(
     {
         "resume",
         "dry_run",
+        "list",
         "download",
         "trials",
         "variants",
@@ -45,7 +47,8 @@ class SearchSpec:
     name: str | None = None
     """Name of the search and of its folder: letters, digits, '.', '-', '_'. Default: the workload and the time."""
     variants: tuple[str, ...] = ("sgdm", "adamw", "lpsgdm", "critical")
-    """Variants to compare: names known to search_spaces, or package.module:VARIANT."""
+    """Variants to compare, by names that --list shows: a variant, variant@point, a group (papers, baselines, controls,
+    all), or package.module:VARIANT."""
     space: tuple[str, ...] = ()
     """Ranges to change, as [variant:]name=low:high[:log], name=a,b,c or name=value, e.g. lr.peak=1e-4:1e-1:log."""
     trials: int = 8
@@ -79,6 +82,8 @@ class SearchSpec:
     """auto is bfloat16 autocast on a GPU and float32 elsewhere."""
     compile: bool = False
     """Compile the models with torch.compile."""
+    curvature: int = 0
+    """Estimate the loss's curvature every so many epochs, with the damping class there; costs time, 0 is never."""
     seed: int = 0
     """Seeds the search and, with a trial's number, each trial."""
     cpus_per_trial: float = 1.0
@@ -107,6 +112,8 @@ class SearchSpec:
     """Fresh seeds that confirm each winner; only 0 so far."""
     dry_run: bool = False
     """Print the plan and its cost; start nothing."""
+    list: bool = False
+    """Print all variants, what they search and their named points; start nothing."""
 
     def __post_init__(self) -> None:
         if self.data_dir is not None:
@@ -157,6 +164,7 @@ class SearchSpec:
             seed=self.seed * 1_000_003 + number,
             precision=self.precision,
             compile=self.compile,
+            curvature=self.curvature,
         )
 
     def workload_spec(self) -> WorkloadSpec:
@@ -192,7 +200,8 @@ class SearchSpec:
                 )
         if self.trials < saved.trials:
             raise InvalidInput(f"--trials {self.trials}: a resumed search keeps its {saved.trials} trials or adds some")
-        if missing := [name for name in saved.variants if name not in self.variants]:
+        kept = expand(self.variants)
+        if missing := [name for name in expand(saved.variants) if name not in kept]:
             raise InvalidInput(f"--variants: a resumed search keeps all its variants, {', '.join(missing)} too")
 
 

@@ -69,7 +69,12 @@ def content_of(variants: Sequence[Variant], data_digest: str | None) -> dict[str
     """What a search depends on beside its spec, as short names of the content."""
     spaces = {
         f"variant {variant.name}": json.dumps(
-            [dict(variant.fixed), {name: distribution_to_json(d) for name, d in variant.searched.items()}],
+            [
+                dict(variant.fixed),
+                {name: distribution_to_json(d) for name, d in variant.searched.items()},
+                dict(variant.when),
+                [dict(point) for point in variant.enqueued.values()],
+            ],
             sort_keys=True,
         )
         for variant in variants

@@ -1,4 +1,4 @@
-"""Where trials are placed: a random arm that covers the space evenly, then a model-based arm."""
+"""Where trials are placed: a random arm that covers the space evenly, enqueued points, then a model-based arm."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import Variant
 
-Arm: TypeAlias = Literal["random", "model"]
+Arm: TypeAlias = Literal["random", "default", "model"]
 
 
 def num_random(num_trials: int) -> int:
     """Size of the random arm: the larger half of the trials."""
     return (num_trials + 1) // 2
+
+
+def num_default(variant: Variant, num_trials: int) -> int:
+    """How many of the enqueued points are tried: they take the place of at most half of the model's trials."""
+    return min(len(variant.enqueued), (num_trials - num_random(num_trials)) // 2)
 
 
 def from_unit(distribution: BaseDistribution, u: float) -> Any:
@@ -46,17 +51,19 @@ def from_unit(distribution: BaseDistribution, u: float) -> Any:
 
 
 class ArmSampler(BaseSampler):
-    """Two arms in one sampler.  :class:`tuner.study.VariantStudy` says before each trial which arm it is of.
+    """Three arms in one sampler.  :class:`tuner.study.VariantStudy` says before each trial which arm it is of.
 
     Random arm: points of a scrambled Sobol sequence where the space has no conditions, else independent uniform draws
     (a low-discrepancy sequence means nothing over dimensions that come and go).
-    Model arm: multivariate TPE with a constant liar.  The random arm is its start-up phase, so it has none of its own.
+    Default arm: the variant's enqueued points, in order.
+    Model arm: multivariate TPE with a constant liar.  It learns from the others, and has no start-up phase of its own.
     """
 
     def __init__(self, variant: Variant, seed: int) -> None:
         self.variant = variant
         self.seed = seed
         self._names = list(variant.searched)
+        self._enqueued = list(variant.enqueued.values())
         self.choose("random", 0)
 
     def choose(self, arm: Arm, index: int) -> None:
@@ -76,18 +83,20 @@ class ArmSampler(BaseSampler):
             )
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {} if self.arm == "random" else self._tpe.infer_relative_search_space(study, trial)
+        return self._tpe.infer_relative_search_space(study, trial) if self.arm == "model" else {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return {} if self.arm == "random" else self._tpe.sample_relative(study, trial, search_space)
+        return self._tpe.sample_relative(study, trial, search_space) if self.arm == "model" else {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         if self.arm == "model":
             return self._tpe.sample_independent(study, trial, param_name, param_distribution)
+        if self.arm == "default":
+            return self._enqueued[self.index][param_name]
         return from_unit(param_distribution, float(self._random_point()[self._names.index(param_name)]))
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:

@@ -1,6 +1,7 @@
 """The command ``python -m tuner.search``, and the same from Python.
 
-What takes long to import is imported while Ray starts, which is mostly waiting.
+What takes long to import is imported where it is needed: what only looks is answered at once, and a search imports most
+of it while Ray starts, which is mostly waiting.
 """
 
 from __future__ import annotations
@@ -13,10 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import ray
-
-from tuner import preflight, run_folder
-from tuner.cluster import start_ray
+from tuner import run_folder
 from tuner.command_line import how_to_go_on, parse
 from tuner.console import only_display
 from tuner.errors import InvalidInput
@@ -30,8 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     try:
         spec, search_id = parse(sys.argv[1:] if argv is None else argv)
+        if spec.list:
+            from tuner.dry_run import print_variants
+
+            print_variants()
+            return OK
         if spec.dry_run:
-            from tuner.dry_run import print_plan  # loads the data, so torch
+            from tuner import preflight
+            from tuner.dry_run import print_plan
 
             if search_id is None:
                 run_folder.check_new(spec)
@@ -50,6 +54,11 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
 
     Raises :class:`InvalidInput` before anything is created.
     """
+    import ray
+
+    from tuner import preflight
+    from tuner.cluster import start_ray
+
     spec = spec if spec.name else run_folder.with_name(spec)
     assert spec.name is not None
     folder = Path(spec.output).absolute() / spec.name

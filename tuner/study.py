@@ -19,7 +19,7 @@ from sqlalchemy import event
 from search_spaces import Variant
 from tuner.objectives import OBJECTIVES, evaluate, rank
 from tuner.plan import Objective, SearchSpec
-from tuner.sampling import Arm, ArmSampler, num_random
+from tuner.sampling import Arm, ArmSampler, num_default, num_random
 from tuner.settings import Setting, with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec
 
@@ -122,11 +122,13 @@ class VariantStudy:
         trial = self._trial(number)
         attributes = trial.user_attrs
         if "arm" not in attributes:
-            arm: Arm = "random" if self._arms["random"] < num_random(self.num_trials) else "model"
+            arm = self._next_arm()
             attributes = {"arm_index": self._arms[arm], "arm": arm}
             for name, value in attributes.items():
                 trial.set_user_attr(name, value)
             self._arms[arm] += 1
+        if attributes["arm"] == "default":
+            trial.set_user_attr("part", list(self.variant.enqueued)[attributes["arm_index"]])
         self._sampler.choose(attributes["arm"], attributes["arm_index"])
         drawn: dict[str, Setting] = {}
         for name, distribution in self.variant.searched.items():
@@ -134,12 +136,17 @@ class VariantStudy:
                 drawn[name] = _suggest(trial, name, distribution)
         return with_settings(OptimizerSpec(), {**self.variant.fixed, **drawn})
 
+    def _next_arm(self) -> Arm:
+        if self._arms["random"] < num_random(self.num_trials):
+            return "random"
+        return "default" if self._arms["default"] < num_default(self.variant, self.num_trials) else "model"
+
     def tags(self, number: int) -> dict[str, str]:
-        """What else is known of a trial: its arm, and why it failed if it did."""
+        """What else is known of a trial: its arm, the name of the enqueued point it is, and why it failed if it did."""
         existing = self._existing.get(number)
         ended_before = existing is not None and existing.state.is_finished()
         attributes = existing.user_attrs if existing and ended_before else self._trial(number).user_attrs
-        return {name: attributes[name] for name in ("arm", "failure") if attributes.get(name)}
+        return {name: attributes[name] for name in ("arm", "part", "failure") if attributes.get(name)}
 
     def reported_steps(self, number: int) -> set[int]:
         """Steps of the values that a trial had reported when the study was opened."""

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0 when the training ended, 1 when it diverged, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m tuner.train", description="Train one network.")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--variant", help="start from this variant's default point")
+    start.add_argument("--variant", help="start from this variant's default point, or variant@point")
     start.add_argument("--spec", type=Path, metavar="FILE", help="start from a TrialSpec in JSON")
     parser.add_argument(
         "--set",
@@ -75,10 +75,9 @@ def _start(variant: str | None, file: Path | None) -> TrialSpec:
             raise InvalidInput(f"--spec {file}: {error}") from None
     if variant is None:
         return TrialSpec()
-    from tuner.variants import resolve_variants
+    from tuner.variants import resolve_variant
 
-    (resolved,) = resolve_variants([variant], [])
-    return TrialSpec(optimizer=with_settings(OptimizerSpec(), resolved.default_settings()))
+    return TrialSpec(optimizer=with_settings(OptimizerSpec(), resolve_variant(variant).default_settings()))
 
 
 def _with_settings(spec: TrialSpec, given: Sequence[str]) -> TrialSpec:

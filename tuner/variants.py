@@ -1,8 +1,7 @@
-"""From names on the command line to variants: the known ones, a user's own, and changed ranges."""
+"""From names on the command line to variants: known ones, groups of them, a user's own, and changed ranges."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import math
 import re
@@ -11,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces import SPACES, Variant
+from search_spaces import GROUPS, SPACES, Variant, expand
 from tuner.errors import InvalidInput, unknown
 from tuner.sampling import from_unit
 from tuner.settings import Setting, flatten, with_settings
@@ -22,8 +21,11 @@ NUM_PROBES = 64
 
 
 def resolve_variants(names: Sequence[str], overrides: Sequence[str]) -> tuple[Variant, ...]:
-    """The variants of these names with the overrides (``--space``) applied, all checked against the spec's fields."""
-    variants = [_find(name) for name in names]
+    """The variants of these names with the overrides (``--space``) applied, all checked against the spec's fields.
+
+    A group stands for its variants, in its place; a variant that several names stand for is there once.
+    """
+    variants = [_find(name) for name in expand(names)]
     if len({variant.name for variant in variants}) < len(variants):
         raise InvalidInput(f"--variants {' '.join(names)}: two variants have the same name")
     for text in overrides:
@@ -33,11 +35,29 @@ def resolve_variants(names: Sequence[str], overrides: Sequence[str]) -> tuple[Va
     return tuple(variants)
 
 
+def resolve_variant(name: str) -> Variant:
+    """The one variant of a name that stands for no group."""
+    if name in GROUPS:
+        raise InvalidInput(f"--variant {name}: is a group; name one of {', '.join(GROUPS[name])}")
+    return resolve_variants([name], [])[0]
+
+
 def _find(name: str) -> Variant:
-    if ":" not in name:
-        if name not in SPACES:
-            raise unknown("variant", name, SPACES)
-        return SPACES[name]
+    name, at, point = name.partition("@")
+    variant = _own(name) if ":" in name else SPACES.get(name)
+    if variant is None:
+        raise unknown("variant", name, [*SPACES, *GROUPS])
+    if at and not variant.points:
+        raise InvalidInput(f"--variants {name}@{point}: {name} has no named points")
+    if at and point not in variant.points:
+        raise unknown(f"point of {name}", point, variant.points)
+    found = variant.at(point) if at else variant
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", found.name):
+        raise InvalidInput(f"--variants {name}: its name {found.name!r} must be letters, digits and dashes")
+    return found
+
+
+def _own(name: str) -> Variant:
     module_name, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
@@ -46,8 +66,6 @@ def _find(name: str) -> Variant:
         raise InvalidInput(f"--variants {name}: cannot be imported: {reason}") from None
     if not isinstance(found, Variant):
         raise InvalidInput(f"--variants {name}: is a {type(found).__name__}, must be a search_spaces.Variant")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", found.name):
-        raise InvalidInput(f"--variants {name}: its name {found.name!r} must be letters, digits and dashes")
     return found
 
 
@@ -69,26 +87,14 @@ def _override(variants: list[Variant], text: str) -> list[Variant]:
 
 def _with_range(variant: Variant, name: str, given: str) -> Variant:
     if ":" not in given and "," not in given:
-        if any(parent == name for parent, _ in variant.when.values()):
-            raise InvalidInput(f"--space {name}={given}: other settings of {variant.name} depend on it; give a range")
-        return dataclasses.replace(
-            variant,
-            fixed={**variant.fixed, name: _value(variant.searched[name], given)},
-            searched={key: value for key, value in variant.searched.items() if key != name},
-            default={key: value for key, value in variant.default.items() if key != name},
-            when={key: value for key, value in variant.when.items() if key != name},
-        )
+        return variant.but(fixed={name: _value(variant.searched[name], given)})
     distribution = _distribution(variant.searched[name], name, given)
     default = variant.default[name]
     if isinstance(distribution, CategoricalDistribution):
         default = default if default in distribution.choices else distribution.choices[0]
     elif isinstance(distribution, FloatDistribution | IntDistribution):
         default = min(max(default, distribution.low), distribution.high)  # type: ignore[type-var]
-    return dataclasses.replace(
-        variant,
-        searched={**variant.searched, name: distribution},
-        default={**variant.default, name: default},
-    )
+    return variant.but(searched={name: distribution}, default={name: default})
 
 
 def _distribution(old: BaseDistribution, name: str, given: str) -> BaseDistribution:
@@ -150,4 +156,4 @@ def settings_at(variant: Variant, point: np.ndarray) -> Mapping[str, Setting]:
         name: from_unit(distribution, float(u))
         for (name, distribution), u in zip(variant.searched.items(), point, strict=True)
     }
-    return {**variant.fixed, **{name: value for name, value in drawn.items() if variant.active(name, drawn)}}
+    return variant.point(drawn)

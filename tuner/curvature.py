@@ -1,0 +1,139 @@
+r"""Curvature of a loss.
+
+With H the Hessian of a loss in its n parameters, of eigenvalues lambda_1 >= ... >= lambda_n, nothing but products H v
+is computed, each by differentiating <gradient, v> once more (Pearlmutter, "Fast exact multiplication by the Hessian",
+Neural Computation 6, 1994)::
+
+    top    lambda_1               power iteration: v <- (H + s I) v / ||(H + s I) v||,  lambda = <v, H v>
+    mean   sum_i lambda_i / n     Hutchinson: the mean of <z, H z> / n over random signs z
+
+Power iteration finds the eigenvalue of the largest modulus.  It is run with s = 0 first; where that ends below 0, or
+does not end because one end of the spectrum is about minus the other, it is run again with s = ||H v||, the largest
+modulus that was found: H + s I has no eigenvalue below 0, and its largest belongs to lambda_1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curvature:
+    """What is known of the Hessian of a loss; all but the count in units of the loss over the parameters' squared."""
+
+    top: float
+    """Estimate of the largest eigenvalue, never above it but for rounding."""
+    residual: float
+    """||H v - top v|| for the unit vector v of the estimate: some eigenvalue is at most this far from ``top``."""
+    mean: float
+    """Estimate of the mean eigenvalue."""
+    num_products: int
+    """Hessian-vector products that this took."""
+
+
+def estimate_curvature(
+    loss: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    *,
+    seed: int,
+    max_iterations: int = 100,
+    tolerance: float = 1e-2,
+    num_probes: int = 4,
+) -> Curvature | None:
+    """The curvature of ``loss`` in ``parameters``, where they stand; None where anything about it is not finite.
+
+    ``loss`` computes a twice differentiable scalar from the parameters, which are of one dtype and device, at least
+    one of them used, all of them requiring gradients; those not used have curvature 0.  It is called once, and the
+    graph of its gradient is kept until the end.  BatchNorm's buffers and global generators are the caller's to look
+    after, and a model from torch.compile has no second derivative.  Nothing else changes, gradients included.
+
+    The power iteration ends where ||H v - lambda v|| <= ``tolerance`` |lambda|, or after ``max_iterations`` products,
+    which the second run has again; ``residual`` tells which.  The error of ``top`` is of second order in the residual,
+    but where eigenvalues crowd near the largest, it may be any of them.  The variance of ``mean`` over probes is
+    2 (||H||_F^2 - sum_i h_ii^2) / (``num_probes`` n^2), 0 for a diagonal H (Hutchinson, "A stochastic estimator of the
+    trace of the influence matrix", Communications in Statistics 19, 1990).
+
+    Start vectors and probes are drawn on the CPU from ``seed``: the same call gives the same bits there.
+
+    ``max_iterations`` and ``num_probes`` are at least 1, ``tolerance`` above 0; ValueError otherwise.
+    """
+    for name, count in (("max_iterations", max_iterations), ("num_probes", num_probes)):
+        if count < 1:
+            raise ValueError(f"{name} = {count}: must be at least 1")
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance = {tolerance}: must be above 0 and finite")
+    hessian = _Hessian(loss, parameters)
+    generator = torch.Generator().manual_seed(seed)
+    mean = 0.0
+    for _ in range(num_probes):
+        signs = (2 * torch.randint(2, (hessian.size,), generator=generator) - 1).to(parameters[0])
+        mean += float(signs @ hessian(signs)) / (num_probes * hessian.size)
+    top, residual, shift = -math.inf, math.inf, 0.0
+    for _ in range(2):
+        v = torch.randn(hessian.size, generator=generator).to(parameters[0])
+        value, distance, radius = _power_iteration(hessian, v, shift, max_iterations, tolerance)
+        # Both are at most lambda_1.
+        if value > top:
+            top, residual = value, distance
+        if top >= 0 and residual <= tolerance * top:
+            break
+        shift = radius
+    if not all(math.isfinite(value) for value in (hessian.loss, mean, top, residual)):
+        return None
+    return Curvature(top=top, residual=residual, mean=mean, num_products=hessian.num_products)
+
+
+class _Hessian:
+    """Products of a loss's Hessian with vectors of shape (n,)."""
+
+    def __init__(self, loss: Callable[[], Tensor], parameters: Sequence[Tensor]) -> None:
+        self.parameters = list(parameters)
+        self.sizes = [parameter.numel() for parameter in self.parameters]
+        self.size = sum(self.sizes)
+        self.num_products = 0
+        with torch.enable_grad():
+            value = loss()
+            gradients = torch.autograd.grad(value, self.parameters, create_graph=True, materialize_grads=True)
+        self.loss = value.item()
+        # A gradient that depends on no parameter has no graph, and rows of zeros.
+        self.places = [place for place, gradient in enumerate(gradients) if gradient.requires_grad]
+        self.gradients = [gradients[place] for place in self.places]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        self.num_products += 1
+        parts = v.split(self.sizes)
+        products = torch.autograd.grad(
+            self.gradients,
+            self.parameters,
+            [parts[place].view_as(self.parameters[place]) for place in self.places],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return torch.cat([product.reshape(-1) for product in products])
+
+
+def _power_iteration(
+    product: Callable[[Tensor], Tensor], v: Tensor, shift: float, max_iterations: int, tolerance: float
+) -> tuple[float, float, float]:
+    """Rayleigh quotient, residual and ||H v|| of the last vector v of an iteration on H + shift I."""
+    value = residual = radius = math.nan
+    for _ in range(max_iterations):
+        v = v / _norm(v)
+        w = product(v)
+        value, radius = float(v @ w), _norm(w)
+        residual = _norm(w - value * v)
+        # Not "at most": a comparison with NaN, which ends it, is false.
+        if not residual > tolerance * abs(value):
+            break
+        v = w + shift * v
+    return value, residual, radius
+
+
+def _norm(v: Tensor) -> float:
+    # Squares of a float32 above 1.8e19 are infinite in float32.
+    return float(torch.linalg.vector_norm(v, dtype=torch.float64))
