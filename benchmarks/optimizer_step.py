@@ -20,7 +20,7 @@ from torchvision.models import resnet18
 
 from benchmarks.recording import conditions, parser, record, show, spread
 from tuner.optimizers.lion import Lion
-from tuner.optimizers.lp_sgd import LPSGD, Scope
+from tuner.optimizers.lp_sgd import LPSGD, Scale, Scope
 from tuner.optimizers.random_scaling import RandomScaling
 
 SGD_FOREACH, REFERENCE, LP_SGD = "SGD, foreach", "AdamW, foreach", "LPSGD, p = 6"
@@ -34,13 +34,13 @@ def sgd(parameters: Parameters) -> Optimizer:
 
 def lp_sgd(parameters: Parameters, p: float, scope: Scope | None = None) -> Optimizer:
     """With momentum; scaled to the root mean square of it where a scope is given."""
-    scaled = LPSGD(parameters, lr=1e-3, p=p, momentum=0.9, weight_decay=1e-2)
-    scaled.param_groups[0].update({} if scope is None else {"scale": "rms", "scope": scope})
-    return scaled
+    scale: Scale = "rms" if scope else "none"
+    return LPSGD(parameters, lr=1e-3, p=p, momentum=0.9, weight_decay=1e-2, scale=scale, scope=scope or "tensor")
 
 
 OPTIMIZERS: dict[str, Callable[[Parameters], Optimizer]] = {
     SGD_FOREACH: sgd,
+    "SGD, fused": lambda parameters: SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True),
     REFERENCE: lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=1e-2, foreach=True),
     "AdamW, fused": lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=1e-2, fused=True),
     "Lion": lambda parameters: Lion(parameters, lr=1e-4, weight_decay=1e-2),

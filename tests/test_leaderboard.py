@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from search_spaces import Variant
-from tuner.leaderboard import as_table, best_settings, rows, write_files
+from tuner.leaderboard import as_table, best_settings, line_styles, rows, write_files
 from tuner.ledger import Ledger
 from tuner.spec import EpochMetrics
 
@@ -142,3 +142,11 @@ def test_the_winners_searched_settings(ended: Ended) -> None:
         "lr.peak": optimizer.lr.peak,
         "momentum.value": optimizer.momentum.value,
     }
+
+
+def test_thirty_two_variants_are_drawn_in_as_many_styles() -> None:
+    names = [f"v{number}" for number in range(33)]
+    styles = line_styles(names)
+    assert list(styles) == names and len(set(styles.values())) == 32
+    assert len({colour for colour, _ in list(styles.values())[:8]}) == 8, "colours first, dashes where they repeat"
+    assert {dashes for _, dashes in list(styles.values())[:8]} == {"-"}

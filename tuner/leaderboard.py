@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,9 @@ from tuner.settings import Setting, flatten
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """Okabe and Ito's colours, told apart by the colour-blind and in print."""
-DASHES = ("-", "--", ":")
+PANELS = 4
+"""Panels side by side in the picture of more variants than colours."""
+DASHES = ("-", "--", ":", "-.")
 """Where there are more variants than colours, those of a colour differ in this."""
 
 CAPTION = "To a target: epochs / gradient evaluations / seconds of training of the variant's fastest trial to it"
@@ -131,43 +135,52 @@ def _csv_line(ledger: Ledger, row: Row) -> dict[str, object]:
     return {**line, **counts, "best_trial": best, "gradient_evaluations": row.gradient_evaluations}
 
 
+def line_styles(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Variant -> colour and dashes, no two alike among the first 32."""
+    pairs = itertools.cycle(itertools.product(DASHES, COLOURS))
+    return {name: (colour, dashes) for name, (dashes, colour) in zip(variants, pairs, strict=False)}
+
+
 def draw(ledger: Ledger, table_rows: Sequence[Row], path: Path) -> None:
-    """Validation accuracy against gradient evaluations: every trial thin, the best of each variant thick."""
+    """Validation accuracy against gradient evaluations: every trial thin, the best of each variant thick.
+
+    Where there are more variants than colours each has a panel of its own, with the best of the others in grey.
+    """
     from matplotlib.figure import Figure  # costs a third of a second: only where it is needed
 
-    crowded = len(ledger.variants) > len(COLOURS)
-    figure = Figure(figsize=(11 if crowded else 8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    styles = {
-        variant.name: (COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)])
-        for index, variant in enumerate(ledger.variants)
-    }
-    for record in ledger.records.values():
-        xs = [metrics.gradient_evaluations for metrics in record.history]
-        ys = [metrics.validation_accuracy for metrics in record.history]
-        axes.plot(xs, ys, color=styles[record.variant][0], alpha=0.1 if crowded else 0.25, linewidth=0.8)
-    for row in table_rows:
-        history = row.best.history if row.best else []
-        axes.plot(
-            [metrics.gradient_evaluations for metrics in history],
-            [metrics.validation_accuracy for metrics in history],
-            color=styles[row.variant][0],
-            linestyle=styles[row.variant][1],
-            linewidth=1.5 if crowded else 2.2,
-            marker="o",
-            markersize=3.5,
-            label=f"{row.variant} ({row.best.name if row.best else 'no trial finished'})",
-        )
-    for target in ledger.spec.targets:
-        axes.axhline(target, color="#888888", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("gradient evaluations")
-    axes.set_ylabel("validation accuracy")
-    axes.set_title(
-        f"{ledger.folder.name}: {ledger.spec.workload}, {ledger.spec.model}; thick: best trial of each variant"
-    )
+    crowded = len(table_rows) > len(COLOURS)
+    num_rows, num_columns = (math.ceil(len(table_rows) / PANELS), PANELS) if crowded else (1, 1)
+    figure = Figure(figsize=(12, 2.1 * num_rows) if crowded else (8, 5), layout="constrained")
+    panels = list(figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).flat)
+    styles = line_styles([variant.name for variant in ledger.variants])
+    for index, row in enumerate(table_rows):
+        axes, colour = panels[index if crowded else 0], styles[row.variant][0]
+        label = f"{row.variant} ({row.best.name if row.best else 'no trial finished'})"
+        if crowded:
+            axes.set_title(row.variant, fontsize="medium")
+            for other in table_rows:
+                axes.plot(*_curve(other.best), color="#BBBBBB", linewidth=0.6)
+        for record in ledger.records.values():
+            if record.variant == row.variant:
+                axes.plot(*_curve(record), color=colour, alpha=0.35, linewidth=0.8)
+        axes.plot(*_curve(row.best), color=colour, linewidth=2.2, marker="o", markersize=3.5, label=label)
+    for axes in panels[: len(table_rows)]:
+        for target in ledger.spec.targets:
+            axes.axhline(target, color="#888888", linewidth=0.8, linestyle=":")
+        axes.grid(alpha=0.2)
     if crowded:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="x-small")
+        for axes in panels[len(table_rows) :]:
+            axes.set_visible(False)
+        for axes in panels[len(table_rows) - PANELS : len(table_rows)]:
+            axes.tick_params(labelbottom=True)
     else:
-        axes.legend(loc="lower right")
-    axes.grid(alpha=0.2)
+        panels[0].legend(loc="lower right")
+    figure.supxlabel("gradient evaluations", fontsize="medium")
+    figure.supylabel("validation accuracy", fontsize="medium")
+    figure.suptitle(f"{ledger.folder.name}: {ledger.spec.workload}, {ledger.spec.model}; thick: best trial")
     figure.savefig(path, dpi=130)
+
+
+def _curve(record: Record | None) -> tuple[list[int], list[float]]:
+    history = record.history if record else []
+    return [m.gradient_evaluations for m in history], [m.validation_accuracy for m in history]
