@@ -193,7 +193,7 @@ def tables(trainings: Sequence[Training], targets: Sequence[float]) -> None:
             f"{mean:.4f} ({min(finals):.4f} to {max(finals):.4f})" if finals else "-",
             f"{max(map(best_accuracy, finished)):.4f}" if finished else "-",
             spread([error_area(history) for history in ended], ".3f") if ended else "-",
-            spread([history[-1].seconds for history in finished], ".0f") if finished else "-",
+            spread([history[-1].seconds for history in finished], ".1f") if finished else "-",
             "; ".join(f"seed {t.spec.seed} {t.ending}" for t in own if t.ending != "finished"),
         ]
         to_targets = [", ".join(_cost(training.history, target) for training in own) for target in targets]

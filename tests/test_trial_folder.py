@@ -54,14 +54,22 @@ def test_what_follows_a_line_that_is_no_epoch_is_left_out(tmp_path: Path, epoch:
 
 
 def test_a_log_is_mended_of_what_was_cut_short_or_written_twice(tmp_path: Path, epoch: Epoch) -> None:
-    assert mend_log(tmp_path) == 0
+    assert mend_log(tmp_path) == set()
     for number in (1, 2, 3):
         append_epoch(tmp_path, epoch(number, number / 10))
     whole = (tmp_path / "result.json").read_text()
     for damaged in (whole + whole.splitlines()[2] + "\n", whole + whole[:100], whole):
         (tmp_path / "result.json").write_text(damaged)
-        assert mend_log(tmp_path) == 3
+        assert mend_log(tmp_path) == {1, 2, 3}
         assert (tmp_path / "result.json").read_text() == whole
+
+
+def test_epochs_need_not_be_one_apart(tmp_path: Path, epoch: Epoch) -> None:
+    """A backward phase may be evaluated every few epochs."""
+    for number in (1, 2, 5, 9):
+        append_epoch(tmp_path, epoch(number, 0.5))
+    assert mend_log(tmp_path) == {1, 2, 5, 9}
+    assert [metrics.epoch for metrics in read_epochs(tmp_path)] == [1, 2, 5, 9]
 
 
 def test_two_writers_lose_no_epoch(tmp_path: Path, epoch: Epoch) -> None:

@@ -35,7 +35,7 @@ class TrialActor(Trainable):
         self._spec = from_dict(TrialSpec, config["spec"])
         (self._folder / SPEC).write_text(to_json(self._spec) + "\n")
         self._history: list[EpochMetrics] = []
-        self._last_logged = mend_log(self._folder)
+        self._logged = mend_log(self._folder)
         self._epochs = train(self._spec, checkpoint=self._folder / CHECKPOINT)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -52,6 +52,6 @@ class TrialActor(Trainable):
         busy_seconds = time.perf_counter() - started
         self._history.append(metrics)
         done = is_over(self._spec, self._history)
-        if metrics.epoch > self._last_logged:
+        if metrics.epoch not in self._logged:
             append_epoch(self._folder, metrics)
         return {"metrics": dataclasses.asdict(metrics), "busy_seconds": busy_seconds, "done": done}

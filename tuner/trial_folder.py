@@ -24,8 +24,8 @@ def append_epoch(folder: Path, metrics: EpochMetrics) -> None:
         log.write(_line(metrics))
 
 
-def mend_log(folder: Path) -> int:
-    """Takes out of the log what a kill cut short or two workers wrote twice; returns its last epoch, 0 for none."""
+def mend_log(folder: Path) -> set[int]:
+    """Takes out of the log what a kill cut short or two workers wrote twice; returns the epochs that are there."""
     history = read_epochs(folder)
     kept = "".join(_line(metrics) for metrics in history)
     log = folder / LOG
@@ -33,7 +33,7 @@ def mend_log(folder: Path) -> int:
         draft = log.with_name(f"{LOG}.new")
         draft.write_text(kept)
         draft.replace(log)
-    return history[-1].epoch if history else 0
+    return {metrics.epoch for metrics in history}
 
 
 def _line(metrics: EpochMetrics) -> str:
@@ -46,17 +46,16 @@ def _line(metrics: EpochMetrics) -> str:
 
 
 def read_epochs(folder: Path) -> list[EpochMetrics]:
-    """The epochs in the log; a line cut short by a kill, and anything after it, is left out."""
-    history: list[EpochMetrics] = []
+    """The epochs in the log, in order; a line cut short by a kill, and anything after it, is left out."""
+    history: dict[int, EpochMetrics] = {}
     try:
         lines = (folder / LOG).read_text().splitlines()
     except FileNotFoundError:
-        return history
+        return []
     for line in lines:
         try:
             metrics = from_dict(EpochMetrics, json.loads(line)["metrics"])
         except (ValueError, KeyError, TypeError):
             break
-        if not history or metrics.epoch > history[-1].epoch:
-            history.append(metrics)
-    return history
+        history.setdefault(metrics.epoch, metrics)
+    return [history[epoch] for epoch in sorted(history)]
