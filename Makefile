@@ -32,6 +32,10 @@ benchmarks: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.optimizer_step --repeats 5 --steps 5 --out build/benchmarks/optimizer_step.json
 	$(BIN)/python -m benchmarks.loop --repeats 10 --random-repeats 2 --images 512 --out build/benchmarks/loop.json
 	$(BIN)/python -m benchmarks.streaming --steps 2 --batch-size 8 --out build/benchmarks/streaming.json
+	$(BIN)/python -m benchmarks.nonsmooth --seeds 8 --tuning-seeds 4 --steps 100 --out build/benchmarks/nonsmooth.json
+	$(BIN)/python -m benchmarks.default_points --workload digits --epochs 1 --seeds 0 --variants sgdm adamw \
+		--folder build/benchmarks/default_points --picture build/benchmarks/default_points.png \
+		--out build/benchmarks/default_points.json
 	$(BIN)/python -m benchmarks.share --out build/benchmarks/share.json -- --trials 2 --epochs 2
 	$(BIN)/python -m benchmarks.overhead --trials 8 --repeats 1 --skip-slow --out build/benchmarks/overhead.json
 	$(BIN)/python -m benchmarks.memory --trials 1 --epochs 2 --out build/benchmarks/memory.json

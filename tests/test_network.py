@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from tuner.knobs import Knobs
 from tuner.network import Network
@@ -23,7 +23,7 @@ from tuner.workloads.data import load_data
 CPU = torch.device("cpu")
 DATA = load_data(WorkloadSpec(), CPU)
 BATCHES = shuffled_batches(DATA.sizes["train"], 64, seed=3, epoch=0)
-KNOBS = Knobs(lr=0.005, momentum=0.9, p=2.0, buffer_factor=1.0)
+KNOBS = Knobs(lr=0.005, momentum=0.9, p=2.0)
 
 
 @pytest.fixture(autouse=True)
@@ -116,16 +116,25 @@ def test_the_random_scale_ends_with_its_part_of_the_training() -> None:
     assert scales[:3] == [1.0] * 3 and 1.0 not in scales[3:]
 
 
-@pytest.mark.parametrize("rule", ["sgd", "lpsgd"])
-def test_the_buffer_factor_multiplies_the_buffer_before_the_step(rule: str) -> None:
-    nets = [network(rule=rule) for _ in range(2)]
-    for net in nets:
-        go(net, range(2))
-    for state in nets[0].optimizer.state.values():
-        state["momentum_buffer"] *= 0.25
-    go(nets[0], range(2, 3))
-    go(nets[1], range(2, 3), KNOBS._replace(buffer_factor=0.25))
-    assert same(nets[0].state()["model"], nets[1].state()["model"])
+def test_rescaling_follows_the_learning_rates_in_the_order_they_are_used() -> None:
+    """Batches backwards from an anchor: the buffer of each step is that of the step before in the replay."""
+    by_step = {3: 0.004, 2: 0.005, 1: 0.008}
+    ours = network(momentum__rescale="sqrt-lr")
+    go(ours, range(1))
+    anchor = ours.frozen_state()
+    go(ours, range(4, 6), KNOBS._replace(lr=0.3))  # a replay leaves nothing behind
+    ours.load(anchor)
+    by_hand = network()
+    go(by_hand, range(1))
+    before = KNOBS.lr
+    for number, lr in by_step.items():
+        go(ours, range(number, number + 1), KNOBS._replace(lr=lr))
+        for state in by_hand.optimizer.state.values():
+            state["momentum_buffer"] *= (before / lr) ** 0.5
+        go(by_hand, range(number, number + 1), KNOBS._replace(lr=lr))
+        before = lr
+    for a, b in zip(ours.model.parameters(), by_hand.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_the_average_is_the_recursion_over_the_steps() -> None:
@@ -219,6 +228,28 @@ def test_the_loss_bends_along_no_direction_more_than_the_top_curvature() -> None
         bends.append((low - 2 * middle + high) / 1e-6)
     assert max(bends) <= 1.02 * estimate.top
     assert bends[0] > 0.1 * estimate.top
+
+
+def test_curvature_goes_through_attention() -> None:
+    """Whose fused form has no second derivative."""
+    spec = TrialSpec(workload=WorkloadSpec(model="tests.test_network:attending"))
+    assert Network(spec, DATA, CPU, num_steps=10).curvature() is not None
+
+
+class Attending(nn.Module):
+    def __init__(self, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(image_size, image_size)
+        self.linear = nn.Linear(image_size, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.query(images)
+        logits: Tensor = self.linear(scaled_dot_product_attention(rows, rows, rows).mean((1, 2)))
+        return logits
+
+
+def attending(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    return Attending(num_classes, image_size)
 
 
 def test_warming_up_leaves_the_state_as_it_was() -> None:

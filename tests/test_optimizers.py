@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer
 from search_spaces import SPACES
 from tuner.errors import InvalidInput
 from tuner.knobs import knobs_at
+from tuner.optimizer_spec import Rescale
 from tuner.optimizers import LPSGD, RULES, Lion, make_optimizer, set_knobs
 from tuner.settings import Setting, from_dict, with_settings
 from tuner.spec import OptimizerSpec, Rule
@@ -122,7 +123,7 @@ class Problem:
         """With a spec, its schedules over :data:`STEPS` steps are followed."""
         for step in range(start, start + num_steps):
             if spec is not None:
-                set_knobs(optimizer, **knobs_at(spec, step, STEPS, 10)._asdict())
+                set_knobs(optimizer, **knobs_at(spec, step, STEPS, 12)._asdict(), rescale=spec.momentum.rescale)
             optimizer.zero_grad()
             self.loss(torch.randn(16, 5, generator=self.generator, dtype=self.weight.dtype)).backward()
             optimizer.step()
@@ -215,6 +216,8 @@ def test_the_readable_and_the_fast_form_agree(spec: OptimizerSpec) -> None:
         ({"momentum.nesterov": True, "momentum.value": 0.0}, r"momentum\.nesterov"),
         ({"momentum.nesterov": True, "rule": "lion"}, r"momentum\.nesterov .* rule lion"),
         ({"momentum.rescale": "lr", "rule": "adamw"}, r"momentum\.rescale .* rule adamw"),
+        ({"momentum.schedule": "matched", "rule": "lpsgd"}, r"momentum\.schedule .* rule lpsgd"),
+        ({"order.window": 1.5}, r"order\.window = 1\.5: must be int"),
         ({"momentum.schedule": "cycle", "momentum.low": 0.95}, r"momentum\.low"),
         ({"momentum.schedule": "hybird"}, "did you mean 'hybrid'"),
         ({"momentum.switch": "acuracy"}, "did you mean 'accuracy'"),
@@ -290,6 +293,23 @@ def test_the_buffer_forgets_at_momentum_zero(rule: str, weight: float) -> None:
         before = x.item()
         optimizer.step()
     assert (before - x.item()) / 0.1 == pytest.approx(0.5 * 1.0 + weight * 2.0)
+
+
+@pytest.mark.parametrize(("rescale", "factor"), [("none", 1.0), ("lr", 4.0), ("sqrt-lr", 2.0)])
+def test_a_change_of_the_learning_rate_rescales_the_buffer(rescale: Rescale, factor: float) -> None:
+    """Of each group by its own rates; v = mu factor v + g."""
+    xs = [torch.zeros(1, dtype=torch.float64) for _ in range(2)]
+    groups: list[dict[str, Any]] = [{"params": [xs[0]]}, {"params": [xs[1]], "lr": 0.1}]
+    optimizer = make_optimizer(groups, case("sgd", lr={"peak": 0.4}))
+    for lr in (None, 0.1):
+        if lr is not None:
+            set_knobs(optimizer, lr=lr, momentum=0.5, p=2.0, rescale=rescale)
+        for x in xs:
+            x.grad = torch.ones(1, dtype=torch.float64)
+        before = [x.item() for x in xs]
+        optimizer.step()
+    assert (before[0] - xs[0].item()) / 0.1 == pytest.approx(1 + 0.5 * factor)
+    assert (before[1] - xs[1].item()) / 0.1 == pytest.approx(1 + 0.5)
 
 
 def test_momentum_of_zero_costs_no_buffer() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner.optimizer_spec import OrderSpec
-from tuner.order import backward_iterates, backward_replays, evaluation_points, forward_iterates, legs
+from tuner.order import backward_iterates, backward_replays, evaluation_points, forward_iterates, last_iterate, legs
 
 WINDOWS = [None, 1, 2, 3, 4, 7, 50]
 
@@ -366,6 +366,7 @@ def test_the_legs_of_a_training_cost_its_budget_and_no_batch_is_left_out(
     replays = list(itertools.chain(*planned))
     assert sum(len(replay.numbers) for replay in replays) == 9 * 16
     assert all(leg[-1].evaluated and not any(replay.evaluated for replay in leg[:-1]) for leg in planned)
+    assert last_iterate(spec, num_epochs=9, steps_per_epoch=16) == planned[-1][-1].n
     num_forward = min(round(9 * start), 8)
     assert [leg[0].numbers for leg in planned[:num_forward]] == [range(16 * e, 16 * e + 16) for e in range(num_forward)]
     # What the weights are the result of: everything up to n, each batch once, through the anchors.

@@ -44,8 +44,16 @@ def test_many_trials_in_random_order_leave_about_a_third() -> None:
     assert 0.31 < kept / 3000 < 0.36
 
 
-def test_a_trial_that_skips_the_first_rung_is_recorded_at_both() -> None:
+def test_a_trial_that_skips_a_rung_is_not_recorded_there() -> None:
+    """Its accuracy is of a later time than that rung's."""
     rungs = Rungs()
     assert rungs.goes_on("a", 0.5, 0.9)
-    assert not rungs.goes_on("b", 0.12, 0.5)
+    assert rungs.goes_on("b", 0.12, 0.5)
     assert not rungs.goes_on("c", 0.4, 0.5)
+
+
+def test_an_end_is_recorded_nowhere() -> None:
+    """A trial whose only evaluation is its last would end everybody who is judged in the middle."""
+    rungs = Rungs()
+    assert rungs.goes_on("a", 1.0, 0.9)
+    assert rungs.goes_on("b", 0.3, 0.5) and rungs.goes_on("b", 0.4, 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -152,7 +153,7 @@ def test_the_loop_is_a_plain_loop_over_the_same_batches() -> None:
         model.train()
         batches = shuffled_batches(data.sizes["train"], 64, seed=spec.seed, epoch=epoch)
         for images, labels in data.train_batches(batches):
-            optimizer.param_groups[0]["lr"] = knobs_at(spec.optimizer, step, num_steps, 2).lr
+            optimizer.param_groups[0]["lr"] = knobs_at(spec.optimizer, step, num_steps, num_steps // 2).lr
             optimizer.zero_grad()
             loss = cross_entropy(model(images.double()), labels)
             loss.backward()
@@ -207,7 +208,7 @@ def reversed_by_hand(spec: TrialSpec, start: dict[str, Any], numbers: Sequence[i
     for number in numbers:
         (batch,) = training._batches(range(number, number + 1))
         for images, labels in training.data.train_batches([batch]):
-            knobs = knobs_at(spec.optimizer, number, training.num_steps, spec.epochs)
+            knobs = knobs_at(spec.optimizer, number, training.num_steps, training.steps_per_epoch)
             training.network.step(number, batch, images, labels, knobs)
     return training
 
@@ -235,7 +236,8 @@ def test_each_evaluation_of_a_backward_training_is_a_replay_from_the_start(
         by_hand = reversed_by_hand(spec, start, range(steps - 1, -1, -1))
         for name, tensor in by_hand.network.model.state_dict().items():
             assert torch.equal(tensor, training.network.model.state_dict()[name]), name
-    assert num_spent == training.num_steps and is_over(spec, training.history)
+    assert num_spent == metrics.budget == 6 * 16 and is_over(spec, training.history)
+    assert training.num_steps == 48, "the length of its schedules"
 
 
 def test_a_backward_phase_starts_from_the_forward_part_and_its_anchor_moves_with_the_window() -> None:
@@ -251,6 +253,44 @@ def test_a_backward_phase_starts_from_the_forward_part_and_its_anchor_moves_with
     by_hand = reversed_by_hand(spec, Training(spec, CPU).network.frozen_state(), order)
     for name, tensor in by_hand.network.model.state_dict().items():
         assert torch.equal(tensor, training.network.model.state_dict()[name]), name
+
+
+ALL_KNOBS: dict[str, Setting] = {
+    "rule": "lpsgd",
+    "norm.p_max": 6.0,
+    "norm.shape": "cosine",
+    "momentum.schedule": "hybrid",
+    "momentum.rescale": "lr",
+    "scaling.law": "gamma",
+    "scaling.active": 0.8,
+    "average.decay": 0.9,
+    "order.composition": "backward",
+}
+
+
+@pytest.mark.parametrize("order", [{"order.window": 24, "order.start": 0.17}, {"order.interval": 2}])
+def test_all_knobs_at_once_are_resumed_bit_for_bit_in_the_middle_of_blocks(
+    order: dict[str, Setting], tmp_path: Path
+) -> None:
+    spec = small(optimizer=with_settings(OptimizerSpec(), {**ALL_KNOBS, **order}), epochs=6)
+    whole = list(train(spec, device=CPU))
+    for num_epochs in range(1, len(whole) + 1):
+        torch.manual_seed(num_epochs)
+        history = list(itertools.islice(train(spec, checkpoint=tmp_path / "c.pt", device=CPU), num_epochs))
+    assert numbers(history) == numbers(whole)
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["anchor"] is not None
+    assert history[-1].lr < 0.02 and history[-1].p == 2.0, "schedules end with the last iterate"
+
+
+def test_a_divergence_between_anchors_is_of_the_evaluation_it_prevents() -> None:
+    optimizer = with_settings(OptimizerSpec(), {**BACKWARD, "order.window": 4})
+    training = Training(small(optimizer=optimizer), CPU)
+    training.run_leg()
+    for group in training.network.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.data.fill_(math.nan)
+    metrics = training.run_leg()
+    assert (metrics.epoch, metrics.diverged, metrics.gradient_evaluations, metrics.steps) == (2, True, 17, 17)
 
 
 def test_a_divergence_in_a_replay_ends_the_training_and_counts_what_was_spent() -> None:

@@ -20,12 +20,12 @@ class Knobs(NamedTuple):
     lr: float
     momentum: float
     p: float
-    buffer_factor: float
-    """What the momentum buffer is multiplied by before the step."""
 
 
-def knobs_at(spec: OptimizerSpec, step: int, num_steps: int, epochs: int, switch: int | None = None) -> Knobs:
-    """The knobs of a step counted from 0; ``switch`` is the first step of ``hybrid`` with constant momentum.
+def knobs_at(spec: OptimizerSpec, step: int, num_steps: int, steps_per_epoch: int, switch: int | None = None) -> Knobs:
+    """The knobs of a step counted from 0, in a training whose last iterate is ``num_steps``.
+
+    ``switch`` is the first step of ``hybrid`` with constant momentum.
 
     With the learning rate a, its peak A, the critical momentum mu(a) of :func:`tuner.schedules.critical_momentum`, the
     constant c = ``momentum.value`` and l = ``momentum.low``::
@@ -36,13 +36,10 @@ def knobs_at(spec: OptimizerSpec, step: int, num_steps: int, epochs: int, switch
         hybrid    a                         mu(a) before the switch, c from there on
         cycle     a                         c - (c - l) a/A
         matched   a (1 - c)/(1 - mu(a))     c
-
-    ``momentum.rescale`` multiplies the buffer by b/a (``lr``) or sqrt(b/a) (``sqrt-lr``), where b is the learning rate
-    of the step before; the first step has none before it, and the factor 1.
     """
     lr, momentum = _rate_and_momentum(spec, step, num_steps, switch)
-    ratio = _rate_and_momentum(spec, max(step - 1, 0), num_steps, switch)[0] / lr if lr > 0 else 1.0
-    position, length = (step, num_steps) if spec.norm.interval == "step" else (step * epochs // num_steps, epochs)
+    interval = 1 if spec.norm.interval == "step" else steps_per_epoch
+    position, length = step // interval, math.ceil(num_steps / interval)
     p = norm_exponent(
         position,
         length,
@@ -52,22 +49,23 @@ def knobs_at(spec: OptimizerSpec, step: int, num_steps: int, epochs: int, switch
         hold=spec.norm.hold,
         variable=spec.norm.variable,
     )
-    return Knobs(lr, momentum, p, {"none": 1.0, "lr": ratio, "sqrt-lr": math.sqrt(ratio)}[spec.momentum.rescale])
+    return Knobs(lr, momentum, p)
 
 
 def switch_step(spec: OptimizerSpec, num_steps: int, history: Sequence[EpochMetrics]) -> int | None:
     """The first step at which ``hybrid`` has constant momentum; None where it is not known to come.
 
     ``fraction``: after this fraction of the steps.  ``accuracy``: after the first evaluation at ``switch_accuracy`` or
-    above.  ``crossing``: the first step, once the learning rate has been at its peak, whose critical momentum is at
-    least ``value``; before the peak the learning rate is small and the momentum near 1 for another reason.  A switch
+    above.  ``crossing``: the first step, once the learning rate has been at its peak, whose critical momentum, without
+    its cap, is at least ``value``; before the peak the learning rate is small, and the momentum near 1, for another
+    reason.  A switch
     stays: it follows from the spec and from the history, which only grows and which a checkpoint holds.
     """
     momentum = spec.momentum
     if momentum.schedule != "hybrid":
         return None
     if momentum.switch == "fraction":
-        return math.ceil(momentum.switch_fraction * num_steps)
+        return round(momentum.switch_fraction * num_steps)
     if momentum.switch == "crossing":
         return _crossing(spec.lr, momentum, num_steps)
     return next((m.steps for m in history if m.validation_accuracy >= momentum.switch_accuracy), None)
@@ -100,6 +98,6 @@ def _critical(spec: MomentumSpec, lr: float) -> float:
 def _crossing(lr: LearningRateSpec, momentum: MomentumSpec, num_steps: int) -> int | None:
     steps = torch.arange(num_steps, dtype=torch.float64)
     rates = learning_rate(steps, num_steps, peak=lr.peak, schedule=lr.schedule, warmup=lr.warmup, end=lr.end)
-    critical = critical_momentum(rates, zeta=momentum.zeta, form=momentum.form, floor=momentum.floor, cap=momentum.cap)
+    critical = critical_momentum(rates, zeta=momentum.zeta, form=momentum.form, floor=momentum.floor)
     crossed = (critical >= momentum.value) & (steps >= rates.argmax())
     return int(crossed.nonzero()[0]) if crossed.any() else None

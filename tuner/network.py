@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
@@ -65,14 +66,15 @@ class Network:
     def load(self, state: dict[str, Any]) -> None:
         """Takes up a state, of which it keeps nothing."""
         self.model.load_state_dict(state["model"])
-        # Torch's optimizers take the tensors themselves.
+        # The old buffers go before the new ones come; torch's optimizers take the tensors themselves.
+        self.optimizer.state.clear()
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         if self.average:
             self.average.load_state_dict(state["average"])
 
     def step(self, number: int, batch: Batch, images: Tensor, labels: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
         """The map of step ``number`` (from 0) and its batch; the loss before it and how many images were right."""
-        set_knobs(self.optimizer, **knobs._asdict())
+        set_knobs(self.optimizer, **knobs._asdict(), rescale=self.spec.optimizer.momentum.rescale)
         if isinstance(self.optimizer, RandomScaling):
             self.optimizer.seek(number, batch.seed ^ SCALE_STREAM)
         self._seed(batch.seed)
@@ -128,7 +130,8 @@ class Network:
             self._seed(self.spec.seed)
             return cross_entropy(self.model(images), labels)
 
-        with self._buffers_kept():
+        # Fused attention has no second derivative.
+        with self._buffers_kept(), sdpa_kernel(SDPBackend.MATH):
             return estimate_curvature(loss, list(self.model.parameters()), seed=self.spec.seed)
 
     def warm_up(self, batch: Batch) -> float:

@@ -85,7 +85,7 @@ class MomentumSpec:
     """The step is taken along the buffer as the next step would see it; for ``sgd`` and ``lpsgd``."""
     rescale: Rescale = "none"
     """What the buffer is multiplied by as the learning rate goes from a to b, for ``sgd`` and ``lpsgd``: 1; a/b, which
-    keeps the displacement of a step; or sqrt(a/b), which keeps the oscillator's velocity."""
+    at p = 2 keeps the displacement of a step; or sqrt(a/b), which keeps the oscillator's velocity there."""
 
     def __post_init__(self) -> None:
         require_choice("momentum.schedule", self.schedule, MomentumSchedule)
@@ -215,6 +215,9 @@ class OptimizerSpec:
     def __post_init__(self) -> None:
         require_choice("rule", self.rule, Rule)
         require(0 <= self.second_moment < 1, "second_moment", self.second_moment, "in [0, 1)")
+        if self.momentum.schedule == "matched":
+            # the other rules' buffers are averages, whose effective step is the learning rate itself
+            require(self.rule == "sgd", "momentum.schedule", "matched", f"another one for the rule {self.rule}")
         has_buffer = self.rule in ("sgd", "lpsgd")
         if self.momentum.nesterov:
             require(has_buffer, "momentum.nesterov", True, f"false for the rule {self.rule}")

@@ -201,24 +201,36 @@ def _iterates(
         del state
 
 
+def last_iterate(spec: OrderSpec, *, num_epochs: int, steps_per_epoch: int) -> int:
+    """The n that a training of num_epochs * steps_per_epoch gradient evaluations comes to: fewer, with replays."""
+    begin, points = _phases(spec, num_epochs, steps_per_epoch)
+    return begin * steps_per_epoch + (points[-1] if points else 0)
+
+
 def legs(spec: OrderSpec, *, num_epochs: int, steps_per_epoch: int) -> Iterator[list[Replay]]:
     """The replays before each evaluation of a training of num_epochs * steps_per_epoch gradient evaluations.
 
     ``n`` and ``numbers`` count from the start of the training.  Forward, each epoch is one replay that moves the
     anchor.  The backward phase is planned by :func:`evaluation_points` and begins after ``order.start`` of the epochs.
     """
-    begin = num_epochs if spec.composition == "forward" else min(round(spec.start * num_epochs), num_epochs - 1)
+    begin, points = _phases(spec, num_epochs, steps_per_epoch)
     for epoch in range(begin):
         numbers = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
         yield [Replay(numbers.stop, numbers, evaluated=True, moves_anchor=True)]
-    if begin == num_epochs:
-        return
-    first, window = begin * steps_per_epoch, spec.window or None
-    points = evaluation_points(num_epochs - begin, steps_per_epoch, window=window, interval=spec.interval)
+    first = begin * steps_per_epoch
     leg: list[Replay] = []
-    for replay in backward_replays(points[-1], window=window, at=points):
+    for replay in backward_replays(points[-1], window=spec.window or None, at=points) if points else ():
         numbers = range(first + replay.numbers.start, first + replay.numbers.stop, replay.numbers.step)
         leg.append(dataclasses.replace(replay, n=first + replay.n, numbers=numbers))
         if replay.evaluated:
             yield leg
             leg = []
+
+
+def _phases(spec: OrderSpec, num_epochs: int, steps_per_epoch: int) -> tuple[int, list[int]]:
+    """Epochs of the forward phase, and the evaluation points of the backward one, counted from its start."""
+    if spec.composition == "forward":
+        return num_epochs, []
+    begin = min(round(spec.start * num_epochs), num_epochs - 1)
+    window = spec.window or None
+    return begin, evaluation_points(num_epochs - begin, steps_per_epoch, window=window, interval=spec.interval)

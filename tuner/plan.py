@@ -83,7 +83,7 @@ class SearchSpec:
     compile: bool = False
     """Compile the models with torch.compile."""
     curvature: int = 0
-    """Estimate the loss's curvature every so many epochs, with the damping class there; costs time, 0 is never."""
+    """Estimate the loss's curvature, and the damping class there, at every so many evaluations, at a cost; 0: never."""
     seed: int = 0
     """Seeds the search and, with a trial's number, each trial."""
     cpus_per_trial: float = 1.0

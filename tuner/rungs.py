@@ -20,15 +20,14 @@ class Rungs:
         self._accuracies: list[dict[str, float]] = [{} for _ in self.shares]
 
     def goes_on(self, trial: str, share: float, accuracy: float) -> bool:
-        """Records a trial's accuracy at each rung it has newly come to and says whether it goes on.
+        """Records a trial's accuracy at the highest rung it has come to, if it is new there; says whether it goes on.
 
         Told the same twice, it answers True the second time: a trial that was let through is not judged again.
-        The last evaluation (share 1) is judged by nobody.
+        The last evaluation (share 1) is neither recorded nor judged: too late to be compared with.
         """
-        for rung, accuracies in zip(self.shares, self._accuracies, strict=True):
-            if share >= rung and trial not in accuracies:
-                accuracies[trial] = accuracy
-                num_kept = math.ceil(len(accuracies) / self.reduction)
-                if share < 1 and accuracy < sorted(accuracies.values(), reverse=True)[num_kept - 1]:
-                    return False
-        return True
+        passed = [accuracies for rung, accuracies in zip(self.shares, self._accuracies, strict=True) if share >= rung]
+        if share >= 1 or not passed or trial in passed[-1]:
+            return True
+        passed[-1][trial] = accuracy
+        num_kept = math.ceil(len(passed[-1]) / self.reduction)
+        return accuracy >= sorted(passed[-1].values(), reverse=True)[num_kept - 1]

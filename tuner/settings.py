@@ -60,7 +60,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 def _parse(hint: Any, name: str, value: Setting) -> Any:
     if not isinstance(value, str) or str in get_args(hint) or hint is str or get_origin(hint) is Literal:
-        return float(value) if hint is float and isinstance(value, int) else value
+        return _checked(hint, name, value)
     try:
         parsers: dict[Any, Callable[[str], Any]] = {
             bool: {"true": True, "false": False}.__getitem__,

@@ -65,7 +65,7 @@ class TrialSpec:
     compile: bool = False
     """Compile the forward pass with torch.compile."""
     curvature: int = 0
-    """Epochs between two estimates of the loss's curvature (:mod:`tuner.curvature`), at least 0; 0 makes none."""
+    """Evaluations between two estimates of the loss's curvature (:mod:`tuner.curvature`), at least 0; 0 makes none."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "at least 1")

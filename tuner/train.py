@@ -15,7 +15,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tuner.damping import damping_ratio
 from tuner.errors import InvalidInput
 from tuner.knobs import Knobs, knobs_at, switch_step
 from tuner.network import NORM_BATCHES, Network
-from tuner.order import Batch, Replay, legs, shuffled_batches
+from tuner.order import Batch, Replay, last_iterate, legs, shuffled_batches
 from tuner.settings import digest, from_dict
 from tuner.spec import EpochMetrics, TrialSpec
 from tuner.workloads.data import Images, load_data
@@ -71,9 +71,11 @@ class Training:
         self.device = device
         self.data: Images = _load_data(spec.workload, device)
         self.steps_per_epoch = self.data.sizes["train"] // spec.workload.batch_size
-        self.num_steps = self.steps_per_epoch * spec.epochs
+        order, lengths = spec.optimizer.order, {"num_epochs": spec.epochs, "steps_per_epoch": self.steps_per_epoch}
+        self.num_steps = last_iterate(order, **lengths)
+        """The last iterate: the length of every schedule.  With replays it is below the budget."""
         self.network = Network(spec, self.data, device, num_steps=self.num_steps)
-        self._legs = legs(spec.optimizer.order, num_epochs=spec.epochs, steps_per_epoch=self.steps_per_epoch)
+        self._legs = legs(order, **lengths)
         self.history: list[EpochMetrics] = []
         self.anchor: dict[str, Any] | None = None
         """The state that replays start from; None while it is the network's own."""
@@ -88,9 +90,11 @@ class Training:
         losses: list[Tensor] = []
         num_correct: list[Tensor] = []
         num_steps = 0
-        for replay in next(self._legs):
+        leg = next(self._legs)
+        steps = self._load(itertools.chain.from_iterable(replay.numbers for replay in leg))
+        for replay in leg:
             self._to_anchor(replay)
-            num_applied = self._apply(replay, switch, losses, num_correct)
+            num_applied = self._apply(itertools.islice(steps, len(replay.numbers)), switch, losses, num_correct)
             num_steps = replay.n - len(replay.numbers) + num_applied
             if num_applied < len(replay.numbers):
                 break
@@ -102,12 +106,12 @@ class Training:
         validation_loss, validation_accuracy = self.network.evaluate("validation", newest)
         evaluated = time.perf_counter()
         compile_seconds, self._unreported_compile_seconds = self._unreported_compile_seconds, 0.0
-        knobs = self._knobs(num_steps - 1, switch)
+        knobs = self._knobs(replay.n - 1, switch)
         metrics = EpochMetrics(
-            epoch=max(1, replay.n // self.steps_per_epoch),
+            epoch=leg[-1].n // self.steps_per_epoch,
             gradient_evaluations=(before.gradient_evaluations if before else 0) + len(losses),
             steps=num_steps,
-            budget=self.num_steps,
+            budget=self.steps_per_epoch * self.spec.epochs,
             train_loss=train_loss,
             train_accuracy=train_accuracy,
             validation_loss=validation_loss,
@@ -135,13 +139,17 @@ class Training:
         if replay.moves_anchor:
             self.anchor = None
 
-    def _apply(self, replay: Replay, switch: int | None, losses: list[Tensor], num_correct: list[Tensor]) -> int:
-        """Takes a replay's steps, adds to the lists, and returns how many it took: fewer after a divergence."""
+    def _apply(
+        self,
+        steps: Iterator[tuple[int, Batch, tuple[Tensor, Tensor]]],
+        switch: int | None,
+        losses: list[Tensor],
+        num_correct: list[Tensor],
+    ) -> int:
+        """Takes steps, adds to the lists, and returns how many it took: fewer than there are after a divergence."""
         num_before = len(losses)
         check_interval = 1 if self.device.type == "cpu" else CUDA_CHECK_INTERVAL
-        ours, read_ahead = itertools.tee(self._batches(replay.numbers))
-        loaded = self.data.train_batches(read_ahead)
-        for number, batch, (images, labels) in zip(replay.numbers, ours, loaded, strict=True):
+        for number, batch, (images, labels) in steps:
             loss, correct = self.network.step(number, batch, images, labels, self._knobs(number, switch))
             losses.append(loss)
             num_correct.append(correct)
@@ -149,7 +157,12 @@ class Training:
                 break
         return len(losses) - num_before
 
-    def _batches(self, numbers: range) -> Iterator[Batch]:
+    def _load(self, numbers: Iterable[int]) -> Iterator[tuple[int, Batch, tuple[Tensor, Tensor]]]:
+        """The numbers with their batches and images; data that is streamed is read ahead of what is taken."""
+        ours, theirs, read_ahead = itertools.tee(numbers, 3)
+        return zip(ours, self._batches(theirs), self.data.train_batches(self._batches(read_ahead)), strict=True)
+
+    def _batches(self, numbers: Iterable[int]) -> Iterator[Batch]:
         """The batches of these numbers, which count from 0 over all epochs, in their order."""
         for epoch, group in itertools.groupby(numbers, lambda number: number // self.steps_per_epoch):
             batches = shuffled_batches(
@@ -159,7 +172,7 @@ class Training:
                 yield batches[number % self.steps_per_epoch]
 
     def _knobs(self, number: int, switch: int | None) -> Knobs:
-        return knobs_at(self.spec.optimizer, number, self.num_steps, self.spec.epochs, switch)
+        return knobs_at(self.spec.optimizer, number, self.num_steps, self.steps_per_epoch, switch)
 
     def _mean_loss(self, losses: list[Tensor]) -> float:
         return math.inf if self._is_divergent(losses) else float(torch.stack(losses).double().mean())
@@ -203,7 +216,7 @@ class Training:
     def restore(self, path: Path) -> None:
         """Takes up a checkpoint; leaves everything as it is where there is no readable file."""
         try:
-            content: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
             return
         if content.get("format") != CHECKPOINT_FORMAT or content.get("spec") != digest(self.spec):

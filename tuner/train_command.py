@@ -70,8 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _start(variant: str | None, file: Path | None) -> TrialSpec:
     if file is not None:
         try:
-            return from_dict(TrialSpec, json.loads(file.read_text()))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
+            values = json.loads(file.read_text())
+            if not isinstance(values, dict):
+                raise InvalidInput(f"--spec {file}: must be a JSON object of settings")
+            return from_dict(TrialSpec, values)
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, OverflowError, RecursionError) as error:
             raise InvalidInput(f"--spec {file}: {error}") from None
     if variant is None:
         return TrialSpec()

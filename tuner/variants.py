@@ -46,7 +46,7 @@ def _find(name: str) -> Variant:
     name, at, point = name.partition("@")
     variant = _own(name) if ":" in name else SPACES.get(name)
     if variant is None:
-        raise unknown("variant", name, [*SPACES, *GROUPS])
+        raise unknown("variant", name, [*SPACES, *(() if at else GROUPS)])
     if at and not variant.points:
         raise InvalidInput(f"--variants {name}@{point}: {name} has no named points")
     if at and point not in variant.points:
@@ -88,7 +88,7 @@ def _override(variants: list[Variant], text: str) -> list[Variant]:
 def _with_range(variant: Variant, name: str, given: str) -> Variant:
     if ":" not in given and "," not in given:
         return variant.but(fixed={name: _value(variant.searched[name], given)})
-    distribution = _distribution(variant.searched[name], name, given)
+    distribution = _distribution(variant, name, given)
     default = variant.default[name]
     if isinstance(distribution, CategoricalDistribution):
         default = default if default in distribution.choices else distribution.choices[0]
@@ -97,15 +97,17 @@ def _with_range(variant: Variant, name: str, given: str) -> Variant:
     return variant.but(searched={name: distribution}, default={name: default})
 
 
-def _distribution(old: BaseDistribution, name: str, given: str) -> BaseDistribution:
+def _distribution(variant: Variant, name: str, given: str) -> BaseDistribution:
+    old = variant.searched[name]
     try:
         if "," in given:
             return CategoricalDistribution(tuple(_value(old, choice) for choice in given.split(",")))
         low, high, *scale = given.split(":")
-        if isinstance(old, CategoricalDistribution) or scale not in ([], ["log"], ["linear"]):
+        numbers = {type(choice) for choice in old.choices} if isinstance(old, CategoricalDistribution) else {int, float}
+        if not numbers <= {int, float} or scale not in ([], ["log"], ["linear"]):
             raise ValueError
-        log = old.log if not scale else scale == ["log"]  # type: ignore[attr-defined]
-        if isinstance(old, IntDistribution):
+        log = getattr(old, "log", False) if not scale else scale == ["log"]
+        if isinstance(old, IntDistribution) or numbers == {int}:
             return IntDistribution(int(low), int(high), log=log)
         if math.isnan(float(low)) or math.isnan(float(high)):
             raise ValueError
@@ -113,7 +115,7 @@ def _distribution(old: BaseDistribution, name: str, given: str) -> BaseDistribut
     except (ValueError, TypeError):
         raise InvalidInput(
             f"--space {name}={given}: must be low:high, low:high:log (above 0) with low at most high, "
-            f"or choices a,b,c; the range now is {shown(old)}"
+            f"or choices a,b,c; the range of {variant.name} now is {shown(old)}"
         ) from None
 
 

@@ -5,7 +5,6 @@ Biases and BatchNorm's weights get the same weight decay as every other paramete
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from tuner.optimizer_spec import OptimizerSpec, Rule
+from tuner.optimizer_spec import OptimizerSpec, Rescale, Rule
 from tuner.optimizers.lion import Lion
 from tuner.optimizers.lp_sgd import LPSGD, lp_direction
 from tuner.optimizers.random_scaling import RandomScaling
@@ -67,22 +66,22 @@ def make_optimizer(parameters: ParamsT, spec: OptimizerSpec, *, num_steps: int |
         optimizer,
         spec.scaling.law,
         shape=spec.scaling.shape,
-        num_active_steps=None if num_steps is None else math.ceil(spec.scaling.active * num_steps),
+        num_active_steps=None if num_steps is None else round(spec.scaling.active * num_steps),
         scale_decay=spec.scaling.decay,
     )
 
 
 def set_knobs(
-    optimizer: Optimizer, *, lr: float | Tensor, momentum: float, p: float, buffer_factor: float = 1.0
+    optimizer: Optimizer, *, lr: float | Tensor, momentum: float, p: float, rescale: Rescale = "none"
 ) -> None:
     """Set a step's learning rate, then momentum and p where the rule has them, on every parameter group.
 
     The momentum is beta_1 in AdamW and Lion.  An optimizer made with momentum gets the smallest positive float for 0:
     the step is the same, but SGD and LPSGD leave their buffer out of date at exactly 0 and would later take it up
-    again.  Momentum buffers are multiplied by ``buffer_factor``.
+    again.  ``rescale`` is that of :class:`tuner.optimizer_spec.MomentumSpec`, from the learning rate that is set.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        before, group["lr"] = group["lr"], lr
         if "betas" in group:
             group["betas"] = (momentum, group["betas"][1])
         if "momentum" in group:
@@ -90,7 +89,11 @@ def set_knobs(
             group["momentum"] = max(momentum, sys.float_info.min) if keeps_buffer else momentum
         if "p" in group:
             group["p"] = p
-    if buffer_factor != 1:
-        for state in optimizer.state.values():
-            if state.get("momentum_buffer") is not None:
-                state["momentum_buffer"].mul_(buffer_factor)
+        if rescale != "none" and before != lr:
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is not None:
+                    optimizer.state[parameter]["momentum_buffer"] *= (before / lr) ** RESCALES[rescale]
+
+
+RESCALES: dict[Rescale, float] = {"lr": 1.0, "sqrt-lr": 0.5}
+"""Name -> the power of the learning rates' ratio by which a buffer is multiplied."""
