@@ -162,9 +162,11 @@ def test_both_forms_agree_at_every_step(p: float, scale: Any, settings: dict[str
             path.append([param.clone() for param in params])
         forms.append(path)
     torch.testing.assert_close(forms[0], forms[1])
-    # the default tolerance is for float32; the float64 parameter must agree to rounding
+    # the default tolerance is for float32; the float64 parameter must agree to its own rounding, unless its factor is
+    # shared with the other
+    rtol = 1e-9 if "scope" in settings else 1e-12
     for single, multi in zip(*forms, strict=True):
-        torch.testing.assert_close(single[0], multi[0], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(single[0], multi[0], rtol=rtol, atol=1e-14)
 
 
 @pytest.mark.parametrize("foreach", [False, True])

@@ -56,7 +56,7 @@ def lp_direction(m: Tensor, p: float, *, eps: float = 1e-8, scale: Scale = "none
     if p == 2:
         return m
     rho = _rho(p)
-    u = m / m.abs().add_(eps).pow_(rho)
+    u = m / _power_(m.abs().add_(eps), rho)
     if scale == "dual":
         u *= torch.linalg.vector_norm(m, 1 / (1 - 1 / p)) ** rho
     elif scale == "rms":
@@ -251,7 +251,6 @@ def _denominators(m: list[Tensor], p: float, eps: float, scale: Scale) -> list[T
     denominators = list(torch._foreach_abs(m))
     torch._foreach_add_(denominators, eps)
     if rho != 1:
-        # exp(rho log x) is 4 times as fast as this pow on a CPU, but up to 19 units in the last place away from it
         torch._foreach_pow_(denominators, rho)
     if scale == "dual":
         norms = torch._foreach_norm(m, 1 / (1 - 1 / p))
@@ -261,6 +260,12 @@ def _denominators(m: list[Tensor], p: float, eps: float, scale: Scale) -> list[T
         torch._foreach_clamp_min_(lengths, torch.finfo(m[0].dtype).tiny)
         torch._foreach_div_(denominators, list(torch._foreach_div(torch._foreach_norm(m), lengths)))
     return denominators
+
+
+def _power_(x: Tensor, rho: float) -> Tensor:
+    """x^rho in place, for x above 0."""
+    # On a CPU half of pow's time, and in float32 within 2e-6 of the value, where pow is within 3e-7.
+    return x.log_().mul_(rho).exp_() if x.device.type == "cpu" and rho != 1 else x.pow_(rho)
 
 
 def _rho(p: float) -> float:
