@@ -7,6 +7,7 @@ import itertools
 import math
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,40 @@ def test_a_backward_phase_starts_from_the_forward_part_and_its_anchor_moves_with
     by_hand = reversed_by_hand(spec, Training(spec, CPU).network.frozen_state(), order)
     for name, tensor in by_hand.network.model.state_dict().items():
         assert torch.equal(tensor, training.network.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("order", "num_copies"),
+    [
+        ({"order.composition": "forward"}, 0),
+        ({"order.window": 8}, 0),  # two windows an epoch: evaluated at anchors alone
+        ({}, 1),
+        ({"order.window": 24}, 2),  # iterates inside a block are wanted in two blocks
+    ],
+)
+def test_the_anchor_is_copied_only_where_a_replay_needs_it_again(
+    order: dict[str, Setting], num_copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory: the network and one copy of its state; the copy of a block that is left behind is let go."""
+    spec = small(optimizer=with_settings(OptimizerSpec(), {**BACKWARD, **order}), epochs=6)
+    training = Training(spec, CPU)
+    made: list[weakref.ref[Copy]] = []
+    original = training.network.frozen_state
+
+    def counted() -> Copy:
+        assert all(copy() is None for copy in made), "two copies at a time"
+        copy = Copy(original())
+        made.append(weakref.ref(copy))
+        return copy
+
+    monkeypatch.setattr(training.network, "frozen_state", counted)
+    while not is_over(spec, training.history):
+        training.run_leg()
+    assert len(made) == num_copies
+
+
+class Copy(dict[str, Any]):
+    """A dict that can be referred to weakly."""
 
 
 ALL_KNOBS: dict[str, Setting] = {

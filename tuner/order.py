@@ -93,6 +93,7 @@ def backward_replays(
 ) -> Iterator[Replay]:
     """The plan of backward SGD: the replays that lead to the iterates ``at``, and to the anchors on the way there.
 
+    :func:`backward_iterates` carries it out on any state, the training loop (by :func:`legs`) on a network.
     It costs the sum of ``len(replay.numbers)``.
 
     Raises ValueError where ``window`` is below 1, or ``at`` not strictly increasing within [1, num_batches].

@@ -237,7 +237,9 @@ class Tracking:
             run.metrics, run.params, run.tags, run.status = [], [], {}, None
             return
         if run.run_id is None:
-            parent = {MLFLOW_PARENT_RUN_ID: self._runs[PARENT].run_id} if name != PARENT else {}
+            # None, too, where MLflow has refused the parent: its trials are then runs of their own.
+            parent_id = self._runs[PARENT].run_id
+            parent = {MLFLOW_PARENT_RUN_ID: parent_id} if parent_id else {}
             created = self._client.create_run(
                 self._experiment_id,
                 run_name=name or self._search,

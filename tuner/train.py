@@ -98,6 +98,8 @@ class Training:
             num_steps = replay.n - len(replay.numbers) + num_applied
             if num_applied < len(replay.numbers):
                 break
+        else:
+            assert next(steps, None) is None  # so that data that is streamed knows it has been read
         train_loss = self._mean_loss(losses)
         # All batches are of one size, so the mean over them is the mean over the images.
         train_accuracy = float(torch.stack(num_correct).sum()) / (len(losses) * self.spec.workload.batch_size)
