@@ -104,15 +104,16 @@ def test_products_are_counted_and_bounded(derivatives: list[int]) -> None:
     curvature = estimate(*quadratic(symmetric(INDEFINITE)), max_iterations=3, num_probes=5)
     assert curvature.residual > 1e-2 * curvature.top
     # one more for the gradient itself
-    assert curvature.num_products == len(derivatives) - 1 == 5 + 2 * 3
+    assert curvature.num_products == len(derivatives) - 1 == 5 + 3
 
 
-def test_the_better_of_two_runs_that_did_not_end_is_taken() -> None:
-    """A run of 40 has an error of about (2/3)^80 with the shift 0, and of (5/6)^80 with the shift 3."""
-    h = symmetric(torch.tensor([3.0, 2.0] + [0.0] * (SIZE - 2), dtype=torch.float64))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_ends_where_no_direction_is_new(dtype: torch.dtype) -> None:
+    """Three distinct eigenvalues span three directions; what comes after them is rounding, and may be anything."""
+    h = symmetric(torch.tensor([-3.0, -2.0] + [0.0] * (SIZE - 2), dtype=torch.float64), dtype)
     for seed in range(5):
-        curvature = estimate(*quadratic(h), seed=seed, max_iterations=40, tolerance=1e-12)
-        assert curvature.num_products > 80 and curvature.top == pytest.approx(3, rel=1e-10)
+        curvature = estimate(*quadratic(h), seed=seed, tolerance=1e-12, num_probes=1)
+        assert curvature.num_products <= 1 + 4 and curvature.top == pytest.approx(0, abs=1e-5)
 
 
 def test_squares_beyond_float32_do_no_harm() -> None:

@@ -1,15 +1,14 @@
-r"""Curvature of a loss.
+"""Curvature of a loss.
 
 With H the Hessian of a loss in its n parameters, of eigenvalues lambda_1 >= ... >= lambda_n, nothing but products H v
 is computed, each by differentiating <gradient, v> once more (Pearlmutter, "Fast exact multiplication by the Hessian",
 Neural Computation 6, 1994)::
 
-    top    lambda_1               power iteration: v <- (H + s I) v / ||(H + s I) v||,  lambda = <v, H v>
+    top    lambda_1               Lanczos: the largest eigenvalue of H within span(v, H v, H^2 v, ...), v random
     mean   sum_i lambda_i / n     Hutchinson: the mean of <z, H z> / n over random signs z
 
-Power iteration finds the eigenvalue of the largest modulus.  It is run with s = 0 first; where that ends below 0, or
-does not end because one end of the spectrum is about minus the other, it is run again with s = ||H v||, the largest
-modulus that was found: H + s I has no eigenvalue below 0, and its largest belongs to lambda_1.
+Power iteration would need two to four times the products, and a shift where the spectrum's other end is as far from 0.
+Three vectors are kept and none is made orthogonal again: copies of eigenvalues that appear so do not move the largest.
 """
 
 from __future__ import annotations
@@ -52,9 +51,9 @@ def estimate_curvature(
     graph of its gradient is kept until the end.  BatchNorm's buffers and global generators are the caller's to look
     after, and a model from torch.compile has no second derivative.  Nothing else changes, gradients included.
 
-    The power iteration ends where ||H v - lambda v|| <= ``tolerance`` |lambda|, or after ``max_iterations`` products,
-    which the second run has again; ``residual`` tells which.  The error of ``top`` is of second order in the residual,
-    but where eigenvalues crowd near the largest, it may be any of them.  The variance of ``mean`` over probes is
+    Lanczos ends where ||H v - lambda v|| <= ``tolerance`` |lambda|, where no direction is new, or after
+    ``max_iterations`` products; ``residual`` tells which.  The error of ``top`` is of second order in the residual, but
+    where eigenvalues crowd near the largest, it may be any of them.  The variance of ``mean`` over probes is
     2 (||H||_F^2 - sum_i h_ii^2) / (``num_probes`` n^2), 0 for a diagonal H (Hutchinson, "A stochastic estimator of the
     trace of the influence matrix", Communications in Statistics 19, 1990).
 
@@ -73,16 +72,8 @@ def estimate_curvature(
     for _ in range(num_probes):
         signs = (2 * torch.randint(2, (hessian.size,), generator=generator) - 1).to(parameters[0])
         mean += float(signs @ hessian(signs)) / (num_probes * hessian.size)
-    top, residual, shift = -math.inf, math.inf, 0.0
-    for _ in range(2):
-        v = torch.randn(hessian.size, generator=generator).to(parameters[0])
-        value, distance, radius = _power_iteration(hessian, v, shift, max_iterations, tolerance)
-        # Both are at most lambda_1.
-        if value > top:
-            top, residual = value, distance
-        if top >= 0 and residual <= tolerance * top:
-            break
-        shift = radius
+    start = torch.randn(hessian.size, generator=generator).to(parameters[0])
+    top, residual = _lanczos(hessian, start, max_iterations, tolerance)
     if not all(math.isfinite(value) for value in (hessian.loss, mean, top, residual)):
         return None
     return Curvature(top=top, residual=residual, mean=mean, num_products=hessian.num_products)
@@ -117,21 +108,31 @@ class _Hessian:
         return torch.cat([product.reshape(-1) for product in products])
 
 
-def _power_iteration(
-    product: Callable[[Tensor], Tensor], v: Tensor, shift: float, max_iterations: int, tolerance: float
-) -> tuple[float, float, float]:
-    """Rayleigh quotient, residual and ||H v|| of the last vector v of an iteration on H + shift I."""
-    value = residual = radius = math.nan
+def _lanczos(
+    product: Callable[[Tensor], Tensor], start: Tensor, max_iterations: int, tolerance: float
+) -> tuple[float, float]:
+    """Largest Ritz value and its residual; NaN where a product is not finite."""
+    v, before = start / _norm(start), torch.zeros_like(start)
+    diagonal: list[float] = []
+    couplings = [0.0]
+    top = residual = math.nan
     for _ in range(max_iterations):
-        v = v / _norm(v)
-        w = product(v)
-        value, radius = float(v @ w), _norm(w)
-        residual = _norm(w - value * v)
-        # Not "at most": a comparison with NaN, which ends it, is false.
-        if not residual > tolerance * abs(value):
+        w = product(v) - couplings[-1] * before
+        diagonal.append(float(v @ w))
+        w -= diagonal[-1] * v
+        couplings.append(_norm(w))
+        if not math.isfinite(couplings[-1]):
+            return math.nan, math.nan
+        tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+        tridiagonal += torch.diag(torch.tensor(couplings[1:-1], dtype=torch.float64), -1)
+        values, vectors = torch.linalg.eigh(tridiagonal)  # of its lower triangle
+        top, residual = float(values[-1]), couplings[-1] * abs(float(vectors[-1, -1]))
+        # What is left of w where no direction is new, as with few distinct eigenvalues, is rounding.
+        exhausted = couplings[-1] <= 100 * torch.finfo(v.dtype).eps * float(values.abs().max())
+        if exhausted or residual <= tolerance * abs(top):
             break
-        v = w + shift * v
-    return value, residual, radius
+        v, before = w / couplings[-1], v
+    return top, residual
 
 
 def _norm(v: Tensor) -> float:
