@@ -37,7 +37,7 @@ BACKWARD = Variant(
 
 BACKWARD_WINDOW = dataclasses.replace(
     BACKWARD.but(
-        # Within a window of steps the cost of an evaluation is small, so each epoch has one.
+        # The window bounds what an evaluation costs, so each epoch has one.
         fixed={"order.interval": 1},
         searched={"order.window": CategoricalDistribution((4, 8, 16, 32, 64, 128))},
         default={"order.window": 16},

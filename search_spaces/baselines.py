@@ -72,6 +72,7 @@ ADAMW = Variant(
 )
 
 # A sign is a longer step than AdamW's: the paper takes learning rates 3 to 10 times smaller, a decay as much larger.
+# The ranges follow it; the default learning rate is that of a short training.
 LION = dataclasses.replace(
     ADAMW.but(
         fixed={"rule": "lion"},

@@ -3,9 +3,10 @@
 The learning rate is searched over the range of the larger norms: at p above 2 the step is nearly that of sign descent.
 
 The transform is not homogeneous, so annealing p shortens the steps as well, and a gain may be that alone.  Each control
-takes away one thing: the annealing (fixed), the change of length (rms, and dual by the factor that steepest descent
-has and the paper drops), and everything but the sign.  With the dual factor the steps are longer by about n^((p-2)/p)
-for a tensor of n parameters, with the RMS of m they are as long as SGD's, and the ranges of the learning rate follow.
+differs in one thing: the annealing (fixed), the change of length (rms, and dual by the factor that steepest descent
+has and the paper drops), and everything but the sign.  With the dual factor the steps of a tensor of n parameters are
+about n^((p-2)/p) of a typical entry of m, with the RMS of m they are as long as SGD's; the ranges of the learning rate
+follow.
 """
 
 from __future__ import annotations

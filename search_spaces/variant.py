@@ -128,7 +128,7 @@ class Variant:
         return dataclasses.replace(changed, enqueued=kept)
 
     def at(self, point: str) -> Variant:
-        """The variant ``<name>-<point>``, whose default is the named point; a search of it tries that point."""
+        """The variant ``<name>-<point>``, with the named point as its default; a search of four trials tries it."""
         placed = dataclasses.replace(
             self, name=f"{self.name}-{point}", default={**self.default, **self.points[point]}, points={}
         )

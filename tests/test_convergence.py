@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import pytest
 
 from tuner.convergence import (
     best_accuracy,
+    epoch_metrics,
     error_area,
     max_loss_jump,
     speed_metrics,
@@ -75,3 +77,36 @@ def test_names_of_the_final_metrics(epoch: MakeEpoch) -> None:
     assert metrics["speed/seconds_to_90"] == 1.0
     assert not any(name.endswith("_95") for name in metrics)
     assert target_label(0.9) == "90" and target_label(0.925) == "92.5"
+
+
+def test_names_of_an_epochs_metrics(epoch: MakeEpoch) -> None:
+    """Each field differs from all others, so that none can stand under another's name."""
+    bare = epoch(
+        3, 0.5, train_loss=1.25, train_accuracy=0.25, validation_loss=1.75, gradient_evaluations=45, lr=0.125, p=4.0
+    )
+    expected = {
+        "train/loss": 1.25,
+        "train/accuracy": 0.25,
+        "validation/loss": 1.75,
+        "validation/accuracy": 0.5,
+        "schedule/lr": 0.125,
+        "schedule/momentum": 0.9,
+        "schedule/p": 4.0,
+        "speed/gradient_evaluations": 45.0,
+        "speed/seconds": 1.5,
+        "speed/images_per_second": 1000.0,
+    }
+    assert epoch_metrics(bare) == expected
+    measured = dataclasses.replace(
+        bare, loading_seconds=0.75, curvature_top=6.0, curvature_mean=1.5, curvature_seconds=2.5, damping_ratio=0.5
+    )
+    assert epoch_metrics(measured) == expected | {
+        "speed/loading_share": 0.5,
+        "curvature/top": 6.0,
+        "curvature/seconds": 2.5,
+        "curvature/top_over_mean": 4.0,
+        "damping/ratio": 0.5,
+        "damping/class": -1.0,
+    }
+    for mean in (0.0, -1.0, None):
+        assert "curvature/top_over_mean" not in epoch_metrics(dataclasses.replace(measured, curvature_mean=mean))

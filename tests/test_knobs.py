@@ -136,3 +136,33 @@ def test_knobs_depend_on_the_step_alone() -> None:
     of = spec(momentum__schedule="hybrid", rule="lpsgd", norm__p_max=math.inf)
     forward = path(of, switch=50)
     assert [knobs_at(of, step, STEPS, STEPS_PER_EPOCH, 50) for step in reversed(range(STEPS))] == forward[::-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({"lr.schedule": "linear"}, {"lr.end": 0.5}),
+        ({"momentum.schedule": "critical", "lr.peak": 0.24}, {"momentum.floor": 0.4}),
+        ({"rule": "lpsgd", "norm.p_max": 6.0, "norm.shape": "cosine"}, {"norm.hold": 0.5}),
+        ({"rule": "lpsgd", "norm.p_max": 6.0, "norm.shape": "cosine"}, {"norm.variable": "alpha"}),
+        ({"rule": "lpsgd", "norm.p_max": 6.0, "norm.shape": "cosine"}, {"norm.p_end": 3.0}),
+    ],
+    ids=str,
+)
+def test_every_setting_of_a_schedule_reaches_it(settings: dict[str, Any], changes: dict[str, Any]) -> None:
+    assert path(spec(**settings)) != path(spec(**settings, **changes))
+
+
+@pytest.mark.parametrize("changes", [{"lr.end": 0.5}, {"momentum.floor": 0.7}, {"momentum.zeta": 0.5}], ids=str)
+def test_the_crossing_is_of_the_critical_momentum_that_is_in_force(changes: dict[str, Any]) -> None:
+    of = spec(**{"momentum.schedule": "hybrid", "momentum.switch": "crossing", "momentum.value": 0.65, **changes})
+    critical = path(spec(**{"momentum.schedule": "critical", **changes}))
+    expected = next((step for step, k in enumerate(critical) if step >= 10 and k.momentum >= 0.65), None)
+    assert switch_step(of, STEPS, []) == expected
+
+
+def test_a_crossing_at_the_peak_itself_counts() -> None:
+    """Momentum 1 - 2 sqrt(1/16) is 1/2 exactly, at the peak and, the learning rate being constant, ever after."""
+    settings: dict[str, Any] = {"lr.peak": 0.0625, "lr.schedule": "constant", "momentum.value": 0.5}
+    of = spec(**settings, momentum__schedule="hybrid", momentum__switch="crossing")
+    assert switch_step(of, STEPS, []) == 10

@@ -340,3 +340,23 @@ def test_the_share_of_the_time_that_was_spent_training(open_ledger: Open, toy: T
         record.started_at, record.ended_at, record.busy_seconds = started, ended, busy
     assert ledger.busy_share(2) == pytest.approx(20 / (2 * 20))
     ledger.tracking.finish("interrupted", {}, [], timeout=60)
+
+
+def test_runs_are_tagged_with_the_idea_and_with_what_they_control(
+    open_ledger: Open, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger([toy("one", idea="an idea"), toy("one-less", controls="one")], trials=1)
+    told: dict[str, dict[str, str]] = {}
+    monkeypatch.setattr(ledger.tracking, "start_trial", lambda name, parameters, tags: told.update({name: tags}))
+    while (record := ledger.next_trial()) is not None:
+        ledger.start(record.name)
+    assert told["one-00"]["idea"] == "an idea" and "controls" not in told["one-00"]
+    assert told["one-less-00"]["controls"] == "one"
+
+
+def test_rungs_stand_at_shares_of_gradient_evaluations(open_ledger: Open, toy: Toy, epoch: Epoch) -> None:
+    """Replays are paid for: a trial of few steps may have spent much."""
+    ledger = open_ledger([toy("one")], trials=2)
+    good, bad = (record.name for record in (ledger.next_trial(), ledger.next_trial()) if record)
+    assert ledger.goes_on(good, epoch(1, 0.8, gradient_evaluations=40, steps=10))
+    assert not ledger.goes_on(bad, epoch(1, 0.1, gradient_evaluations=40, steps=10))

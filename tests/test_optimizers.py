@@ -329,3 +329,13 @@ def test_biases_decay_like_weights() -> None:
         bias.grad = torch.zeros(3)
         optimizer.step()
         assert (bias < 1).all()
+
+
+@pytest.mark.parametrize(("decay", "kept"), [(True, False), (False, True)])
+def test_random_scaling_hands_on_whether_decay_is_scaled(decay: bool, kept: bool) -> None:
+    """Without a gradient a step is the decay alone: 1 - lr weight where its factor is 1."""
+    x = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    spec = case("lpsgd", lr={"peak": 0.1}, decay={"weight": 0.5}, scaling={"law": "uniform", "decay": decay})
+    x.grad = torch.zeros_like(x)
+    make_optimizer([x], spec).step()
+    assert (x.item() == pytest.approx(0.95)) == kept

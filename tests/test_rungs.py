@@ -57,3 +57,9 @@ def test_an_end_is_recorded_nowhere() -> None:
     rungs = Rungs()
     assert rungs.goes_on("a", 1.0, 0.9)
     assert rungs.goes_on("b", 0.3, 0.5) and rungs.goes_on("b", 0.4, 0.5)
+
+
+def test_a_trial_that_comes_to_a_rung_exactly_is_judged_there() -> None:
+    rungs = Rungs()
+    assert rungs.goes_on("good", rungs.shares[0], 0.9)
+    assert not rungs.goes_on("bad", rungs.shares[0], 0.1)

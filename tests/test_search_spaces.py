@@ -139,7 +139,7 @@ def test_composed_contains_the_ranges_of_its_parts(part: Variant) -> None:
                 assert COMPOSED.contains(COMPOSED.point({**COMPOSED.default, name: value})), (name, value)
 
 
-def test_a_named_point_is_a_default_of_its_own_and_the_first_that_a_search_tries() -> None:
+def test_a_named_point_is_a_default_of_its_own_and_the_first_that_is_enqueued() -> None:
     variant = SPACES["lpsgdm"].at("imagenet")
     assert variant.name == "lpsgdm-imagenet" and not variant.points
     changed = {name: value for name, value in variant.default.items() if value != SPACES["lpsgdm"].default[name]}

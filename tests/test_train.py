@@ -8,7 +8,7 @@ import math
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tuner.convergence import is_over
 from tuner.damping import damping_ratio
 from tuner.errors import InvalidInput
 from tuner.knobs import knobs_at
-from tuner.order import shuffled_batches
+from tuner.order import Batch, shuffled_batches
 from tuner.settings import Setting, with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.train import Training, train
@@ -151,16 +151,20 @@ def test_the_loop_is_a_plain_loop_over_the_same_batches() -> None:
     step, num_steps = 0, 2 * (data.sizes["train"] // 64)
     for epoch in range(2):
         losses = []
+        num_correct = 0
         model.train()
         batches = shuffled_batches(data.sizes["train"], 64, seed=spec.seed, epoch=epoch)
         for images, labels in data.train_batches(batches):
             optimizer.param_groups[0]["lr"] = knobs_at(spec.optimizer, step, num_steps, num_steps // 2).lr
             optimizer.zero_grad()
-            loss = cross_entropy(model(images.double()), labels)
+            logits = model(images.double())
+            loss = cross_entropy(logits, labels)
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
+            num_correct += int((logits.argmax(1) == labels).sum())
             step += 1
+        assert measured[epoch].train_accuracy == num_correct / (64 * len(losses))
         assert measured[epoch].train_loss == pytest.approx(sum(losses) / len(losses), rel=1e-12)
     for ours, theirs in zip(training.network.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -377,10 +381,10 @@ def test_damping_is_told_of_heavy_balls_only() -> None:
 
 def test_compiled_agrees_with_eager() -> None:
     eager = next(train(small(precision="float64"), device=CPU))
-    compiled = next(train(small(precision="float64", compile=True), device=CPU))
+    compiled, later = itertools.islice(train(small(precision="float64", compile=True), device=CPU), 2)
     assert compiled.train_loss == pytest.approx(eager.train_loss, rel=1e-9)
     assert compiled.validation_loss == pytest.approx(eager.validation_loss, rel=1e-9)
-    assert compiled.compile_seconds > 0 and eager.compile_seconds == 0
+    assert later.compile_seconds == compiled.compile_seconds > 0 and eager.compile_seconds == 0
 
 
 def test_bfloat16_trains() -> None:
@@ -441,3 +445,36 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytes
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_metrics_are_those_of_the_newest_step_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = with_settings(OptimizerSpec(), {**SPACES["sgdm"].default_settings(), "average.decay": 0.9})
+    spec = small(optimizer=optimizer)
+    training = Training(spec, CPU)
+    evaluate, seen = training.network.evaluate, []
+
+    def spy(split: str, newest: Iterable[Batch] = ()) -> tuple[float, float]:
+        batches = list(newest)
+        seen.append([batch.seed for batch in batches])
+        return evaluate(split, batches)
+
+    monkeypatch.setattr(training.network, "evaluate", spy)
+    for epoch in range(3):
+        metrics = training.run_leg()
+        assert metrics.lr == knobs_at(spec.optimizer, 16 * epoch + 15, 48, 16).lr
+    assert seen[-1] == [batch.seed for batch in training._batches(range(16, 48))], "the last 32"
+
+
+def test_a_validation_loss_that_is_not_finite_is_a_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(small(curvature=1), CPU)
+    monkeypatch.setattr(training.network, "evaluate", lambda *_: (math.inf, 0.1))
+    metrics = training.run_leg()
+    assert metrics.diverged and metrics.curvature_seconds == 0 and metrics.curvature_top is None
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.pt"
+    next(train(small(), checkpoint=checkpoint, device=CPU))
+    torch.save({**torch.load(checkpoint, weights_only=True), "format": 1}, checkpoint)
+    with pytest.raises(InvalidInput, match="another training"):
+        next(train(small(), checkpoint=checkpoint, device=CPU))

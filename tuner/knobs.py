@@ -1,4 +1,7 @@
-"""What the knobs of an :class:`OptimizerSpec` stand at in each step of a training.  All choices are ours."""
+"""What the knobs of an :class:`OptimizerSpec` stand at in each step of a training.
+
+Sources are with the schedules and the search spaces; the rules of the switch and ``matched`` are ours.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +61,8 @@ def switch_step(spec: OptimizerSpec, num_steps: int, history: Sequence[EpochMetr
     ``fraction``: after this fraction of the steps.  ``accuracy``: after the first evaluation at ``switch_accuracy`` or
     above.  ``crossing``: the first step, once the learning rate has been at its peak, whose critical momentum, without
     its cap, is at least ``value``; before the peak the learning rate is small, and the momentum near 1, for another
-    reason.  A switch
-    stays: it follows from the spec and from the history, which only grows and which a checkpoint holds.
+    reason.  A switch stays: it follows from the spec and from the history, which only grows and which a checkpoint
+    holds.
     """
     momentum = spec.momentum
     if momentum.schedule != "hybrid":

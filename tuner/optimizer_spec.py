@@ -43,9 +43,10 @@ class LearningRateSpec:
     schedule: Schedule = "cosine"
     """How it falls after the warm-up."""
     warmup: float = 0.0
-    """Fraction of the steps, in [0, 1), over which it rises linearly to the peak."""
+    """Fraction of the steps, in [0, 1), over which it rises linearly to the peak; for ``one-cycle`` 0 means .3."""
     end: float = 0.0
-    """Last learning rate as a fraction of the peak, in [0, 1]."""
+    """What it falls towards, reached just after the last step, as a fraction of the peak, in [0, 1]; not used by
+    ``constant`` and ``step``."""
 
     def __post_init__(self) -> None:
         require(0 < self.peak < math.inf, "lr.peak", self.peak, "above 0 and finite")
@@ -65,7 +66,7 @@ class MomentumSpec:
     value: float = 0.9
     """The constant, and the largest value of the cycle, in [0, 1); for ``adamw`` and ``lion`` it is beta_1."""
     low: float = 0.85
-    """Momentum of the cycle at the peak of the learning rate, in [0, value]."""
+    """Momentum of the cycle at the peak of the learning rate, in [0, 1), under ``cycle`` at most ``value``."""
     form: DampingForm = "linear"
     """Formula of the critical schedule (:func:`tuner.schedules.critical_momentum`)."""
     zeta: float = 1.0

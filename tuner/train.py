@@ -1,8 +1,9 @@
 """Trains one network: ``for metrics in train(spec): ...``.
 
 Pure PyTorch.  A training interrupted after any epoch and continued from its checkpoint gives the same weights and
-metrics, seconds apart, bit for bit on a CPU: batches, augmentation and dropout are seeded by position, so the weights,
-the optimizer's state, the anchor of replays and the history are all there is to keep.
+metrics, seconds apart, bit for bit on a CPU: batches, augmentation, dropout and random step lengths are seeded by
+position, so the weights and buffers, their average, the optimizer's state, the anchor of replays and the history are
+all there is to keep.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def set_knobs(
 ) -> None:
     """Set a step's learning rate, then momentum and p where the rule has them, on every parameter group.
 
-    The momentum is beta_1 in AdamW and Lion.  An optimizer made with momentum gets the smallest positive float for 0:
+    The momentum is beta_1 in AdamW and Lion.  An optimizer made with momentum gets the smallest normal float for 0:
     the step is the same, but SGD and LPSGD leave their buffer out of date at exactly 0 and would later take it up
     again.  ``rescale`` is that of :class:`tuner.optimizer_spec.MomentumSpec`, from the learning rate that is set.
     """
