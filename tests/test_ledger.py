@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -59,7 +60,9 @@ def work(epoch: Epoch) -> Work:
         for number in range(1, EPOCHS + 1):
             diverges = record.number == 2 and number == 5
             metrics = epoch(number, height * (1 - 0.5**number), budget=10 * EPOCHS, diverged=diverges)
-            checkpoint.write_text(str(max(number, int(checkpoint.read_text()) if checkpoint.exists() else 0)))
+            draft = checkpoint.with_name("draft")
+            draft.write_text(str(max(number, int(checkpoint.read_text()) if checkpoint.exists() else 0)))
+            draft.replace(checkpoint)  # whole or not at all, as in a training
             last = diverges or number == EPOCHS
             append_epoch(folder, metrics)
             goes_on = last or ledger.goes_on(record.name, metrics)
@@ -112,6 +115,7 @@ def in_a_program_of_its_own(task: Callable[[], None]) -> int:
         try:
             task()
         except BaseException:
+            traceback.print_exc()
             os._exit(1)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
