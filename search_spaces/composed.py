@@ -1,8 +1,8 @@
 """Direction, memory, length and order searched at once.
 
-The space contains the default point of each paper's variants and of SGD with momentum.  They are
-enqueued after the random trials, as many as fit, in the order of PARTS, so that the model learns from what each idea
-gives alone; a knob that a part does not have stands at its neutral value.
+The space contains the default point of each paper's variants and of SGD with momentum.  They are enqueued after the
+random trials, as many as fit, in the order of PARTS, so that the model learns from what each idea gives alone; a knob
+that a part does not have stands at its neutral value.
 
 Backward composition comes without weight decay, as in its paper.
 """

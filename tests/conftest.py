@@ -23,6 +23,17 @@ from tuner.tracking import Tracking
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread, as in a trial: the networks of the tests are small."""
+    import torch  # most tests have no use for it
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def epoch() -> Callable[..., EpochMetrics]:
     """Makes the metrics of an epoch of ten gradient evaluations, in a budget of a hundred."""
 

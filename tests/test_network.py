@@ -25,12 +25,7 @@ BATCHES = shuffled_batches(DATA.sizes["train"], 64, seed=3, epoch=0)
 KNOBS = Knobs(lr=0.005, momentum=0.9, p=2.0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(**settings: Any) -> Network:

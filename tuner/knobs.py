@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from tuner.optimizer_spec import LearningRateSpec, MomentumSpec, OptimizerSpec
-from tuner.schedules import critical_momentum, learning_rate, norm_exponent
+from tuner.schedules import Number, critical_momentum, learning_rate, norm_exponent
 from tuner.spec import EpochMetrics
 
 
@@ -89,7 +89,7 @@ def _rate_and_momentum(spec: OptimizerSpec, step: int, num_steps: int, switch: i
     return lr, _critical(spec.momentum, lr)
 
 
-def _learning_rate(spec: LearningRateSpec, step: int, num_steps: int) -> float:
+def _learning_rate(spec: LearningRateSpec, step: Number, num_steps: int) -> Number:
     return learning_rate(step, num_steps, peak=spec.peak, schedule=spec.schedule, warmup=spec.warmup, end=spec.end)
 
 
@@ -100,7 +100,7 @@ def _critical(spec: MomentumSpec, lr: float) -> float:
 @functools.lru_cache(maxsize=8)
 def _crossing(lr: LearningRateSpec, momentum: MomentumSpec, num_steps: int) -> int | None:
     steps = torch.arange(num_steps, dtype=torch.float64)
-    rates = learning_rate(steps, num_steps, peak=lr.peak, schedule=lr.schedule, warmup=lr.warmup, end=lr.end)
+    rates = _learning_rate(lr, steps, num_steps)
     critical = critical_momentum(rates, zeta=momentum.zeta, form=momentum.form, floor=momentum.floor)
     crossed = (critical >= momentum.value) & (steps >= rates.argmax())
     return int(crossed.nonzero()[0]) if crossed.any() else None

@@ -91,8 +91,10 @@ def set_knobs(
             group["p"] = p
         if rescale != "none" and before != lr:
             for parameter in group["params"]:
-                if optimizer.state[parameter].get("momentum_buffer") is not None:
-                    optimizer.state[parameter]["momentum_buffer"] *= (before / lr) ** RESCALES[rescale]
+                # asked by get: the table makes an empty state for every parameter that it is indexed with
+                buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
+                if buffer is not None:
+                    buffer *= (before / lr) ** RESCALES[rescale]
 
 
 RESCALES: dict[Rescale, float] = {"lr": 1.0, "sqrt-lr": 0.5}
