@@ -23,6 +23,9 @@ Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
+FIRST_FRESH = 500_000
+"""Seeds from here on are of no trial: two searches' seeds are 1,000,003 apart."""
+
 CHANGEABLE_ON_RESUME = frozenset(
     {
         "resume",
@@ -31,6 +34,9 @@ CHANGEABLE_ON_RESUME = frozenset(
         "download",
         "trials",
         "variants",
+        "confirm_seeds",
+        "baseline",
+        "system_metrics",
         "max_concurrent",
         "max_failures",
         "time_budget",
@@ -56,6 +62,11 @@ class SearchSpec:
     objective: Objective = "time-to-target"
     """What is optimized: gradient evaluations to the highest target, final accuracy, area under the error curve,
     or (pareto) the first two at once, without early stopping."""
+    confirm_seeds: int = 6
+    """Fresh seeds with which each variant's best settings are trained again, in full, and then tested; half as many
+    for its default point. Fewer than 6 cannot decide at 95%; 0 skips both."""
+    baseline: str | None = None
+    """Variant that the others are compared with. Default: sgdm, or the first where that is not among them."""
     targets: tuple[float, ...] = (0.9, 0.95)
     """Validation accuracies in (0, 1), increasing, whose first crossing is timed."""
     stop_at_target: bool = False
@@ -104,12 +115,12 @@ class SearchSpec:
     """MLflow tracking URI. Default: sqlite:///mlflow.db in the working folder."""
     experiment: str = "sgd-tuner"
     """MLflow experiment."""
+    system_metrics: bool = False
+    """Log this machine's load (processors, memory, GPUs) to MLflow's parent run."""
     output: str = "runs"
     """Folder that holds the searches' folders."""
     resume: str | None = None
     """Name of a search to go on with; its other settings are taken from its first start."""
-    confirm_seeds: int = 0
-    """Fresh seeds that confirm each winner; only 0 so far."""
     dry_run: bool = False
     """Print the plan and its cost; start nothing."""
     list: bool = False
@@ -131,15 +142,15 @@ class SearchSpec:
             raise InvalidInput("--variants: must name at least one variant")
         if len(set(self.variants)) < len(self.variants):
             raise InvalidInput(f"--variants {' '.join(self.variants)}: names a variant twice")
-        _at_least("trials", self.trials, 1)
+        if not 1 <= self.trials < FIRST_FRESH:
+            raise InvalidInput(f"--trials {self.trials}: must be at least 1 and below {FIRST_FRESH}")
+        _at_least("confirm_seeds", self.confirm_seeds, 0)
         _at_least("seed", self.seed, 0)
         _at_least("max_failures", self.max_failures, 0)
         _at_least("max_concurrent", self.max_concurrent, 1)
         _at_least("gpus_per_trial", self.gpus_per_trial, 0)
         if not 0 < self.cpus_per_trial < math.inf:
             raise InvalidInput(f"--cpus-per-trial {self.cpus_per_trial}: must be above 0")
-        if self.confirm_seeds != 0:
-            raise InvalidInput(f"--confirm-seeds {self.confirm_seeds}: must be 0, confirmation is not there yet")
         if "://" in self.output:
             raise InvalidInput(f"--output {self.output}: must be a folder, one that all machines share on a cluster")
         if not self.experiment.strip():
@@ -166,6 +177,14 @@ class SearchSpec:
             compile=self.compile,
             curvature=self.curvature,
         )
+
+    def confirm_spec(self, optimizer: OptimizerSpec, k: int) -> TrialSpec:
+        """The training that confirms an optimizer with fresh seed ``k``, the same for all: full length, to its end."""
+        return dataclasses.replace(self.trial_spec(optimizer, FIRST_FRESH + k), stop_at_target=False)
+
+    def num_seeds(self, point: Literal["best", "default"]) -> int:
+        """Fresh seeds of each variant's best settings, and of its default point: the larger half."""
+        return self.confirm_seeds if point == "best" else (self.confirm_seeds + 1) // 2
 
     def workload_spec(self) -> WorkloadSpec:
         """What every trial trains."""
@@ -200,6 +219,10 @@ class SearchSpec:
                 )
         if self.trials < saved.trials:
             raise InvalidInput(f"--trials {self.trials}: a resumed search keeps its {saved.trials} trials or adds some")
+        if self.confirm_seeds < saved.confirm_seeds:
+            raise InvalidInput(
+                f"--confirm-seeds {self.confirm_seeds}: a resumed search keeps its {saved.confirm_seeds} or adds some"
+            )
         kept = expand(self.variants)
         if missing := [name for name in expand(saved.variants) if name not in kept]:
             raise InvalidInput(f"--variants: a resumed search keeps all its variants, {', '.join(missing)} too")

@@ -9,6 +9,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -42,8 +43,23 @@ def check_new(spec: SearchSpec) -> None:
         )
 
 
-def load(output: str, name: str) -> tuple[SearchSpec, str]:
-    """A search as it was last started, and its id."""
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program that worked on a search."""
+
+    started_at: float
+    """Seconds since 1970; the next likewise."""
+    ended_at: float | None
+    """None while it runs, and where it was killed."""
+    versions: Mapping[str, str]
+    """Package -> version, Python's too."""
+    hardware: str
+    slots: int
+    """Trials at a time."""
+
+
+def load(output: str, name: str, *, asked: str = "--resume") -> tuple[SearchSpec, str]:
+    """A search as it was last started, and its id; ``asked`` is what messages say asked for it."""
     try:
         saved = json.loads((Path(output) / name / SPEC_FILE).read_text())
         # Where it was found, which from another folder reads otherwise than from where it was started.
@@ -52,9 +68,9 @@ def load(output: str, name: str) -> tuple[SearchSpec, str]:
         searches = [path.parent.name for path in Path(output).glob(f"*/{SPEC_FILE}")]
         if searches:
             raise unknown(f"search in {output}", name, searches) from None
-        raise InvalidInput(f"--resume {name}: there is no search in {output}") from None
+        raise InvalidInput(f"{asked} {name}: there is no search in {output}") from None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"--resume {name}: its {SPEC_FILE} cannot be read ({error})") from None
+        raise InvalidInput(f"{asked} {name}: its {SPEC_FILE} cannot be read ({error})") from None
 
 
 def check_same(folder: Path, content: Mapping[str, str | None]) -> None:
@@ -83,13 +99,48 @@ def content_of(variants: Sequence[Variant], data_digest: str | None) -> dict[str
     return {**digests, "the data": data_digest}
 
 
-def save(folder: Path, spec: SearchSpec, search_id: str, content: Mapping[str, str | None]) -> None:
-    """Writes the spec, without passwords, whole or not at all."""
+def save(
+    folder: Path,
+    spec: SearchSpec,
+    search_id: str,
+    content: Mapping[str, str | None],
+    *,
+    splits: str = "",
+    program: Program | None = None,
+) -> None:
+    """Writes the spec, without passwords, whole or not at all; ``program`` is added to those that worked on it."""
     kept = dataclasses.asdict(spec)
     for name in ("storage", "tracking_uri"):
         kept[name] = kept[name] and masked(kept[name])
+    programs = [*programs_of(folder), *([program] if program else [])]
+    _write(folder, {"id": search_id, "content": content, "splits": splits, "spec": kept}, programs)
+
+
+def programs_of(folder: Path) -> tuple[Program, ...]:
+    """The programs that have worked on a search, in order."""
+    try:
+        saved = json.loads((folder / SPEC_FILE).read_text()).get("programs", [])
+    except FileNotFoundError:
+        return ()
+    return tuple(Program(**program) for program in saved)
+
+
+def splits_of(folder: Path) -> str:
+    """How the search's data is split, for the reader."""
+    return str(json.loads((folder / SPEC_FILE).read_text()).get("splits", ""))
+
+
+def note_end(folder: Path, ended_at: float) -> None:
+    """The last program has done its work."""
+    saved = json.loads((folder / SPEC_FILE).read_text())
+    *before, last = programs_of(folder)
+    _write(folder, saved, [*before, dataclasses.replace(last, ended_at=ended_at)])
+
+
+def _write(folder: Path, content: Mapping[str, object], programs: Sequence[Program]) -> None:
     draft = folder / f"{SPEC_FILE}.new"
-    draft.write_text(json.dumps({"id": search_id, "content": content, "spec": kept}, indent=2) + "\n")
+    listed = [dataclasses.asdict(program) for program in programs]
+    draft.write_text(json.dumps({**content, "programs": listed}, indent=2) + "\n")
     draft.replace(folder / SPEC_FILE)
 
 

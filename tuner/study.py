@@ -9,12 +9,14 @@ import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import Trial, TrialState
 from sqlalchemy import event
+from sqlalchemy.engine import make_url
 
 from search_spaces import Variant
 from tuner.objectives import OBJECTIVES, evaluate, rank
@@ -46,6 +48,12 @@ def open_storage(url: str) -> BaseStorage:
         storage.engine.dispose()  # connections made before do not know yet
         return storage
     return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+
+
+def existing_storage(url: str) -> BaseStorage | None:
+    """The storage of a URL for reading; None where its SQLite file does not exist, which opening would make."""
+    path = make_url(url).database if url.startswith("sqlite") else None
+    return None if path and not Path(path).exists() else open_storage(url)
 
 
 def _write_ahead(connection: sqlite3.Connection, _: object) -> None:

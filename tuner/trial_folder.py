@@ -1,21 +1,85 @@
-"""The files of a trial's folder, ``<output>/<search>/<trial>``: its spec, a log of epochs, a checkpoint.
+"""The files of a training's folder in a search's: its spec, a log of epochs, a checkpoint; of a confirmed run more.
 
-The checkpoint is there while the trial runs.  The log has the name and form of Ray Tune's, one JSON object a line, so
-that Tune's own tools read it.
+The checkpoint is there while the training runs.  The log has the name and form of Ray Tune's, one JSON object a line,
+so that Tune's own tools read it.  A confirmed run keeps its final weights and what they did on the test split; which
+confirmed runs there are is said by their folders alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.convergence import epoch_metrics
-from tuner.settings import from_dict
-from tuner.spec import EpochMetrics
+from tuner.errors import InvalidInput
+from tuner.settings import from_dict, to_json
+from tuner.spec import EpochMetrics, TrialSpec
 
 LOG, CHECKPOINT, SPEC = "result.json", "checkpoint.pt", "spec.json"
 """``python -m tuner.train --spec .../spec.json`` trains the trial again."""
+WEIGHTS, TEST, FAILURE = "weights.pt", "test.json", "failure.txt"
+"""Of a confirmed run: its final weights, their score on the test split, and why it failed if it did."""
+CONFIRMED = "*.confirm-*"
+"""What the names of confirmed runs' folders look like; a variant's name has no dot."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinalScore:
+    """Final weights on the test split."""
+
+    loss: float
+    """Mean cross-entropy."""
+    accuracy: float
+    """In [0, 1]."""
+    data: str
+    """Digest of the images and their splits."""
+
+
+def confirmed_name(variant: str, number: int) -> str:
+    """Name of a confirmed run, in Tune and MLflow; numbers count from 1."""
+    return f"{variant}/confirm-{number}"
+
+
+def folder_name(name: str) -> str:
+    """Name of the folder of a trial or confirmed run."""
+    return name.replace("/", ".")
+
+
+def write_spec(folder: Path, spec: TrialSpec) -> None:
+    """Makes the folder and writes the spec, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / SPEC, to_json(spec))
+
+
+def read_spec(folder: Path) -> TrialSpec | None:
+    """The spec, None where there is none that can be read."""
+    try:
+        return from_dict(TrialSpec, json.loads((folder / SPEC).read_text()))
+    except (OSError, ValueError, TypeError, InvalidInput):
+        return None
+
+
+def write_test(folder: Path, score: FinalScore) -> None:
+    """Writes the score, whole or not at all."""
+    _write(folder / TEST, to_json(score))
+
+
+def read_test(folder: Path) -> FinalScore | None:
+    """The score, None where the test split has not been read."""
+    try:
+        return from_dict(FinalScore, json.loads((folder / TEST).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    # Of two workers that write the same, each has a draft of its own.
+    draft = path.with_name(f"{path.name}.new{os.getpid()}")
+    draft.write_text(text + "\n")
+    draft.replace(path)
 
 
 def append_epoch(folder: Path, metrics: EpochMetrics) -> None:
@@ -30,9 +94,7 @@ def mend_log(folder: Path) -> set[int]:
     kept = "".join(_line(metrics) for metrics in history)
     log = folder / LOG
     if log.exists() and log.read_text() != kept:
-        draft = log.with_name(f"{LOG}.new")
-        draft.write_text(kept)
-        draft.replace(log)
+        _write(log, kept.removesuffix("\n"))
     return {metrics.epoch for metrics in history}
 
 
