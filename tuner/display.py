@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.convergence import best_accuracy, target_label, time_to_target
-from tuner.ledger import Ledger, Record
+from tuner.ledger import Ledger
+from tuner.results import POINTS, Record
 
 REFRESHES_PER_SECOND = 2
 
@@ -52,50 +53,49 @@ class Display(Callback):
         self._tell(trial)
 
     def _tell(self, trial: Any) -> None:
-        record = self.ledger.records[trial.config["trial"]]
-        if self.console.is_terminal or record.name in self._told:
+        record = self.ledger.records.get(trial.config["trial"])
+        if self.console.is_terminal or record is None or record.name in self._told:
             return
         self._told.add(record.name)
         num_ended = sum(record.ended for record in self.ledger.records.values())
         self.console.print(
-            f"{num_ended}/{self._num_planned()} {record.name} {record.status}, best accuracy "
+            f"{num_ended}/{self.ledger.num_planned} {record.name} {record.status}, best accuracy "
             f"{best_accuracy(record.history):.4f}, {_duration(self._seconds_left())} left",
             highlight=False,
         )
-
-    def _num_planned(self) -> int:
-        return self.ledger.spec.trials * len(self.ledger.variants)
 
     def _seconds_left(self) -> float | None:
         done = sum(_share_done(record) for record in list(self.ledger.records.values()))
         here = done - self._done_before
         if here <= 0:
             return None
-        return (time.monotonic() - self.started) * (self._num_planned() - done) / here
+        return (time.monotonic() - self.started) * (self.ledger.num_planned - done) / here
 
     def _render(self) -> RenderableType:
         targets = self.ledger.spec.targets
-        table = Table(title=f"{self.ledger.folder.name}: {self.ledger.spec.workload}, {self.ledger.spec.model}")
+        search, spec = self.ledger.search, self.ledger.spec
+        num_runs = sum(map(spec.num_seeds, POINTS))
+        table = Table(title=f"{search.folder.name}: {spec.workload}, {spec.model}")
         table.add_column("variant")
-        for column in ("done", "running", "stopped", "diverged", "failed", "best accuracy"):
+        confirmed = ["confirmed"] if num_runs else []
+        for column in ("trials", "running", "stopped", "diverged", "failed", *confirmed, "best accuracy"):
             table.add_column(column, justify="right")
         table.add_column(f"gradient evaluations to {target_label(targets[-1])}%", justify="right")
-        for variant in self.ledger.variants:
+        for variant in search.variants:
             # A copy: the driver adds trials while the display's thread draws.
-            records = [record for record in list(self.ledger.records.values()) if record.variant == variant.name]
-            counts = [
-                sum(record.ended for record in records),
-                *(sum(record.status == status for record in records) for status in _SHOWN),
-            ]
+            records = [record for record in list(search.records.values()) if record.variant == variant.name]
+            trials = search.trials_of(variant.name)
+            runs = [record for record in records if record.phase == "confirm"]
             table.add_row(
                 variant.name,
-                f"{counts[0]}/{self.ledger.spec.trials}",
-                *(str(count) for count in counts[1:]),
+                f"{sum(record.ended for record in trials)}/{spec.trials}",
+                *(str(sum(record.status == status for record in records)) for status in _SHOWN),
+                *([f"{sum(record.ended for record in runs)}/{num_runs}"] if num_runs else []),
                 f"{max((best_accuracy(record.history) for record in records), default=0):.4f}",
                 _fastest(records, targets[-1]),
             )
         done = sum(_share_done(record) for record in list(self.ledger.records.values()))
-        bar = ProgressBar(total=self._num_planned(), completed=done, width=60)
+        bar = ProgressBar(total=self.ledger.num_planned, completed=done, width=60)
         elapsed = _duration(time.monotonic() - self.started)
         left = _duration(self._seconds_left())
         return Group(table, bar, Text(f"\n{elapsed} gone, {left} left. Ctrl-C stops; nothing is lost."))

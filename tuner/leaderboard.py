@@ -13,8 +13,8 @@ from rich.table import Table
 
 from search_spaces import Variant
 from tuner.convergence import TimeToTarget, best_accuracy, target_label, time_to_target
-from tuner.ledger import Ledger, Record
 from tuner.objectives import evaluate, rank
+from tuner.results import Record, Search
 from tuner.settings import Setting, flatten
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -44,31 +44,30 @@ class Row:
     """All that the variant's trials spent."""
 
 
-def rows(ledger: Ledger) -> list[Row]:
+def rows(search: Search) -> list[Row]:
     """One row a variant, the best first; variants without a finished trial come last."""
-    made = [_row(ledger, variant.name) for variant in ledger.variants]
+    made = [_row(search, variant.name) for variant in search.variants]
 
     def key(row: Row) -> tuple[float, ...]:
         if row.best is None:
             return (1.0,)
-        values = evaluate(ledger.spec.objective, row.best.history, ledger.spec.targets)
-        return (0.0, *rank(ledger.spec.objective, values), -(row.best_accuracy or 0.0))
+        values = evaluate(search.spec.objective, row.best.history, search.spec.targets)
+        return (0.0, *rank(search.spec.objective, values), -(row.best_accuracy or 0.0))
 
     return sorted(made, key=key)
 
 
-def _row(ledger: Ledger, variant: str) -> Row:
-    records = [record for record in ledger.records.values() if record.variant == variant]
-    best = ledger.studies[variant].best()
+def _row(search: Search, variant: str) -> Row:
+    records = search.trials_of(variant)
     fastest = []
-    for target in ledger.spec.targets:
+    for target in search.spec.targets:
         # A trial that diverged later did not get there.
         steady = [record for record in records if record.status not in ("diverged", "failed")]
         times = [time for record in steady if (time := time_to_target(record.history, target))]
         fastest.append(min(times, key=lambda time: time.gradient_evaluations, default=None))
     return Row(
         variant=variant,
-        best=next((record for record in records if record.number == best), None),
+        best=search.best(variant),
         best_accuracy=max((best_accuracy(record.history) for record in records if record.history), default=None),
         fastest=tuple(fastest),
         counts={
@@ -79,12 +78,12 @@ def _row(ledger: Ledger, variant: str) -> Row:
     )
 
 
-def as_table(ledger: Ledger, table_rows: Sequence[Row]) -> Table:
+def as_table(search: Search, table_rows: Sequence[Row]) -> Table:
     """For the terminal."""
     table = Table(caption=f"{CAPTION}.", caption_justify="left")
     table.add_column("variant")
     table.add_column("best accuracy", justify="right")
-    for target in ledger.spec.targets:
+    for target in search.spec.targets:
         table.add_column(f"to {target_label(target)}%", justify="right")
     for status in ("stopped", "diverged", "failed"):
         table.add_column(status, justify="right")
@@ -107,24 +106,24 @@ def best_settings(row: Row, variants: Sequence[Variant]) -> dict[str, Setting]:
     return {name: settings[name] for name in variant.searched if variant.active(name, settings)}
 
 
-def write_files(ledger: Ledger, table_rows: Sequence[Row]) -> list[Path]:
+def write_files(search: Search, table_rows: Sequence[Row]) -> list[Path]:
     """Writes leaderboard.csv, leaderboard.md and convergence.png to the search's folder and returns their paths."""
-    paths = [ledger.folder / name for name in ("leaderboard.csv", "leaderboard.md", "convergence.png")]
+    paths = [search.folder / name for name in ("leaderboard.csv", "leaderboard.md", "convergence.png")]
     with paths[0].open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(_csv_line(ledger, table_rows[0])))
+        writer = csv.DictWriter(file, list(_csv_line(search, table_rows[0])))
         writer.writeheader()
-        writer.writerows(_csv_line(ledger, row) for row in table_rows)
-    targets = [f"to {target_label(target)}%" for target in ledger.spec.targets]
+        writer.writerows(_csv_line(search, row) for row in table_rows)
+    targets = [f"to {target_label(target)}%" for target in search.spec.targets]
     head = ["variant", "best accuracy", *targets, "stopped", "diverged", "failed"]
     lines = [head, ["---"] * len(head), *(_cells(row) for row in table_rows)]
     paths[1].write_text("\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{CAPTION}.\n")
-    draw(ledger, table_rows, paths[2])
+    draw(search, table_rows, paths[2])
     return paths
 
 
-def _csv_line(ledger: Ledger, row: Row) -> dict[str, object]:
+def _csv_line(search: Search, row: Row) -> dict[str, object]:
     line: dict[str, object] = {"variant": row.variant, "best_accuracy": row.best_accuracy}
-    for target, time in zip(ledger.spec.targets, row.fastest, strict=True):
+    for target, time in zip(search.spec.targets, row.fastest, strict=True):
         label = target_label(target)
         line[f"epochs_to_{label}"] = time.epochs if time else None
         line[f"gradient_evaluations_to_{label}"] = time.gradient_evaluations if time else None
@@ -141,7 +140,7 @@ def line_styles(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {name: (colour, dashes) for name, (dashes, colour) in zip(variants, pairs, strict=False)}
 
 
-def draw(ledger: Ledger, table_rows: Sequence[Row], path: Path) -> None:
+def draw(search: Search, table_rows: Sequence[Row], path: Path) -> None:
     """Validation accuracy against gradient evaluations: every trial thin, the best of each variant thick.
 
     Where there are more variants than colours each has a panel of its own, with the best of the others in grey.
@@ -152,7 +151,7 @@ def draw(ledger: Ledger, table_rows: Sequence[Row], path: Path) -> None:
     num_rows, num_columns = (math.ceil(len(table_rows) / PANELS), PANELS) if crowded else (1, 1)
     figure = Figure(figsize=(12, 2.1 * num_rows) if crowded else (8, 5), layout="constrained")
     panels = list(figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).flat)
-    styles = line_styles([variant.name for variant in ledger.variants])
+    styles = line_styles([variant.name for variant in search.variants])
     for index, row in enumerate(table_rows):
         axes, colour = panels[index if crowded else 0], styles[row.variant][0]
         label = f"{row.variant} ({row.best.name if row.best else 'no trial finished'})"
@@ -160,12 +159,11 @@ def draw(ledger: Ledger, table_rows: Sequence[Row], path: Path) -> None:
             axes.set_title(row.variant, fontsize="medium")
             for other in table_rows:
                 axes.plot(*_curve(other.best), color="#BBBBBB", linewidth=0.6)
-        for record in ledger.records.values():
-            if record.variant == row.variant:
-                axes.plot(*_curve(record), color=colour, alpha=0.35, linewidth=0.8)
+        for record in search.trials_of(row.variant):
+            axes.plot(*_curve(record), color=colour, alpha=0.35, linewidth=0.8)
         axes.plot(*_curve(row.best), color=colour, linewidth=2.2, marker="o", markersize=3.5, label=label)
     for axes in panels[: len(table_rows)]:
-        for target in ledger.spec.targets:
+        for target in search.spec.targets:
             axes.axhline(target, color="#888888", linewidth=0.8, linestyle=":")
         axes.grid(alpha=0.2)
     if crowded:
@@ -177,7 +175,7 @@ def draw(ledger: Ledger, table_rows: Sequence[Row], path: Path) -> None:
         panels[0].legend(loc="lower right")
     figure.supxlabel("gradient evaluations", fontsize="medium")
     figure.supylabel("validation accuracy", fontsize="medium")
-    figure.suptitle(f"{ledger.folder.name}: {ledger.spec.workload}, {ledger.spec.model}; thick: best trial")
+    figure.suptitle(f"{search.folder.name}: {search.spec.workload}, {search.spec.model}; thick: best trial")
     figure.savefig(path, dpi=130)
 
 

@@ -1,125 +1,166 @@
-"""What happens to trials: planned, run, judged, ended.  Knows nothing of Ray.
+"""What happens to trials and confirmed runs: planned, run, judged, ended, tested.  Knows nothing of Ray.
 
-Optuna's studies are the truth about which trials exist and which have ended; each trial's folder holds its epochs.
-What a program that was killed had not yet written follows from these two: to resume, everything is told again.
+Optuna's studies are the truth about which trials exist and which have ended, the folders about which confirmed runs;
+each one's folder holds its epochs.  What a program that was killed had not yet written follows from these: to resume,
+everything is told again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from search_spaces import Variant
 from tuner.convergence import is_over, speed_metrics, time_to_target
-from tuner.plan import SearchSpec
+from tuner.results import POINTS, Record, Search, read_confirmed
 from tuner.rungs import Rungs
 from tuner.settings import flatten
 from tuner.spec import EpochMetrics, TrialSpec
 from tuner.study import VariantStudy, trial_name
 from tuner.tracking import Tracking
-from tuner.trial_folder import CHECKPOINT, read_epochs
+from tuner.trial_folder import CHECKPOINT, FAILURE, FinalScore, confirmed_name, read_epochs, write_spec
 
-
-@dataclass(slots=True)
-class Record:
-    """What is known of one trial."""
-
-    name: str
-    variant: str
-    number: int
-    spec: TrialSpec
-    status: str = "pending"
-    """pending, running, or as it ended: finished, stopped, diverged, failed."""
-    history: list[EpochMetrics] = field(default_factory=list)
-    started_at: float | None = None
-    """When a worker of this program took it up, seconds since 1970."""
-    ended_at: float | None = None
-    busy_seconds: float = 0.0
-    """Time this program's workers spent inside train()."""
-
-    @property
-    def ended(self) -> bool:
-        return self.status not in ("pending", "running")
+END = object()
 
 
 class Ledger:
-    """All trials of a search."""
+    """All trials and confirmed runs of a search; fills the search's records."""
 
-    def __init__(
-        self,
-        spec: SearchSpec,
-        variants: Sequence[Variant],
-        studies: dict[str, VariantStudy],
-        tracking: Tracking,
-        folder: Path,
-        splits: str,
-    ) -> None:
-        self.spec = spec
-        self.variants = variants
+    def __init__(self, search: Search, studies: Mapping[str, VariantStudy], tracking: Tracking) -> None:
+        self.search = search
+        self.spec = search.spec
+        self.records = search.records
         self.studies = studies
         self.tracking = tracking
-        self.folder = folder
-        self.splits = splits
-        """How the data is split, for the reader."""
-        self.records: dict[str, Record] = {}
-        """By trial name, in the order in which they were made."""
-        self._rungs = {variant.name: Rungs() for variant in variants}
+        self.all_planned = False
+        """Whether :meth:`next_trial` has nothing more to give, now or later."""
+        self._live: list[Record] = []
+        self._tests: dict[str, Record] = {}
+        """Readings of the test split, by name: no trainings, so no records."""
+        self._rungs = {variant.name: Rungs() for variant in search.variants}
+        self._list_earlier()
         self._waiting = self._plan()
 
     def next_trial(self) -> Record | None:
-        """The next trial to run, or one that has ended already and only needs to be listed; None after the last."""
-        return next(self._waiting, None)
+        """What to run next, or what has ended already and only needs to be listed.
+
+        None where there is nothing now: ask again after a trial has ended, unless ``all_planned``.
+        """
+        record = next(self._waiting, END)
+        self.all_planned = record is END
+        if not isinstance(record, Record):
+            return None
+        self._live.append(record)
+        return record
+
+    @property
+    def num_live(self) -> int:
+        """How many of those that were given run or wait."""
+        self._live = [record for record in self._live if not record.ended]
+        return len(self._live)
+
+    @property
+    def num_planned(self) -> int:
+        """Trials and confirmed runs there will be, where a trial of each variant finishes."""
+        return len(self.search.variants) * (self.spec.trials + sum(map(self.spec.num_seeds, POINTS)))
 
     def is_complete(self) -> bool:
-        """Whether every planned trial had ended when the studies were opened."""
-        return all(
-            len(study.existing(ended=True)) >= self.spec.trials and not study.existing(ended=False)
-            for study in self.studies.values()
+        """Whether there is nothing left to do."""
+        explored = all(
+            len(self.search.trials_of(name)) >= self.spec.trials and not study.existing(ended=False)
+            for name, study in self.studies.items()
+        )
+        confirmed = [record for record in self.records.values() if record.phase == "confirm"]
+        return (
+            explored
+            and all(record.ended and (record.test or record.status != "finished") for record in confirmed)
+            and all(
+                len(self.search.confirmed(name, point)) == len(self.search.wanted(name, point))
+                for name in self.studies
+                for point in POINTS
+            )
         )
 
-    def list_all(self) -> None:
-        """Lists the trials of earlier programs, where nothing has asked for them."""
-        while self.next_trial() is not None:
-            pass
-
-    def _plan(self) -> Iterator[Record]:
-        """Trials of earlier programs first, then new ones, one of each variant in turn."""
+    def _list_earlier(self) -> None:
+        """Tells of what earlier programs brought to an end."""
         for name, study in self.studies.items():
             for number in study.existing(ended=True):
-                yield self._relist(name, number, study.existing_status(number))
+                record = self._add(name, number)
+                record.status = study.existing_status(number)
+                record.history = read_epochs(self._folder(record))
+                self._at_rungs(record, record.history)
+        self.records |= read_confirmed(self.search.folder)
+        for record in self.records.values():
+            if record.ended:
+                self._open(record)
+                for metrics in record.history:
+                    self.tracking.log_epoch(record.name, metrics)
+                self._close(record)
+
+    def _plan(self) -> Iterator[Record | None]:
+        yield from [record for record in self.records.values() if record.ended]
+        yield from self._explore()
+        yield from self._confirm()
+        yield from self._test()
+
+    def _explore(self) -> Iterator[Record]:
+        """Trials that earlier programs left, then new ones, one of each variant in turn."""
         for name, study in self.studies.items():
             for number in study.existing(ended=False):
-                yield self._start(name, number)
-        num_made = {name: sum(record.variant == name for record in self.records.values()) for name in self.studies}
+                record = self._add(name, number)
+                # What Optuna was told was judged before, and the trial let through; what only the log has was not.
+                judged = study.reported_steps(number)
+                history = read_epochs(self._folder(record))
+                self._at_rungs(record, [metrics for metrics in history if metrics.gradient_evaluations in judged])
+                yield record
+        num_made = {name: len(self.search.trials_of(name)) for name in self.studies}
         for number in range(self.spec.trials):
             for name, study in self.studies.items():
                 if num_made[name] <= number:
-                    yield self._start(name, study.ask())
+                    yield self._add(name, study.ask())
 
-    def _relist(self, variant: str, number: int, status: str) -> Record:
-        record = self._add(variant, number)
-        record.status = status
-        record.history = read_epochs(self.folder / record.name)
-        self._at_rungs(record, record.history)
-        self._open(record)
-        for metrics in record.history:
-            self.tracking.log_epoch(record.name, metrics)
-        self._close(record)
-        return record
+    def _confirm(self) -> Iterator[Record | None]:
+        """The confirmed runs of each variant whose trials have all ended, one of each such variant in turn."""
+        exploring = list(self.studies) if self.spec.confirm_seeds else []
+        ready: list[tuple[int, Record]] = []
+        while exploring or ready:
+            for name in [*exploring]:
+                if all(record.ended for record in self.search.trials_of(name)):
+                    exploring.remove(name)
+                    ready += enumerate(self._confirmations(name))
+            ready.sort(key=lambda turn: turn[0])
+            yield ready.pop(0)[1] if ready else None
 
-    def _start(self, variant: str, number: int) -> Record:
-        record = self._add(variant, number)
-        # What Optuna was told was judged before, and the trial let through; what only the log has, is yet to be judged.
-        judged = self.studies[variant].reported_steps(number)
-        history = read_epochs(self.folder / record.name)
-        self._at_rungs(record, [metrics for metrics in history if metrics.gradient_evaluations in judged])
-        return record
+    def _confirmations(self, variant: str) -> list[Record]:
+        """The runs that are left of those that confirm a variant; makes the folders of those that are new."""
+        runs = [r for r in self.records.values() if r.variant == variant and r.phase == "confirm"]
+        made: dict[TrialSpec, Record] = {record.spec: record for record in runs}
+        for spec in [spec for point in POINTS for spec in self.search.wanted(variant, point)]:
+            if spec not in made:
+                number = min(set(range(1, len(made) + 2)) - {record.number for record in made.values()})
+                record = Record(confirmed_name(variant, number), variant, number, spec, "confirm")
+                write_spec(self._folder(record), spec)
+                made[spec] = self.records[record.name] = record
+        left = [record for record in made.values() if not record.ended]
+        for record in left:
+            record.status, record.history = "pending", []  # its worker tells the epochs of earlier programs again
+        return left
+
+    def _test(self) -> Iterator[Record | None]:
+        """When every confirmed run has ended, the test split for those that finished."""
+        confirmed = [record for record in self.records.values() if record.phase == "confirm"]
+        while not all(record.ended for record in confirmed):
+            yield None
+        for record in confirmed:
+            if record.status == "finished" and record.test is None:
+                test = Record(f"{record.name}/test", record.variant, record.number, record.spec, "test")
+                self._tests[test.name] = test
+                yield test
 
     def _add(self, variant: str, number: int) -> Record:
-        spec = self.spec.trial_spec(self.studies[variant].settings(number), number)
-        record = Record(trial_name(variant, number), variant, number, spec)
+        study = self.studies[variant]
+        spec = self.spec.trial_spec(study.settings(number), number)
+        record = Record(trial_name(variant, number), variant, number, spec, arm=study.tags(number).get("arm"))
         self.records[record.name] = record
         return record
 
@@ -129,11 +170,12 @@ class Ledger:
 
     def start(self, name: str) -> None:
         """A worker has taken up a trial."""
-        record = self.records[name]
+        record = self.records.get(name) or self._tests[name]
         record.started_at = record.started_at or time.time()
         if record.status == "pending":
             record.status = "running"
-            self._open(record)
+            if record.phase != "test":
+                self._open(record)
 
     def record(self, name: str, metrics: EpochMetrics, busy_seconds: float) -> None:
         """A trial has told an epoch; one that it told before changes nothing."""
@@ -142,31 +184,49 @@ class Ledger:
         if record.history and metrics.epoch <= record.history[-1].epoch:
             return
         record.history.append(metrics)
-        self.studies[record.variant].report(record.number, record.history)
+        if record.phase == "explore":
+            self.studies[record.variant].report(record.number, record.history)
         self.tracking.log_epoch(name, metrics)
 
+    def record_test(self, name: str, score: FinalScore, busy_seconds: float) -> None:
+        """The test split has been read for a confirmed run."""
+        self._tests[name].busy_seconds += busy_seconds
+        self.records[_tested(name)].test = score
+
     def goes_on(self, name: str, metrics: EpochMetrics) -> bool:
-        """Whether a trial with this epoch, not its last, behind it trains on."""
+        """Whether a trial with this epoch, not its last, behind it trains on; confirmed runs always do."""
         record = self.records[name]
+        if record.phase == "confirm":
+            return True
         ahead = self._rungs[record.variant].goes_on(name, _share(metrics), metrics.validation_accuracy)
         # Its time to the target is known, and its area and tail are worth having.
         reached = time_to_target([*record.history, metrics], self.spec.targets[-1]) is not None
         return ahead or reached or not self.spec.early_stopping or self.spec.objective == "pareto"
 
     def end(self, name: str, *, failure: str | None = None) -> None:
-        """A trial has ended: it failed, diverged, ran to its end, or was stopped."""
-        record = self.records[name]
+        """A trial, confirmed run or test has ended: it failed, diverged, ran to its end, or was stopped."""
+        record = self.records.get(name) or self._tests[name]
         if record.ended:
             return
         self.start(name)
-        record.status = "failed" if failure is not None else self._how_it_ended(record)
-        self.studies[record.variant].tell(record.number, record.status, record.history, failure)
         record.ended_at = time.time()
+        if record.phase == "test":
+            record.status = "finished" if failure is None else "failed"
+            record = self.records[_tested(name)]
+        if failure is not None:
+            record.status = "failed"
+            if record.phase == "confirm":
+                (self._folder(record) / FAILURE).write_text(failure + "\n")
+        elif record.phase == "explore" or not record.ended:
+            record.status = self._how_it_ended(record)
+        if record.phase == "explore":
+            self.studies[record.variant].tell(record.number, record.status, record.history, failure)
         self._close(record)
 
     def busy_share(self, slots: int) -> float | None:
-        """Share of the slots' time, from the first start of a trial to the last end, spent inside train()."""
-        ran = [record for record in self.records.values() if record.started_at and record.ended_at]
+        """Share of the slots' time, from the first start of a trial to the last end, that workers were busy with it."""
+        known = [*self.records.values(), *self._tests.values()]
+        ran = [record for record in known if record.started_at and record.ended_at]
         if not ran:
             return None
         span = max(r.ended_at or 0 for r in ran) - min(r.started_at or 0 for r in ran)
@@ -182,21 +242,38 @@ class Ledger:
         variant = self.studies[record.variant].variant
         tags = {
             "variant": record.variant,
+            "phase": record.phase,
             "idea": variant.idea,
             "workload": self.spec.workload,
             **({"controls": variant.controls} if variant.controls else {}),
-            **self.studies[record.variant].tags(record.number),
+            **self._tags(record),
         }
         self.tracking.start_trial(record.name, parameters, tags)
 
     def _close(self, record: Record) -> None:
-        last = record.history[-1] if record.history else None
-        summary = speed_metrics(record.history, self.spec.targets) if record.history else {}
-        tags = self.studies[record.variant].tags(record.number)
-        self.tracking.end_trial(record.name, record.status, summary, last, tags)
+        if record.phase == "explore" or record.test or record.status != "finished":
+            last = record.history[-1] if record.history else None
+            summary = speed_metrics(record.history, self.spec.targets) if record.history else {}
+            if record.test:
+                summary |= {"test/accuracy": record.test.accuracy, "test/loss": record.test.loss}
+            self.tracking.end_trial(record.name, record.status, summary, last, self._tags(record))
         # Only after Optuna was told: whoever resumes finds the end there, or the checkpoint here.
-        for left in (self.folder / record.name).glob(f"{CHECKPOINT}*"):
+        for left in self._folder(record).glob(f"{CHECKPOINT}*"):
             left.unlink(missing_ok=True)
+
+    def _tags(self, record: Record) -> dict[str, str]:
+        if record.phase == "explore":
+            return self.studies[record.variant].tags(record.number)
+        failure = self._folder(record) / FAILURE
+        tags = {"confirms": " ".join(self.search.points_of(record)) or "an earlier best"}
+        return {**tags, "failure": failure.read_text().strip()} if record.status == "failed" else tags
+
+    def _folder(self, record: Record) -> Path:
+        return self.search.folder / record.folder_name
+
+
+def _tested(name: str) -> str:
+    return name.removesuffix("/test")
 
 
 def _share(metrics: EpochMetrics) -> float:

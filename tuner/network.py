@@ -72,6 +72,12 @@ class Network:
         if self.average:
             self.average.load_state_dict(state["average"])
 
+    def evaluated_state(self) -> dict[str, Tensor]:
+        """A copy, on the CPU, of the weights and buffers that the last evaluation used: the average's, where there is
+        one."""
+        model = self.average.module if self.average else self.model
+        return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
     def step(self, number: int, batch: Batch, images: Tensor, labels: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
         """The map of step ``number`` (from 0) and its batch; the loss before it and how many images were right."""
         set_knobs(self.optimizer, **knobs._asdict(), rescale=self.spec.optimizer.momentum.rescale)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # slow to import, and of use to notebooks alone
 Phase: TypeAlias = Literal["explore", "confirm", "test"]
 Point: TypeAlias = Literal["best", "default"]
 """What a confirmed run confirms: the settings of its variant's best trial, or the variant's default point."""
+POINTS: tuple[Point, ...] = ("best", "default")
 
 
 @dataclass(slots=True)
@@ -132,6 +133,10 @@ class Search:
         wanted = enumerate(self.wanted(variant, point))
         return {k: made[spec] for k, spec in wanted if spec in made}
 
+    def points_of(self, record: Record) -> list[Point]:
+        """What a confirmed run confirms: one point, both where they are the same, or none any more."""
+        return [point for point in POINTS if record.spec in self.wanted(record.variant, point)]
+
     def trials(self) -> pd.DataFrame:
         """A row a trial or confirmed run: its name, phase and end, its settings by dotted name, its final metrics."""
         import pandas as pd
@@ -139,12 +144,11 @@ class Search:
         return pd.DataFrame([self._row(record) for record in self.records.values()])
 
     def _row(self, record: Record) -> dict[str, Any]:
-        points = [p for p in ("best", "default") if record in self.confirmed(record.variant, p).values()]
         row: dict[str, Any] = {
             "name": record.name,
             "variant": record.variant,
             "phase": record.phase,
-            "confirms": " ".join(points) or None,
+            "confirms": " ".join(self.points_of(record)) if record.phase == "confirm" else None,
             "arm": record.arm,
             "status": record.status,
             "seed": record.spec.seed,

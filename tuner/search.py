@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tuner.command_line import how_to_go_on, parse
 from tuner.console import only_display
 from tuner.errors import InvalidInput
 from tuner.plan import BAD_INPUT, INTERRUPTED, OK, SearchResult, SearchSpec
+from tuner.provenance import hardware, versions
 
 SLOW_IMPORTS = ("mlflow.tracking", "scipy.stats", "matplotlib.figure")
 """Not of Ray: its own modules are being imported by the main thread at that time."""
@@ -74,7 +76,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
             run_folder.check_same(folder, content)
             from tuner import session
 
-            ledger = session.open_ledger(spec, search_id, variants, data.note, folder)
+            ledger = session.open_ledger(spec, search_id, variants, folder)
             if ledger.is_complete():
                 return session.conclude(ledger, console)
         try:
@@ -83,11 +85,11 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
 
             if search_id is None:
                 session.check_storage(spec)
-                search_id = run_folder.new_id()
-                run_folder.save(folder, spec, search_id, content)
-                ledger = session.open_ledger(spec, search_id, variants, data.note, folder)
-            else:
-                run_folder.save(folder, spec, search_id, content)
+            known_id = search_id or run_folder.new_id()
+            program = run_folder.Program(time.time(), None, versions(), hardware(), resources.slots)
+            run_folder.save(folder, spec, known_id, content, splits=data.note, program=program)
+            if search_id is None:
+                ledger = session.open_ledger(spec, known_id, variants, folder)
             return session.train(ledger, resources, console)
         except KeyboardInterrupt:
             if (folder / run_folder.SPEC_FILE).exists():

@@ -11,9 +11,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher, SearchGenerator
 
-from tuner.ledger import Ledger, Record
+from tuner.ledger import Ledger
+from tuner.results import Record
 from tuner.settings import from_dict
 from tuner.spec import EpochMetrics
+from tuner.trial_folder import FinalScore
 
 
 class LedgerSearcher(Searcher):
@@ -28,15 +30,16 @@ class LedgerSearcher(Searcher):
         self.suggested: Record | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
-        if sum(not record.ended for record in self.ledger.records.values()) >= self.max_live:
+        if self.ledger.num_live >= self.max_live:
             return None
         self.suggested = self.ledger.next_trial()
         if self.suggested is None:
-            return Searcher.FINISHED
+            return Searcher.FINISHED if self.ledger.all_planned else None
         return {
             "trial": self.suggested.name,
+            "phase": self.suggested.phase,
             "spec": dataclasses.asdict(self.suggested.spec),
-            "folder": str(self.ledger.folder / self.suggested.name),
+            "folder": str(self.ledger.search.folder / self.suggested.folder_name),
             "threads": self.threads,
         }
 
@@ -79,6 +82,8 @@ class RungScheduler(FIFOScheduler):
         self.ledger = ledger
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if trial.config["phase"] == "test":
+            return str(TrialScheduler.CONTINUE)
         goes_on = self.ledger.goes_on(trial.config["trial"], _metrics(trial, result))
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
@@ -95,10 +100,13 @@ class LedgerCallback(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
+        name = trial.config["trial"]
         if "failure" in result:
-            self.ledger.end(trial.config["trial"], failure=result["failure"])
-            return
-        self.ledger.record(trial.config["trial"], from_dict(EpochMetrics, result["metrics"]), result["busy_seconds"])
+            self.ledger.end(name, failure=result["failure"])
+        elif "test" in result:
+            self.ledger.record_test(name, from_dict(FinalScore, result["test"]), result["busy_seconds"])
+        else:
+            self.ledger.record(name, from_dict(EpochMetrics, result["metrics"]), result["busy_seconds"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.ledger.end(trial.config["trial"])

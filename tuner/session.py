@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import getpass
 import os
-import platform
 import signal
-import subprocess
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -25,7 +23,9 @@ from tuner.errors import InvalidInput, masked
 from tuner.leaderboard import as_table, best_settings, rows, write_files
 from tuner.ledger import Ledger
 from tuner.plan import CHANGEABLE_ON_RESUME, DEFAULT_TRACKING_URI, SearchResult, SearchSpec, seconds
-from tuner.run_folder import LOG
+from tuner.provenance import commit, hardware, versions
+from tuner.results import Search
+from tuner.run_folder import LOG, note_end, programs_of, splits_of
 from tuner.settings import flatten
 from tuner.study import open_storage, open_studies, study_name
 from tuner.tracking import Tracking
@@ -44,8 +44,9 @@ def check_storage(spec: SearchSpec) -> None:
             raise InvalidInput(f"--name {spec.name}: {masked(spec.storage)} already holds a search of this name")
 
 
-def open_ledger(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], splits: str, folder: Path) -> Ledger:
+def open_ledger(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], folder: Path) -> Ledger:
     """The search's trials, from its studies and folders; makes them where there are none."""
+    splits = splits_of(folder)
     tracking = Tracking(
         uri=_with_login_apart(spec.tracking_uri or DEFAULT_TRACKING_URI),
         experiment=spec.experiment,
@@ -60,7 +61,9 @@ def open_ledger(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...],
     )
     storage = open_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
     studies = open_studies(spec, variants, storage, search=folder.name)
-    return Ledger(spec, variants, studies, tracking, folder, splits)
+    by_variant = {name: study.study for name, study in studies.items()}
+    search = Search(spec, search_id, variants, folder, by_variant, programs_of(folder), splits)
+    return Ledger(search, studies, tracking)
 
 
 def train(ledger: Ledger, resources: Resources, console: Console) -> SearchResult:
@@ -70,7 +73,9 @@ def train(ledger: Ledger, resources: Resources, console: Console) -> SearchResul
         with _sigterm_as_ctrl_c(), Display(console, ledger) as display:
             tune_all(ledger, resources, deadline, [display])
     except KeyboardInterrupt:
+        note_end(ledger.search.folder, time.time())
         return conclude(ledger, console, resources=resources, interrupted=True)
+    note_end(ledger.search.folder, time.time())
     return conclude(ledger, console, resources=resources, cut_off=deadline.passed)
 
 
@@ -83,12 +88,11 @@ def conclude(
     cut_off: bool = False,
 ) -> SearchResult:
     """Writes the files, tells MLflow the end and prints the table."""
-    spec, folder = ledger.spec, ledger.folder
+    search, spec, folder = ledger.search, ledger.spec, ledger.search.folder
     unfinished = interrupted or cut_off
-    if not unfinished:
-        ledger.list_all()
-    table_rows = rows(ledger)
-    paths = write_files(ledger, table_rows)
+    search.programs = programs_of(folder)
+    table_rows = rows(search)
+    paths = write_files(search, table_rows)
     # Of a cluster that grows and shrinks nobody knows the slots.
     share = ledger.busy_share(resources.slots) if resources and spec.address is None else None
     in_mlflow = ledger.tracking.finish(
@@ -97,15 +101,15 @@ def conclude(
         paths,
         timeout=INTERRUPTED_FLUSH_SECONDS if interrupted else FLUSH_SECONDS,
     )
-    console.print(as_table(ledger, table_rows))
+    console.print(as_table(search, table_rows))
     best = table_rows[0].best
     lines = [f"Best: {best.name}, {spec.objective}" if best else "No trial finished."]
     if best:
-        for name, value in best_settings(table_rows[0], ledger.variants).items():
+        for name, value in best_settings(table_rows[0], search.variants).items():
             lines.append(f"  {name} = {value:.4g}" if isinstance(value, float) else f"  {name} = {value}")
     if share:
         lines.append(f"{share:.0%} of the workers' time was spent training.")
-    lines += [f"Data: {spec.workload}; {ledger.splits}.", f"Files: {folder}", f"MLflow: {_browse(spec.tracking_uri)}"]
+    lines += [f"Data: {spec.workload}; {search.splits}.", f"Files: {folder}", f"MLflow: {_browse(spec.tracking_uri)}"]
     if unfinished or not in_mlflow:
         why = "Stopped." if unfinished else f"MLflow has not taken everything yet, see {folder / LOG}."
         lines.append(f"{why} {how_to_go_on(spec)}")
@@ -148,24 +152,13 @@ def _browse(uri: str | None) -> str:
 
 def _provenance(search: str) -> dict[str, str]:
     """Tags that every run of a search carries: who, what code, which versions, on what."""
-    tags = {
+    source = commit()
+    return {
         "tuner.search": search,
         "mlflow.user": getpass.getuser(),
         "mlflow.source.name": PROGRAM,
         "mlflow.source.type": "LOCAL",
-        "hardware": f"{platform.machine()}, {platform.processor() or platform.system()}",
-        "version.python": platform.python_version(),
+        "hardware": hardware(),
+        **{f"version.{package}": number for package, number in versions().items()},
+        **({"mlflow.source.git.commit": source} if source else {}),
     }
-    for package in ("torch", "torchvision", "ray", "optuna", "mlflow", "sgd-tuner"):
-        with suppress(PackageNotFoundError):
-            tags[f"version.{package}"] = version(package)
-    with suppress(OSError):  # no git
-        # Of this code's own repository, not of one that happens to lie around an installed copy.
-        git = ["git", "-C", str(Path(__file__).parent)]
-        tracked = subprocess.run(
-            [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=False
-        )
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        if tracked.returncode == commit.returncode == 0:
-            tags["mlflow.source.git.commit"] = commit.stdout.strip()
-    return tags

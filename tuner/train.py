@@ -26,6 +26,7 @@ from torch import Tensor
 from tuner.convergence import is_over
 from tuner.damping import damping_ratio
 from tuner.errors import InvalidInput
+from tuner.final_weights import save_weights
 from tuner.knobs import Knobs, knobs_at, switch_step
 from tuner.network import NORM_BATCHES, Network
 from tuner.order import Batch, Replay, last_iterate, legs, shuffled_batches
@@ -39,13 +40,18 @@ CUDA_CHECK_INTERVAL = 16
 
 
 def train(
-    spec: TrialSpec, *, checkpoint: Path | None = None, device: torch.device | None = None
+    spec: TrialSpec,
+    *,
+    checkpoint: Path | None = None,
+    weights: Path | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[EpochMetrics]:
     """Yields the metrics of each evaluation, up to the budget, a divergence, or the highest target if asked.
 
     With ``checkpoint``, everything needed to continue is written there before an epoch is yielded; where the file
     exists already, its epochs are yielded again and the training goes on after them.  A file that cannot be read is
-    taken as absent: the numbers come out the same.  Seeds torch's global generators.
+    taken as absent: the numbers come out the same.  With ``weights``, the final weights are written there before the
+    last metrics are yielded, unless the training diverged.  Seeds torch's global generators.
 
     Raises :class:`InvalidInput` for a workload that cannot be loaded and for a checkpoint of another spec.
     """
@@ -55,6 +61,8 @@ def train(
     yield from training.history
     while not is_over(spec, training.history):
         metrics = training.run_leg()
+        if weights and is_over(spec, training.history) and not metrics.diverged:
+            save_weights(training.network, weights)
         if checkpoint:
             training.save(checkpoint)
         yield metrics

@@ -44,8 +44,8 @@ def confirmed_name(variant: str, number: int) -> str:
 
 
 def folder_name(name: str) -> str:
-    """Name of the folder of a trial or confirmed run."""
-    return name.replace("/", ".")
+    """Name of the folder of a trial or confirmed run; a test is in its confirmed run's."""
+    return name.removesuffix("/test").replace("/", ".")
 
 
 def write_spec(folder: Path, spec: TrialSpec) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from ray import tune
 from ray.tune import Callback, Stopper
@@ -44,8 +45,8 @@ def tune_all(ledger: Ledger, resources: Resources, deadline: Deadline, callbacks
     limit = min(ledger.spec.max_concurrent or math.inf, resources.slots + 1)
     tune.run(
         TrialActor,
-        name=ledger.folder.name,
-        storage_path=str(ledger.folder.parent),
+        name=ledger.search.folder.name,
+        storage_path=str(ledger.search.folder.parent),
         resources_per_trial={"cpu": resources.cpus, "gpu": resources.gpus},
         num_samples=-1,
         search_alg=LedgerGenerator(LedgerSearcher(ledger, threads=resources.threads, max_live=int(limit))),
@@ -56,10 +57,14 @@ def tune_all(ledger: Ledger, resources: Resources, deadline: Deadline, callbacks
         reuse_actors=True,
         verbose=0,
         trial_name_creator=_name,
-        trial_dirname_creator=_name,
+        trial_dirname_creator=_dirname,
         callbacks=[LedgerCallback(ledger), *callbacks],
     )
 
 
 def _name(trial: tune.experiment.Trial) -> str:
     return str(trial.config["trial"])
+
+
+def _dirname(trial: tune.experiment.Trial) -> str:
+    return Path(trial.config["folder"]).name

@@ -37,6 +37,9 @@ class Images(Protocol):
     def sizes(self) -> Mapping[str, int]:
         """Split -> number of images."""
 
+    sealed: bool
+    """Whether the test split is refused."""
+
     @property
     def splits_note(self) -> str:
         """One sentence on how the splits were made."""
@@ -60,11 +63,14 @@ class Images(Protocol):
         """
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole split without augmentation, the last batch short."""
+        """The whole split without augmentation, the last batch short.
+
+        Raises :class:`SealedSplit` for the test split of sealed data.
+        """
 
 
-def load_data(spec: WorkloadSpec, device: torch.device) -> Images:
-    """The workload's data, ready for the device.
+def load_data(spec: WorkloadSpec, device: torch.device, *, sealed: bool = True) -> Images:
+    """The workload's data, ready for the device; the test split can be had only where ``sealed`` is False.
 
     Raises :class:`InvalidInput` for an unknown name, for data that is not there or cannot be read, and for a batch
     larger than the training split.
@@ -72,6 +78,7 @@ def load_data(spec: WorkloadSpec, device: torch.device) -> Images:
     if spec.data not in DATA:
         raise unknown("data", spec.data, DATA)
     data = DATA[spec.data](spec, device)
+    data.sealed = sealed
     for split, size in data.sizes.items():
         if size == 0:
             raise InvalidInput(f"{spec.data} has no image left in its {split} split")

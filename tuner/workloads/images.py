@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tuner.order import Batch
 from tuner.workloads.augmentation import Augmentation, apply, draw
-from tuner.workloads.splits import Labels, Splits
+from tuner.workloads.splits import Labels, Splits, refuse_sealed
 
 EVALUATION_BATCH = 256
 """Images a forward pass in evaluation, at least: a small training batch would waste a GPU."""
@@ -46,6 +46,7 @@ class ResidentImages:
 
         On the CPU the pixels are not copied, so processes that map one file share its memory.
         """
+        self.sealed = True
         self.num_classes = num_classes
         self.image_size = pixels.shape[1]
         self.channels = pixels.shape[3]
@@ -79,6 +80,7 @@ class ResidentImages:
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole split as it is, in order, the last batch short."""
+        refuse_sealed(split, self.sealed)
         for positions in torch.split(self._positions[split], self._evaluation_batch):
             yield normalize(self._pixels[positions], self._mean, self._deviation), self._labels[positions]
 

@@ -41,3 +41,13 @@ def split_off(positions: Positions, labels: Labels, fraction: float) -> tuple[Po
 def where(mask: NDArray[Any]) -> Positions:
     """The positions at which the mask is true."""
     return np.flatnonzero(mask).astype(np.int64)
+
+
+class SealedSplit(RuntimeError):
+    """The test split was asked for before its time: a fault of the program, not of its input."""
+
+
+def refuse_sealed(split: str, sealed: bool) -> None:
+    """Raises :class:`SealedSplit` for the test split while it is sealed."""
+    if sealed and split == "test":
+        raise SealedSplit("the test split is read once, by confirmed runs that have ended")

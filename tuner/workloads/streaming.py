@@ -21,7 +21,7 @@ from tuner.workloads.cropping import read_square
 from tuner.workloads.decoding import READ_ERRORS, THREADS, corrupt
 from tuner.workloads.folders import Listing
 from tuner.workloads.images import EVALUATION_BATCH, channel_statistics, normalize
-from tuner.workloads.splits import Splits
+from tuner.workloads.splits import Splits, refuse_sealed
 
 STREAMED_SIDE = 224
 """Side of the images that a model sees, where the files are not smaller; ImageNet's usual one."""
@@ -83,6 +83,7 @@ class StreamedImages:
         num_skipped: int = 0,
     ) -> None:
         """``splits`` has no position that is known to be unreadable; ``num_skipped`` says how many were taken out."""
+        self.sealed = True
         self.num_classes = len(listing.classes)
         self.channels = 3
         self.image_size = side
@@ -119,6 +120,7 @@ class StreamedImages:
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The centers of the whole split, in order, the last batch short; unreadable images are left out or raise."""
+        refuse_sealed(split, self.sealed)
         parts = torch.split(torch.arange(self.sizes[split]), self._evaluation_batch)
         return self._deliver(self._evaluation, [Request(split, part.numpy(), None, False) for part in parts])
 

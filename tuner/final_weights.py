@@ -1,0 +1,67 @@
+"""The final weights of a confirmed run, and the one place where the test split is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner.errors import InvalidInput
+from tuner.network import Network
+from tuner.settings import digest, with_settings
+from tuner.spec import TrialSpec
+from tuner.workloads.data import load_data
+
+FORMAT = 1
+
+
+def save_weights(network: Network, path: Path) -> None:
+    """Writes the weights and buffers that evaluation uses, on the CPU, whole or not at all; with the spec's digest and
+    that of the images and their splits."""
+    content = {
+        "format": FORMAT,
+        "spec": digest(network.spec),
+        "data": network.data.digest,
+        "model": network.evaluated_state(),
+    }
+    draft = path.with_name(f"{path.name}.new{os.getpid()}")
+    torch.save(content, draft)
+    draft.replace(path)
+
+
+def load_weights(path: Path, spec: TrialSpec) -> dict[str, Any]:
+    """What :func:`save_weights` wrote: ``model`` and ``data``.
+
+    Raises :class:`InvalidInput` for weights that are not there or of another training.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InvalidInput(f"{path} is not there") from None
+    if content.get("format") != FORMAT or content.get("spec") != digest(spec):
+        raise InvalidInput(f"{path} has the weights of another training")
+    return content
+
+
+def score_on_test(spec: TrialSpec, path: Path, device: torch.device | None = None) -> tuple[float, float, str]:
+    """Loss and accuracy of final weights on the test split, and the digest of the data.
+
+    Raises :class:`InvalidInput` where the data is not what the weights were trained on.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    content = load_weights(path, spec)
+    data = load_data(spec.workload, device, sealed=False)
+    if data.digest != content["data"]:
+        raise InvalidInput(f"{path}: the data is not what these weights were trained on")
+    # The weights are those of the average already, where there is one.
+    network = Network(
+        dataclasses.replace(spec, optimizer=with_settings(spec.optimizer, {"average.decay": 0.0})),
+        data,
+        device,
+        num_steps=1,
+    )
+    network.model.load_state_dict(content["model"])
+    return *network.evaluate("test"), data.digest

@@ -1,0 +1,119 @@
+"""A report as one HTML file that needs nothing else, and as Markdown.
+
+Text is text: whatever a variant's name or idea holds is escaped.  Only where it names an arXiv number, a DOI or a
+repository on GitHub does it become a link, to there.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+
+import jinja2
+import matplotlib
+from markupsafe import Markup, escape
+
+from tuner.report.document import Picture, Report, Table
+
+SITES = {"arxiv": "https://arxiv.org/abs/", "doi": "https://doi.org/", "github": "https://github.com/"}
+SOURCE = re.compile(
+    r"arXiv[: ](?P<arxiv>\d{4}\.\d{4,5})"
+    r"|(?:doi[: ] ?|https://doi\.org/)(?P<doi>10\.\d{4,9}/[-.()/:\w]*\w)"
+    r"|(?:https://)?\bgithub\.com/(?P<github>[\w.-]+/[\w.-]*\w)",
+    re.IGNORECASE,
+)
+NUMBER = re.compile(r"[-+<>]?[\d.,]+(e[-+]?\d+)?[%×]?|–?")
+"""What stands in a column that is set flush right."""
+
+
+def as_html(report: Report) -> str:
+    """The report as a page: pictures and style in it, no script, nothing loaded from anywhere."""
+    return _template().render(report=report)
+
+
+def as_markdown(report: Report, pictures: str = "report") -> str:
+    """The same as Markdown; the pictures are PNG files in the folder ``pictures``, relative to where the text stands."""
+    parts = [f"# {_plain(report.title)}"]
+    for section in report.sections:
+        parts += [f"## {_plain(section.title)}", *map(_plain, section.sentences)]
+        parts += [f"![{_plain(p.title)}]({pictures}/{p.name}.png)" for p in section.pictures]
+        for table in section.tables:
+            parts += [
+                f"**{_plain(table.title)}**",
+                _markdown_table(table),
+                *([_plain(table.note)] if table.note else []),
+            ]
+    return "\n\n".join(parts) + "\n"
+
+
+def svg(picture: Picture) -> bytes:
+    """The picture as SVG, the same bytes for the same picture: neither date nor random names."""
+    drawn = io.BytesIO()
+    # Texts as outlines: they look the same wherever the page is opened.
+    with matplotlib.rc_context({"svg.hashsalt": picture.name, "svg.fonttype": "path"}):
+        picture.figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    return drawn.getvalue()
+
+
+def png(picture: Picture) -> bytes:
+    """The picture as PNG, the same bytes for the same picture."""
+    drawn = io.BytesIO()
+    picture.figure.savefig(drawn, format="png", dpi=160, metadata={"Software": None})
+    return drawn.getvalue()
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"linked": _linked, "address": _address, "flush_right": _flush_right}
+    return environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+
+
+def _address(picture: Picture) -> str:
+    # Not inline: names within one SVG would be seen by the others.
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg(picture)).decode()}"
+
+
+def _flush_right(table: Table) -> list[bool]:
+    """For each column, whether it holds bare numbers."""
+    return [all(NUMBER.fullmatch(cell) for cell in column) for column in zip(*table.rows, strict=True)]
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
+    """The text in pieces, with the addresses of those that name a source."""
+    end = 0
+    for match in SOURCE.finditer(text):
+        yield text[end : match.start()], None
+        assert match.lastgroup is not None
+        yield match[0], SITES[match.lastgroup] + match[match.lastgroup]
+        end = match.end()
+    yield text[end:], None
+
+
+def _linked(text: str) -> Markup:
+    link = Markup('<a href="{}">{}</a>')
+    return Markup("").join(link.format(url, piece) if url else escape(piece) for piece, url in _pieces(text))
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, but for its links."""
+    return "".join(f"[{_inert(piece)}]({url})" if url else _inert(piece) for piece, url in _pieces(text))
+
+
+def _inert(text: str) -> str:
+    # An interval's brackets stay readable as plain text: they make a link only where a round one follows at once.
+    text = html.escape(re.sub(r"\s+", " ", text), quote=False)
+    return re.sub(r"[\\`*|~]|(?<=\])[(\[:]|(?<!\w)_|_(?!\w)|^[#+=-]", r"\\\g<0>", text)
+
+
+def _markdown_table(table: Table) -> str:
+    rules = ["---:" if right else "---" for right in _flush_right(table)] or ["---"] * len(table.columns)
+    lines = [[_plain(cell) for cell in line] for line in (table.columns, *table.rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rules, *lines[1:]))
