@@ -50,7 +50,7 @@ def register_random_images(num_images: int) -> None:
             pixels,
             labels,
             splits,
-            num_classes=10,
+            classes=tuple("0123456789"),
             splits_note="random",
             digest="random",
             augmentation=Augmentation(padding=4, flip=True),

@@ -17,6 +17,7 @@ from search_spaces import Variant
 from tests.command import search
 from tuner.ledger import Ledger
 from tuner.plan import SearchSpec
+from tuner.results import Search
 from tuner.spec import EpochMetrics
 from tuner.study import open_storage, open_studies
 from tuner.tracking import Tracking
@@ -126,13 +127,15 @@ def open_ledger(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Callable[.
     """Opens the search "s" as a program that starts does; opened again, it is the same search."""
 
     def open_it(variants: list[Variant], **changes: Any) -> Ledger:
-        spec = SearchSpec(**{"name": "s", "variants": tuple(variant.name for variant in variants), **changes})
+        names = tuple(variant.name for variant in variants)
+        spec = SearchSpec(**{"name": "s", "variants": names, "confirm_seeds": 0, **changes})
         storage = open_storage(storage_url)
         studies = open_studies(spec, variants, storage, search="s")
         tracking = Tracking(
             uri=mlflow_uri, experiment="e", search="s", search_id="id", parameters={"seed": spec.seed}, tags={}
         )
-        return Ledger(spec, variants, studies, tracking, tmp_path / "s", splits="")
+        by_variant = {name: study.study for name, study in studies.items()}
+        return Ledger(Search(spec, "id", tuple(variants), tmp_path / "s", by_variant), studies, tracking)
 
     return open_it
 

@@ -78,7 +78,7 @@ def test_classes_are_the_sorted_folder_names(root: Path) -> None:
 
 
 def test_pixels_and_labels_belong_together(root: Path) -> None:
-    data = load_data(spec_of(root, augment=False), CPU)
+    data = load_data(spec_of(root, augment=False), CPU, sealed=False)
     assert isinstance(data, ResidentImages)
     assert (data.num_classes, data.channels, data.image_size) == (2, 3, 8)
     listing = folders.scan(str(root))
@@ -336,7 +336,7 @@ def test_the_real_cifar10_as_jpeg() -> None:
     assert CIFAR10_JPEG is not None
     spec = spec_of(Path(CIFAR10_JPEG), augment=False)
     assert "left out" not in prepare(spec).note
-    data = load_data(spec, CPU)
+    data = load_data(spec, CPU, sealed=False)
     assert isinstance(data, ResidentImages)
     assert data.sizes == {"train": 45_000, "test": 10_000, "validation": 5_000}
     assert (data.num_classes, data.channels, data.image_size) == (10, 3, 32)

@@ -6,6 +6,7 @@ No training here: the worker of these tests writes a trial's epochs as :mod:`tun
 from __future__ import annotations
 
 import os
+import random
 import sys
 import threading
 import traceback
@@ -22,10 +23,22 @@ from mlflow.tracking import MlflowClient
 
 from search_spaces import Variant
 from tuner import tracking as tracking_module
-from tuner.ledger import Ledger, Record
+from tuner.ledger import Ledger
+from tuner.results import Record
+from tuner.settings import to_json
 from tuner.spec import EpochMetrics
 from tuner.tracking import PARENT, TRIAL_TAG
-from tuner.trial_folder import CHECKPOINT, append_epoch, read_epochs
+from tuner.trial_folder import (
+    CHECKPOINT,
+    TEST,
+    WEIGHTS,
+    FinalScore,
+    append_epoch,
+    read_epochs,
+    read_test,
+    write_spec,
+    write_test,
+)
 
 Open = Callable[..., Ledger]
 Toy = Callable[..., Variant]
@@ -52,13 +65,22 @@ def work(epoch: Epoch) -> Work:
                     live.remove(trial)
 
     def train(ledger: Ledger, record: Record) -> Iterator[None]:
-        folder = ledger.folder / record.name
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = folder / CHECKPOINT
+        folder = ledger.search.folder / record.folder_name
         ledger.start(record.name)
+        if record.phase == "test":
+            assert (folder / WEIGHTS).read_text() == to_json(record.spec)
+            score = read_test(folder) or FinalScore(0.5, 0.9, "data")
+            write_test(folder, score)
+            ledger.record_test(record.name, score, 0.1)
+            ledger.end(record.name)
+            return
+        write_spec(folder, record.spec)
+        checkpoint = folder / CHECKPOINT
         height = 0.3 + 0.6 * (record.spec.optimizer.lr.peak**0.3) * (1 - 0.3 * record.spec.optimizer.momentum.value)
         for number in range(1, EPOCHS + 1):
             diverges = record.number == 2 and number == 5
+            if number == EPOCHS and record.phase == "confirm":
+                (folder / WEIGHTS).write_text(to_json(record.spec))
             metrics = epoch(number, height * (1 - 0.5**number), budget=10 * EPOCHS, diverged=diverges)
             draft = checkpoint.with_name("draft")
             draft.write_text(str(max(number, int(checkpoint.read_text()) if checkpoint.exists() else 0)))
@@ -75,8 +97,8 @@ def work(epoch: Epoch) -> Work:
     return run
 
 
-def assert_whole(ledger: Ledger, uri: str, num_trials: int) -> None:
-    """Exactly the planned trials, all ended, and the same in the ledger, Optuna, MLflow and on disk."""
+def assert_whole(ledger: Ledger, uri: str, num_trials: int, num_confirmed: int = 0) -> None:
+    """Exactly the planned trials and confirmed runs, all ended, the same in the ledger, Optuna, MLflow and on disk."""
     statuses: dict[str, str] = {}
     for name, study in ledger.studies.items():
         trials = study.study.get_trials()
@@ -85,6 +107,9 @@ def assert_whole(ledger: Ledger, uri: str, num_trials: int) -> None:
         assert arms == Counter(random=(num_trials + 1) // 2, model=num_trials // 2)
         assert all(trial.state.is_finished() for trial in trials)
         statuses |= {f"{name}-{trial.number:02d}": trial.user_attrs["status"] for trial in trials}
+    for name in ledger.studies:
+        for number in range(1, num_confirmed + 1):
+            statuses[f"{name}/confirm-{number}"] = "diverged" if number == 2 else "finished"
     assert {record.name: record.status for record in ledger.records.values()} == statuses
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("e")
@@ -95,16 +120,24 @@ def assert_whole(ledger: Ledger, uri: str, num_trials: int) -> None:
         name = run.data.tags[TRIAL_TAG]
         if name == PARENT:
             continue
-        history = ledger.records[name].history
-        assert history == read_epochs(ledger.folder / name)
+        history, folder = ledger.records[name].history, ledger.search.folder / ledger.records[name].folder_name
+        assert history == read_epochs(folder)
+        if "/confirm-" in name:
+            finished = statuses[name] == "finished"
+            assert run.data.tags["phase"] == "confirm" and run.data.tags["confirms"]
+            assert (folder / TEST).exists() == (folder / WEIGHTS).exists() == ("test/accuracy" in run.data.metrics)
+            assert (folder / TEST).exists() == finished
+            if finished:
+                assert len(client.get_metric_history(run.info.run_id, "test/accuracy")) == 1
+        else:
+            assert run.data.tags["phase"] == "explore" and run.data.tags["arm"] in ("random", "model")
         assert history[-1].epoch == len(history)
         assert run.data.tags["status"] == statuses[name] and run.info.status == "FINISHED"
-        assert run.data.tags["arm"] in ("random", "model")
         for key in ("train/loss", "speed/images_per_second"):
             steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
             assert steps == list(range(1, len(history) + 1)), f"{name}: {key}"
         assert len(client.get_metric_history(run.info.run_id, "speed/auc")) == 1
-        assert not (ledger.folder / name / CHECKPOINT).exists()
+        assert not (folder / CHECKPOINT).exists()
 
 
 def in_a_program_of_its_own(task: Callable[[], None]) -> int:
@@ -154,7 +187,6 @@ def test_every_variant_has_its_trials_in_turn(open_ledger: Open, toy: Toy, work:
     assert_whole(ledger, mlflow_uri, 4)
     again = open_ledger([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
     assert again.is_complete()
-    again.list_all()
     assert again.tracking.finish("finished", {}, [], timeout=60)
     assert_whole(again, mlflow_uri, 4)
     for name, record in ledger.records.items():
@@ -219,7 +251,6 @@ def test_what_optuna_has_and_mlflow_has_not_is_written_by_the_next_program(
     assert in_a_program_of_its_own(program) == 0
     ledger = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
     assert ledger.is_complete()
-    ledger.list_all()
     assert ledger.tracking.finish("finished", {}, [], timeout=60)
     assert_whole(ledger, mlflow_uri, 3)
 
@@ -318,10 +349,10 @@ def test_a_trial_that_was_let_through_is_let_through_by_the_next_program(
     early, late = first.next_trial(), first.next_trial()
     assert early is not None and late is not None
     for record, accuracy in [(early, 0.2), (late, 0.8)]:
-        (first.folder / record.name).mkdir(parents=True)
+        (first.search.folder / record.name).mkdir(parents=True)
         first.start(record.name)
         for number in (1, 2, 3, 4):
-            append_epoch(first.folder / record.name, epoch(number, accuracy))
+            append_epoch(first.search.folder / record.name, epoch(number, accuracy))
             if number < 4 or record is early:
                 assert first.goes_on(record.name, epoch(number, accuracy))
                 first.record(record.name, epoch(number, accuracy), 0.1)
@@ -364,3 +395,121 @@ def test_rungs_stand_at_shares_of_gradient_evaluations(open_ledger: Open, toy: T
     good, bad = (record.name for record in (ledger.next_trial(), ledger.next_trial()) if record)
     assert ledger.goes_on(good, epoch(1, 0.8, gradient_evaluations=40, steps=10))
     assert not ledger.goes_on(bad, epoch(1, 0.1, gradient_evaluations=40, steps=10))
+
+
+CONFIRMED = 3 + 2
+
+
+def test_the_best_settings_and_the_default_point_are_confirmed_by_the_same_fresh_seeds_and_then_tested(
+    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str
+) -> None:
+    ledger = open_ledger([toy("one"), toy("two")], trials=4, epochs=EPOCHS, confirm_seeds=3)
+    assert ledger.num_planned == 2 * (4 + CONFIRMED)
+    work(ledger)
+    assert ledger.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(ledger, mlflow_uri, 4, CONFIRMED)
+    search = ledger.search
+    trial_seeds = {record.spec.seed for record in search.records.values() if record.phase == "explore"}
+    for variant in search.variants:
+        best = search.best(variant.name)
+        assert best is not None and best.status == "finished"
+        tuned, default = search.confirmed(variant.name), search.confirmed(variant.name, "default")
+        assert [run.name for run in tuned.values()] == [f"{variant.name}/confirm-{number}" for number in (1, 2, 3)]
+        assert [run.name for run in default.values()] == [f"{variant.name}/confirm-{number}" for number in (4, 5)]
+        assert {run.spec.optimizer for run in tuned.values()} == {best.spec.optimizer}
+        assert {run.spec.optimizer.lr.peak for run in default.values()} == {0.1}
+        seeds = [run.spec.seed for run in tuned.values()]
+        assert len(set(seeds)) == 3 and not trial_seeds & set(seeds), "fresh"
+        assert seeds == [run.spec.seed for run in search.confirmed("one").values()], "one and two are paired"
+        assert seeds[:2] == [run.spec.seed for run in default.values()]
+
+
+def test_the_test_split_waits_for_the_last_training(open_ledger: Open, toy: Toy, epoch: Epoch) -> None:
+    ledger = open_ledger([toy("one")], trials=1, epochs=1, confirm_seeds=1)
+    given: list[str] = []
+    for _ in range(3):
+        record = ledger.next_trial()
+        if record is None:
+            assert not ledger.all_planned and given == ["one-00"], "its best is not known yet"
+            ledger.record("one-00", epoch(1, 0.9), 0.1)
+            ledger.end("one-00")
+            record = ledger.next_trial()
+        assert record is not None
+        given.append(record.name)
+    assert given == ["one-00", "one/confirm-1", "one/confirm-2"]
+    for name in given[1:]:
+        assert ledger.next_trial() is None and not ledger.all_planned
+        assert ledger.goes_on(name, epoch(1, 0.0)), "a confirmed run is never stopped"
+        ledger.record(name, epoch(1, 0.9), 0.1)
+        ledger.end(name)
+    tests = [ledger.next_trial(), ledger.next_trial()]
+    assert [test.name for test in tests if test] == ["one/confirm-1/test", "one/confirm-2/test"]
+    assert ledger.next_trial() is None and ledger.all_planned
+    assert not ledger.is_complete()
+    ledger.tracking.finish("interrupted", {}, [], timeout=60)
+
+
+def test_a_confirmed_run_whose_worker_dies_is_failed_and_stays_so(
+    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, epoch: Epoch
+) -> None:
+    ledger = open_ledger([toy("one")], trials=1, epochs=1, confirm_seeds=1)
+    for name in ("one-00", "one/confirm-1"):
+        record = ledger.next_trial()
+        assert record is not None and record.name == name
+        ledger.start(name)
+        if record.phase == "explore":
+            write_spec(ledger.search.folder / name, record.spec)
+            append_epoch(ledger.search.folder / name, epoch(1, 0.9))
+            ledger.record(name, epoch(1, 0.9), 0.1)
+        ledger.end(name, failure="the worker died" if record.phase == "confirm" else None)
+    ledger.tracking.finish("interrupted", {}, [], timeout=60)
+    again = open_ledger([toy("one")], trials=1, epochs=1, confirm_seeds=1)
+    assert again.records["one/confirm-1"].status == "failed"
+    work(again)
+    assert again.records["one/confirm-1"].status == "failed"
+    assert again.tracking.finish("finished", {}, [], timeout=60)
+    assert open_ledger([toy("one")], trials=1, epochs=1, confirm_seeds=1).is_complete()
+    client = MlflowClient(mlflow_uri)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    tags = {run.data.tags[TRIAL_TAG]: run.data.tags for run in runs}
+    assert tags["one/confirm-1"]["failure"] == "the worker died"
+
+
+def test_more_trials_may_find_another_best_which_is_confirmed_beside_the_earlier_one(
+    open_ledger: Open, toy: Toy, work: Work
+) -> None:
+    few = open_ledger([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=3, objective="accuracy")
+    work(few)
+    few.tracking.finish("finished", {}, [], timeout=60)
+    earlier = {run.name: run.history for run in few.search.confirmed("one").values()}
+    many = open_ledger([toy("one")], trials=9, epochs=EPOCHS, confirm_seeds=3, objective="accuracy")
+    assert not many.is_complete()
+    work(many)
+    many.tracking.finish("finished", {}, [], timeout=60)
+    assert many.search.best("one") is not few.search.best("one"), "else this tests nothing"
+    assert [run.name for run in many.search.confirmed("one").values()] == [f"one/confirm-{n}" for n in (6, 7, 8)]
+    assert {name: many.records[name].history for name in earlier} == earlier, "nothing is lost"
+    assert [run.name for run in many.search.confirmed("one", "default").values()] == ["one/confirm-4", "one/confirm-5"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_killed_anywhere_a_search_is_confirmed_and_tested_once(
+    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, seed: int
+) -> None:
+    """The program ends at an arbitrary line of the driver's, again and again, until one comes through."""
+    settings: dict[str, Any] = {"trials": 2, "epochs": EPOCHS, "confirm_seeds": 3}
+    generator = random.Random(seed)
+
+    def program() -> None:
+        step = int(10 ** generator.uniform(2, 4.2))
+        sys.settrace(kill_at(step, ("ledger.py", "results.py", "trial_folder.py", "study.py")))
+        work(open_ledger([toy("one"), toy("two")], **settings))
+
+    for _ in range(4):
+        in_a_program_of_its_own(program)
+        generator.random()  # the child's draws are its own
+    ledger = open_ledger([toy("one"), toy("two")], **settings)
+    work(ledger)
+    assert ledger.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(ledger, mlflow_uri, 2, CONFIRMED)
+    assert open_ledger([toy("one"), toy("two")], **settings).is_complete()

@@ -57,7 +57,8 @@ def test_names_that_are_no_plain_folder_names_are_refused(field: str, name: str)
         ({"targets": (0.9, 1.0)}, "--targets 1.0: must be in (0, 1)"),
         ({"targets": (math.nan,)}, "--targets nan: must be in (0, 1)"),
         ({"precision": "flaot32"}, "--precision 'flaot32': did you mean 'float32'?"),
-        ({"confirm_seeds": 3}, "--confirm-seeds 3: must be 0"),
+        ({"confirm_seeds": -1}, "--confirm-seeds -1: must be at least 0"),
+        ({"trials": 500_000}, "--trials 500000: must be at least 1 and below 500000"),
         ({"experiment": "  "}, "--experiment"),
         ({"time_budget": "soon"}, "--time-budget 'soon': must be a duration such as 90s, 20m or 2h"),
     ],
@@ -134,6 +135,9 @@ def test_what_may_change_on_resume_changes_no_trial(name: str) -> None:
         "max_failures": 0,
         "time_budget": "1h",
         "address": "auto",
+        "confirm_seeds": 9,
+        "baseline": "sgdm",
+        "system_metrics": True,
     }
     specs: list[TrialSpec] = [
         SearchSpec(**changes).trial_spec(OptimizerSpec(), 1)
@@ -226,3 +230,27 @@ def test_a_refusal_tells_no_password(name: str) -> None:
 
 def test_every_field_is_either_changeable_or_refused() -> None:
     assert {item.name for item in dataclasses.fields(SearchSpec)} >= CHANGEABLE_ON_RESUME
+
+
+def test_confirmed_runs_have_fresh_seeds_and_run_to_their_end() -> None:
+    spec = SearchSpec(seed=3, trials=2, stop_at_target=True)
+    optimizer = OptimizerSpec()
+    runs = [spec.confirm_spec(optimizer, k) for k in range(3)]
+    trials = [spec.trial_spec(optimizer, number) for number in range(2)]
+    next_search = [dataclasses.replace(spec, seed=4).trial_spec(optimizer, number) for number in range(2)]
+    assert len({run.seed for run in [*runs, *trials, *next_search]}) == 7
+    assert not any(run.stop_at_target for run in runs)
+    assert dataclasses.replace(runs[0], seed=0, stop_at_target=True) == dataclasses.replace(trials[0], seed=0)
+
+
+@pytest.mark.parametrize(("seeds", "default"), [(0, 0), (1, 1), (6, 3), (7, 4)])
+def test_the_default_point_has_half_as_many_seeds(seeds: int, default: int) -> None:
+    spec = SearchSpec(confirm_seeds=seeds)
+    assert (spec.num_seeds("best"), spec.num_seeds("default")) == (seeds, default)
+
+
+def test_a_resumed_search_loses_no_seed() -> None:
+    saved = SearchSpec(name="s", confirm_seeds=6)
+    dataclasses.replace(saved, confirm_seeds=12).refuse_changes(saved)
+    with pytest.raises(InvalidInput, match=r"--confirm-seeds 3: a resumed search keeps its 6"):
+        dataclasses.replace(saved, confirm_seeds=3).refuse_changes(saved)

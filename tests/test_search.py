@@ -214,7 +214,8 @@ SILENT = "http://127.0.0.1:{port}"
         (["--storage", "postgresql://someone:secret@127.0.0.1:1/optuna"], "--storage postgresql://someone:***@127.0.0.1"),
         (["--storage", "sqlite:///nowhere/optuna.db"], "--storage"),
         (["--time-budget", "soon"], "--time-budget 'soon'"),
-        (["--confirm-seeds", "3"], "--confirm-seeds 3"),
+        (["--confirm-seeds", "-1"], "--confirm-seeds -1"),
+        (["--baseline", "adam", "--variants", "sgdm", "adamw"], "did you mean 'adamw'?"),
         (["--output", "file"], "--output file"),
     ],
 )  # fmt: skip

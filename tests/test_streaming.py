@@ -64,14 +64,14 @@ def small(tmp_path: Path) -> Path:
 
 def load(root: Path, **changes: object) -> StreamedImages:
     values: dict[str, object] = {"data": "imagefolder", "data_dir": str(root), "batch_size": 4, "loader_workers": 0}
-    data = load_data(WorkloadSpec(**{**values, **changes}), CPU)  # type: ignore[arg-type]
+    data = load_data(WorkloadSpec(**{**values, **changes}), CPU, sealed=False)  # type: ignore[arg-type]
     assert isinstance(data, StreamedImages)
     return data
 
 
 def test_a_thousand_classes_train_a_resnet50(large: Path) -> None:
     spec = WorkloadSpec(data="imagefolder", data_dir=str(large), model="resnet50", batch_size=4)
-    data = load_data(spec, CPU)
+    data = load_data(spec, CPU, sealed=False)
     assert isinstance(data, StreamedImages)
     assert (data.num_classes, data.channels, data.image_size) == (NUM_CLASSES, 3, 224)
     assert data.sizes == {"train": 1600, "validation": 200, "test": 200}

@@ -39,7 +39,7 @@ def run(code: str) -> str:
 
 @pytest.fixture(scope="module")
 def digits() -> Images:
-    return load_data(WorkloadSpec(), CPU)
+    return load_data(WorkloadSpec(), CPU, sealed=False)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 1.0])
@@ -249,7 +249,7 @@ def test_fashion_mnist_is_read_from_both_layouts(place: str, packed: bool, tmp_p
         write_idx(folder / name, array, packed=packed)
     spec = WorkloadSpec(data="fashion-mnist", data_dir=str(tmp_path))
     check_workload(spec)
-    data = load_data(spec, CPU)
+    data = load_data(spec, CPU, sealed=False)
     assert data.sizes == {"train": 180, "validation": 20, "test": 30}
     images = torch.cat([images for images, _ in data.evaluation_batches("test")])
     order = np.argsort(images.flatten().numpy(), kind="stable")
@@ -266,7 +266,7 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path) -> None:
 
 @needs_fashion_mnist
 def test_the_real_fashion_mnist(tmp_path: Path) -> None:
-    data = load_data(WorkloadSpec(data="fashion-mnist", data_dir=FASHION_MNIST), CPU)
+    data = load_data(WorkloadSpec(data="fashion-mnist", data_dir=FASHION_MNIST), CPU, sealed=False)
     assert data.sizes == {"train": 54_000, "validation": 6_000, "test": 10_000}
     assert (data.num_classes, data.channels, data.image_size) == (10, 1, 28)
     labels = torch.cat([labels for _, labels in data.evaluation_batches("test")])
@@ -312,7 +312,7 @@ def test_cifar_is_read_as_torchvision_does(tmp_path: Path, monkeypatch: pytest.M
 
     spec = WorkloadSpec(data="cifar10", data_dir=str(tmp_path))
     check_workload(spec)
-    data = load_data(spec, CPU)
+    data = load_data(spec, CPU, sealed=False)
     assert data.sizes == {"train": 180, "validation": 20, "test": 50}
     assert (data.num_classes, data.channels, data.image_size) == (10, 3, 32)
     images, labels = next(iter(data.evaluation_batches("test")))

@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from search_spaces import Variant
 from tuner.cluster import check_local_cpus
-from tuner.errors import InvalidInput, masked
+from tuner.errors import InvalidInput, masked, unknown
 from tuner.plan import DEFAULT_TRACKING_URI, SearchSpec
 from tuner.variants import resolve_variants
 from tuner.workloads.check import Prepared, check_workload, prepare
@@ -33,6 +33,8 @@ def check(spec: SearchSpec) -> tuple[tuple[Variant, ...], Prepared]:
     workload = replace(spec.workload_spec(), download=spec.download)
     try:
         variants = resolve_variants(spec.variants, spec.space)
+        if spec.baseline is not None and spec.baseline not in (names := [variant.name for variant in variants]):
+            raise unknown("variant in --baseline", spec.baseline, names)
         check_workload(workload)
         check_local_cpus(spec)
         check_folder(Path(spec.output))

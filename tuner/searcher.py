@@ -63,8 +63,13 @@ class LedgerGenerator(SearchGenerator):
     def create_trial_if_possible(self, experiment_spec: dict[str, Any]) -> Trial | None:
         trial = super().create_trial_if_possible(experiment_spec)
         record = self.ledger_searcher.suggested
-        if trial is not None and record is not None and record.ended:
-            trial.init_local_path()  # names its folder, where Tune's tools look for the log
+        if trial is None or record is None:
+            return trial
+        # The folder where Tune's tools look for the log.  Named by Tune, a test's would not be that of its training.
+        assert trial.storage is not None
+        trial.relative_logdir = trial.storage.trial_dir_name = record.folder_name  # type: ignore[assignment]
+        trial.init_local_path()
+        if record.ended:
             trial.set_status(Trial.ERROR if record.status == "failed" else Trial.TERMINATED)
             if record.history:
                 trial.update_last_result({"metrics": dataclasses.asdict(record.history[-1]), "done": True})

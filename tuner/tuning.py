@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from ray import tune
 from ray.tune import Callback, Stopper
@@ -57,14 +56,9 @@ def tune_all(ledger: Ledger, resources: Resources, deadline: Deadline, callbacks
         reuse_actors=True,
         verbose=0,
         trial_name_creator=_name,
-        trial_dirname_creator=_dirname,
         callbacks=[LedgerCallback(ledger), *callbacks],
     )
 
 
 def _name(trial: tune.experiment.Trial) -> str:
     return str(trial.config["trial"])
-
-
-def _dirname(trial: tune.experiment.Trial) -> str:
-    return Path(trial.config["folder"]).name

@@ -5,18 +5,28 @@ A driver asks here, so torch is not imported: it would cost the driver seconds a
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from tuner.errors import InvalidInput, unknown
 from tuner.settings import to_json
 from tuner.spec import WorkloadSpec
 from tuner.workloads import decoding, folders
-from tuner.workloads.datasets import CIFAR_FOLDERS, SPLITS_NOTES, data_folder, find_fashion_mnist, missing
+from tuner.workloads.datasets import (
+    CIFAR_FOLDERS,
+    SPLITS_NOTES,
+    LabeledImages,
+    data_folder,
+    find_fashion_mnist,
+    load_digits,
+    load_fashion_mnist,
+    missing,
+)
 
 KNOWN_MODELS = ("resnet8", "resnet18", "resnet20", "resnet32", "resnet34", "resnet50", "resnet56")
 """Keys of :data:`tuner.workloads.models.MODELS`, which cannot be read without torch."""
@@ -45,8 +55,15 @@ try:
 except InvalidInput as error:
     print(error)
     sys.exit(2)
+print(json.dumps({"digest": data.digest, "sizes": data.sizes, "num_classes": data.num_classes}))
 """
-"""Fetches the data where it is missing, and tries the model on it."""
+"""Fetches the data where it is missing, tries the model on it, and says what the data is."""
+
+WITHOUT_TORCH: dict[str, Callable[[WorkloadSpec], LabeledImages]] = {
+    "digits": load_digits,
+    "fashion-mnist": load_fashion_mnist,
+}
+"""Name of the data -> what reads it, where it is there, without torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +74,11 @@ class Prepared:
     """One sentence on how its splits are made, and on what was left out."""
     stream: Literal["auto", "always", "never"]
     """Whether images are read batch by batch: decided here, as free memory differs from trial to trial."""
-    digest: str | None
-    """Of an image folder's paths, sizes and splits; None for data known by name."""
+    digest: str
+    """That of the loaded data (:class:`tuner.workloads.data.Images`)."""
+    sizes: Mapping[str, int]
+    """Split -> number of images."""
+    num_classes: int
 
 
 def check_workload(spec: WorkloadSpec) -> None:
@@ -73,21 +93,27 @@ def check_workload(spec: WorkloadSpec) -> None:
 def prepare(spec: WorkloadSpec) -> Prepared:
     """Makes the data ready for the trials.
 
-    What is missing is fetched if ``download`` allows.  The images of an image folder are read: all of each where
-    training would hold them in memory, which fills the cache that the workers read, the header alone of others.
-    A model that is not of our own is tried on the data.
+    What is missing is fetched if ``download`` allows.  Data known by name is read.  The images of an image folder are
+    read: all of each where training would hold them in memory, which fills the cache that the workers read, the header
+    alone of others.  A model that is not of our own is tried on the data.
     Raises :class:`InvalidInput` for an image that cannot be read, unless ``skip_corrupt``, for a batch larger than the
     training split, and for a model that is unknown or cannot be built.
     """
-    prepared = _prepare_folder(spec) if spec.data == "imagefolder" else _prepare_known(spec)
-    if spec.model not in KNOWN_MODELS or not is_there(spec):
-        _in_child(TRY, to_json(replace(spec, stream=prepared.stream)), f"{spec.model} on {spec.data} cannot be tried")
+    if spec.data != "imagefolder":
+        return _prepare_known(spec)
+    prepared = _prepare_folder(spec)
+    if spec.model not in KNOWN_MODELS:
+        _try(replace(spec, stream=prepared.stream))
     return prepared
 
 
 def _prepare_known(spec: WorkloadSpec) -> Prepared:
     _check_batch_size(spec, NUM_TRAIN[spec.data])
-    return Prepared(SPLITS_NOTES[spec.data], spec.stream, None)
+    if spec.data in WITHOUT_TORCH and spec.model in KNOWN_MODELS and is_there(spec):
+        whole = WITHOUT_TORCH[spec.data](spec)
+        sizes = {split: len(positions) for split, positions in whole.splits.items()}
+        return Prepared(SPLITS_NOTES[spec.data], spec.stream, whole.digest, sizes, len(whole.classes))
+    return Prepared(SPLITS_NOTES[spec.data], spec.stream, **_try(spec))
 
 
 def _prepare_folder(spec: WorkloadSpec) -> Prepared:
@@ -104,7 +130,9 @@ def _prepare_folder(spec: WorkloadSpec) -> Prepared:
     if len(unreadable):
         note = f"{note}; images that cannot be read, left out: {len(unreadable)}"
     stream = spec.stream if spec.stream != "auto" else ("always" if decoded is None else "never")
-    return Prepared(note, stream, folders.digest(listing, splits))
+    splits = folders.without(splits, unreadable)
+    left = {split: len(positions) for split, positions in splits.items()}
+    return Prepared(note, stream, folders.digest(listing, splits), left, len(listing.classes))
 
 
 def _check_batch_size(spec: WorkloadSpec, num_train: int) -> None:
@@ -112,15 +140,17 @@ def _check_batch_size(spec: WorkloadSpec, num_train: int) -> None:
         raise InvalidInput(f"--batch-size {spec.batch_size}: must be at most {num_train}, the training split")
 
 
-def _in_child(program: str, argument: str, failure: str) -> None:
-    """Runs a program in a process of its own, which may import torch and what the user wrote."""
+def _try(spec: WorkloadSpec) -> dict[str, Any]:
+    """Runs :data:`TRY` in a process of its own, which may import torch and what the user wrote."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    command = [sys.executable, "-c", program, argument]
+    command = [sys.executable, "-c", TRY, to_json(spec)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if ran.returncode != 0:
         said = (ran.stdout if ran.returncode == 2 else ran.stderr).strip().splitlines()
         last = said[-1] if said else f"exit status {ran.returncode}"
-        raise InvalidInput(last if ran.returncode == 2 else f"{failure}: {last}")
+        raise InvalidInput(last if ran.returncode == 2 else f"{spec.model} on {spec.data} cannot be tried: {last}")
+    described: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return described
 
 
 def is_there(spec: WorkloadSpec) -> bool:

@@ -16,12 +16,16 @@ from tuner.spec import WorkloadSpec
 from tuner.workloads import decoding, folders
 from tuner.workloads.augmentation import Augmentation
 from tuner.workloads.datasets import LabeledImages, load_cifar, load_digits, load_fashion_mnist
-from tuner.workloads.images import ResidentImages, content_digest
+from tuner.workloads.images import ResidentImages
 from tuner.workloads.streaming import STREAMED_SIDE, StreamedImages
 
 
 class Images(Protocol):
     """Classified square images in three splits, ``train``, ``validation`` and ``test``."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; a label is a place among them."""
 
     @property
     def num_classes(self) -> int: ...
@@ -32,6 +36,14 @@ class Images(Protocol):
     @property
     def image_size(self) -> int:
         """Side in pixels."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Of each channel's pixels, from 0 to 255, in ``train``: float32 (C, 1, 1); what normalization takes off."""
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation, likewise; what normalization divides by."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -98,9 +110,9 @@ def _resident(
         whole.pixels,
         whole.labels,
         whole.splits,
-        num_classes=whole.num_classes,
+        classes=whole.classes,
         splits_note=whole.splits_note,
-        digest=content_digest(whole.splits, whole.labels, whole.pixels),
+        digest=whole.digest,
         augmentation=augmentation if spec.augment else Augmentation(),
         batch_size=spec.batch_size,
         device=device,
@@ -144,7 +156,7 @@ def _image_folder(spec: WorkloadSpec, device: torch.device) -> Images:
         decoded.pixels,
         listing.labels,
         splits,
-        num_classes=len(listing.classes),
+        classes=listing.classes,
         splits_note=note,
         digest=digest,
         augmentation=Augmentation(padding=padding, flip=True) if spec.augment else Augmentation(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import hashlib
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,18 @@ FASHION_MNIST_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 _PUBLISHED = f"test is as published; validation is {VALIDATION_FRACTION:.0%} of train, split off by class, fixed seed"
 SPLITS_NOTES = {
     "digits": "one set, split 60/20/20 by class with a fixed seed",
@@ -45,11 +58,24 @@ class LabeledImages:
     pixels: NDArray[np.uint8]
     """Shape (N, H, W, C)."""
     labels: Labels
-    """Shape (N,), each in [0, num_classes)."""
-    num_classes: int
+    """Shape (N,): places in ``classes``."""
+    classes: tuple[str, ...]
+    """Their names."""
     splits: Splits
     splits_note: str
     """One sentence on how the splits were made."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the splits, the labels and the pixels."""
+        state = hashlib.sha256()
+        for name, positions in sorted(self.splits.items()):
+            state.update(f"{name} {len(positions)} ".encode())
+            state.update(np.ascontiguousarray(positions).data)
+        for content in (self.labels, self.pixels):
+            state.update(f"{content.shape} {content.dtype} ".encode())
+            state.update(np.ascontiguousarray(content).view(np.uint8).data)
+        return state.hexdigest()
 
 
 def load_digits(spec: WorkloadSpec) -> LabeledImages:
@@ -66,9 +92,8 @@ def load_digits(spec: WorkloadSpec) -> LabeledImages:
     labels = table[:, 64].astype(np.int64)
     rest, test = split_off(np.arange(len(labels)), labels, 0.2)
     train, validation = split_off(rest, labels, 0.25)
-    return LabeledImages(
-        pixels, labels, 10, {"train": train, "validation": validation, "test": test}, SPLITS_NOTES["digits"]
-    )
+    splits = {"train": train, "validation": validation, "test": test}
+    return LabeledImages(pixels, labels, tuple("0123456789"), splits, SPLITS_NOTES["digits"])
 
 
 def load_fashion_mnist(spec: WorkloadSpec) -> LabeledImages:
@@ -88,7 +113,7 @@ def load_fashion_mnist(spec: WorkloadSpec) -> LabeledImages:
         np.concatenate([train_pixels, test_pixels])[..., None],
         np.concatenate([train_labels, test_labels]).astype(np.int64),
         num_train=len(train_labels),
-        num_classes=10,
+        classes=FASHION_MNIST_CLASSES,
     )
 
 
@@ -109,7 +134,7 @@ def load_cifar(spec: WorkloadSpec) -> LabeledImages:
         np.concatenate([train.data, test.data]),
         np.array([*train.targets, *test.targets], dtype=np.int64),
         num_train=len(train.targets),
-        num_classes=len(train.classes),
+        classes=tuple(train.classes),
     )
 
 
@@ -139,11 +164,11 @@ def data_folder(spec: WorkloadSpec) -> Path:
     return Path(spec.data_dir)
 
 
-def _published(pixels: NDArray[np.uint8], labels: Labels, *, num_train: int, num_classes: int) -> LabeledImages:
+def _published(pixels: NDArray[np.uint8], labels: Labels, *, num_train: int, classes: tuple[str, ...]) -> LabeledImages:
     train, validation = split_off(np.arange(num_train), labels, VALIDATION_FRACTION)
     test = np.arange(num_train, len(labels))
     splits = {"train": train, "validation": validation, "test": test}
-    return LabeledImages(pixels, labels, num_classes, splits, _PUBLISHED)
+    return LabeledImages(pixels, labels, classes, splits, _PUBLISHED)
 
 
 def _read_idx(file: Path) -> NDArray[np.uint8]:

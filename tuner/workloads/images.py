@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +32,7 @@ class ResidentImages:
         labels: Labels,
         splits: Splits,
         *,
-        num_classes: int,
+        classes: tuple[str, ...],
         splits_note: str,
         digest: str,
         augmentation: Augmentation,
@@ -47,7 +45,8 @@ class ResidentImages:
         On the CPU the pixels are not copied, so processes that map one file share its memory.
         """
         self.sealed = True
-        self.num_classes = num_classes
+        self.classes = classes
+        self.num_classes = len(classes)
         self.image_size = pixels.shape[1]
         self.channels = pixels.shape[3]
         self.sizes = {name: len(positions) for name, positions in splits.items()}
@@ -63,7 +62,7 @@ class ResidentImages:
         mean, deviation = channel_statistics(
             self._pixels[part] for part in torch.split(self._positions["train"], STATISTICS_CHUNK)
         )
-        self._mean, self._deviation = mean.to(device), deviation.to(device)
+        self.mean, self.deviation = mean.to(device), deviation.to(device)
 
     def train_batches(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, S, S), float32, channels_last, and labels (B,), int64, in the order of the batches.
@@ -76,13 +75,13 @@ class ResidentImages:
             numbers = torch.cat([batch.indices[None], draws]).to(self._device, non_blocking=True)
             positions = self._positions["train"][numbers[0]]
             images = apply(self._pixels[positions], numbers[1:], self._augmentation)
-            yield normalize(images, self._mean, self._deviation), self._labels[positions]
+            yield normalize(images, self.mean, self.deviation), self._labels[positions]
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole split as it is, in order, the last batch short."""
         refuse_sealed(split, self.sealed)
         for positions in torch.split(self._positions[split], self._evaluation_batch):
-            yield normalize(self._pixels[positions], self._mean, self._deviation), self._labels[positions]
+            yield normalize(self._pixels[positions], self.mean, self.deviation), self._labels[positions]
 
 
 def normalize(images: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
@@ -105,15 +104,3 @@ def channel_statistics(chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     deviation = (weights * (values - mean[:, None]).square()).sum(dim=1).sqrt()
     deviation = torch.where(deviation == 0, 1.0, deviation)
     return mean.float()[:, None, None], deviation.float()[:, None, None]
-
-
-def content_digest(splits: Splits, *contents: NDArray[Any]) -> str:
-    """SHA-256 over the split and the arrays: equal where two trainings saw the same data."""
-    state = hashlib.sha256()
-    for name, positions in sorted(splits.items()):
-        state.update(f"{name} {len(positions)} ".encode())
-        state.update(np.ascontiguousarray(positions).data)
-    for content in contents:
-        state.update(f"{content.shape} {content.dtype} ".encode())
-        state.update(np.ascontiguousarray(content).view(np.uint8).data)
-    return state.hexdigest()

@@ -84,6 +84,7 @@ class StreamedImages:
     ) -> None:
         """``splits`` has no position that is known to be unreadable; ``num_skipped`` says how many were taken out."""
         self.sealed = True
+        self.classes = listing.classes
         self.num_classes = len(listing.classes)
         self.channels = 3
         self.image_size = side
@@ -98,7 +99,7 @@ class StreamedImages:
         self._device = device
         self._files = _Files(listing, splits, side, skip_corrupt)
         mean, deviation = channel_statistics([self._sample()])
-        self._mean, self._deviation = mean.to(device), deviation.to(device)
+        self.mean, self.deviation = mean.to(device), deviation.to(device)
         # Two sets of processes, so that an evaluation in the middle of an epoch does not end it.
         self._training = _Feed(self._files, loader_workers, device)
         self._evaluation = _Feed(self._files, loader_workers, device)
@@ -132,7 +133,7 @@ class StreamedImages:
             if len(loaded.labels) > 0:
                 images = loaded.images.to(self._device, non_blocking=True)
                 labels = loaded.labels.to(self._device, non_blocking=True)
-                yield normalize(images, self._mean, self._deviation), labels
+                yield normalize(images, self.mean, self.deviation), labels
             started = time.perf_counter()
 
     def _note(self, loaded: Loaded) -> None:

@@ -1,0 +1,129 @@
+"""Final weights are those that were evaluated; the test split is read from them, and by nothing else."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from search_spaces import SPACES
+from tuner.errors import InvalidInput
+from tuner.final_weights import load_weights, score_on_test
+from tuner.network import Network
+from tuner.settings import with_settings
+from tuner.spec import OptimizerSpec, TrialSpec
+from tuner.train import Training, train
+from tuner.workloads.data import load_data
+from tuner.workloads.splits import SealedSplit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+AVERAGED = with_settings(OptimizerSpec(), {"average.decay": 0.9})
+
+
+def spec_of(optimizer: OptimizerSpec = OptimizerSpec(), **changes: object) -> TrialSpec:  # noqa: B008
+    return TrialSpec(optimizer=optimizer, **{"epochs": 2, "seed": 5, **changes})  # type: ignore[arg-type]
+
+
+def accuracy_of(spec: TrialSpec, path: Path, split: str) -> tuple[float, float]:
+    """As :func:`score_on_test`, for any split, by a plain loop."""
+    data = load_data(spec.workload, CPU, sealed=False)
+    network = Network(dataclasses.replace(spec, optimizer=OptimizerSpec()), data, CPU, num_steps=1)
+    network.model.load_state_dict(load_weights(path, spec)["model"])
+    network.model.eval()
+    losses, correct = [], []
+    with torch.inference_mode():
+        for images, labels in data.evaluation_batches(split):
+            logits = network.model(images)
+            losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+            correct.append(logits.argmax(1) == labels)
+    return float(torch.cat(losses).double().mean()), float(torch.cat(correct).double().mean())
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(OptimizerSpec(), id="sgd"),
+        pytest.param(AVERAGED, id="averaged"),
+        pytest.param(with_settings(OptimizerSpec(), SPACES["backward"].default_settings()), id="backward"),
+    ],
+)
+def test_the_weights_are_those_that_were_evaluated_last(optimizer: OptimizerSpec, tmp_path: Path) -> None:
+    spec, path = spec_of(optimizer), tmp_path / "weights.pt"
+    *_, last = train(spec, weights=path)
+    loss, accuracy = accuracy_of(spec, path, "validation")
+    assert accuracy == last.validation_accuracy
+    assert loss == pytest.approx(last.validation_loss, rel=1e-5)
+    score = score_on_test(spec, path, CPU)
+    assert score[:2] == (
+        pytest.approx(accuracy_of(spec, path, "test")[0], rel=1e-5),
+        accuracy_of(spec, path, "test")[1],
+    )
+    assert score[2] == load_data(spec.workload, CPU).digest
+
+
+def test_they_are_written_before_the_last_epoch_is_told_and_not_before(tmp_path: Path) -> None:
+    path, spec = tmp_path / "weights.pt", spec_of()
+    there = [(metrics.epoch, path.exists()) for metrics in train(spec, weights=path)]
+    assert there == [(1, False), (2, True)]
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.pt"], "no draft is left"
+
+
+def test_an_interrupted_training_leaves_the_same_weights(tmp_path: Path) -> None:
+    spec = spec_of(AVERAGED)
+    list(train(spec, weights=tmp_path / "whole.pt"))
+    training = train(spec, checkpoint=tmp_path / "checkpoint.pt", weights=tmp_path / "weights.pt")
+    next(training)
+    training.close()  # type: ignore[attr-defined]
+    list(train(spec, checkpoint=tmp_path / "checkpoint.pt", weights=tmp_path / "weights.pt"))
+    whole, resumed = (load_weights(tmp_path / name, spec)["model"] for name in ("whole.pt", "weights.pt"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_divergence_leaves_none(tmp_path: Path) -> None:
+    spec = spec_of(with_settings(OptimizerSpec(), {"lr.peak": 1e6}))
+    assert [metrics.diverged for metrics in train(spec, weights=tmp_path / "weights.pt")] == [True]
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_another_training_or_other_data_are_refused(tmp_path: Path) -> None:
+    path, spec = tmp_path / "weights.pt", spec_of(epochs=1)
+    list(train(spec, weights=path))
+    with pytest.raises(InvalidInput, match="has the weights of another training"):
+        score_on_test(dataclasses.replace(spec, seed=6), path)
+    with pytest.raises(InvalidInput, match="is not there"):
+        score_on_test(spec, tmp_path / "no.pt")
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "data": "other"}, path)
+    with pytest.raises(InvalidInput, match="the data is not what these weights were trained on"):
+        score_on_test(spec, path)
+
+
+def test_a_training_that_asked_for_the_test_split_would_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = Network.evaluate
+    monkeypatch.setattr(Network, "evaluate", lambda self, split, newest=(): evaluate(self, "test", newest))
+    with pytest.raises(SealedSplit):
+        next(train(spec_of()))
+
+
+def test_no_training_has_data_that_is_not_sealed() -> None:
+    assert Training(spec_of(), CPU).data.sealed
+    for optimizer in (OptimizerSpec(), AVERAGED):
+        with pytest.raises(SealedSplit):
+            Training(spec_of(optimizer), CPU).network.evaluate("test")
+
+
+def test_one_place_unseals_the_test_split() -> None:
+    """Whoever opens it elsewhere has to come here first."""
+    opened = []
+    for path in sorted(Path(__file__).parents[1].glob("tuner/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = isinstance(node, ast.keyword) and node.arg == "sealed"
+            if named or (isinstance(node, ast.Attribute) and node.attr == "sealed" and isinstance(node.ctx, ast.Store)):
+                opened.append(path.name)
+    # load_data itself hands it to the data, whose own default is True.
+    assert sorted(opened) == ["data.py", "final_weights.py", "images.py", "streaming.py"]

@@ -1,0 +1,40 @@
+"""A trained model in MLflow, whole and once, whoever was killed while logging it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.tracking import MlflowClient
+
+
+def log_model(
+    client: MlflowClient,
+    experiment_id: str,
+    name: str,
+    folder: Path,
+    *,
+    tags: Mapping[str, str],
+    run_ids: Sequence[str],
+) -> str:
+    """Logs the model in a folder as an output of some runs, the first of which trained it; returns its URI.
+
+    The model that has the tags already is taken for it.
+    """
+    known = client.search_logged_models(
+        [experiment_id], " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    )
+    model = (
+        known[0]
+        if known
+        else client.create_logged_model(experiment_id, name, source_run_id=run_ids[0], tags=dict(tags))
+    )
+    if model.status != LoggedModelStatus.READY:
+        client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    for run_id in run_ids:
+        outputs = client.get_run(run_id).outputs
+        if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return str(model.model_uri)

@@ -1,0 +1,197 @@
+"""What a search spent, what it was made with, and what it cannot say."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import shlex
+from datetime import timedelta
+
+from tuner.convergence import target_label
+from tuner.plan import SearchSpec, flag
+from tuner.report.comparison import cost
+from tuner.report.document import Section, Table
+from tuner.results import POINTS, Record, Search
+
+NOT_REPEATED = frozenset(
+    {"name", "resume", "output", "storage", "tracking_uri", "experiment", "address", "download", "dry_run", "list"}
+)
+"""Fields of a search that say where it is kept or what is done with it, not what it is."""
+SEEDS_THAT_DECIDE = 6
+"""The fewest whose signs and order statistics attain 95%."""
+
+
+def budgets(search: Search) -> Section:
+    """What each variant spent in each phase, by the logs of its trainings, and whether the budgets were equal."""
+    phases: dict[tuple[str, str], list[Record]] = {}
+    for variant in search.variants:
+        kept = {run.name: f"confirm, {p}" for p in POINTS[::-1] for run in search.confirmed(variant.name, p).values()}
+        for record in search.records.values():
+            if record.variant == variant.name:
+                phase = "explore" if record.phase == "explore" else kept.get(record.name, "confirm, given up")
+                phases.setdefault((variant.name, phase), []).append(record)
+    rows = [(*key, *_spent(records)) for key, records in phases.items()]
+    rows.append(("all", "all", *_spent(list(search.records.values()))))
+    columns = (
+        "variant",
+        "phase",
+        "ended",
+        "failed",
+        "gradient evaluations",
+        "epochs",
+        "seconds of training",
+        "of evaluation",
+        "of compilation and warm-up",
+        "of curvature",
+    )
+    note = (
+        "Counted in the logs, those of trainings that failed or have not ended too; what was lost when a program was "
+        "killed is in no log. Evaluation, compilation and curvature are no part of the seconds of training. Given up: "
+        "confirmed runs of settings that are the best no more. A run that confirms both points is counted once."
+    )
+    table = Table("budgets", "What was spent", columns, tuple(rows), note)
+    return Section("Budgets", _equality(search), tables=(table,))
+
+
+def _spent(records: list[Record]) -> tuple[str, ...]:
+    ended = [record for record in records if record.ended]
+    failed = sum(record.status == "failed" for record in ended)
+    last = [record.history[-1] for record in records if record.history]
+    seconds = [
+        sum(getattr(metrics, name) for metrics in last)
+        for name in ("seconds", "evaluation_seconds", "compile_seconds", "curvature_seconds")
+    ]
+    counts = (len(ended) - failed, failed, sum(m.gradient_evaluations for m in last), sum(m.epoch for m in last))
+    return *map(str, counts), *(f"{value:.1f}" for value in seconds)
+
+
+def _equality(search: Search) -> tuple[str, ...]:
+    names = [variant.name for variant in search.variants]
+    trials = {name: sum(r.ended and r.status != "failed" for r in search.trials_of(name)) for name in names}
+    limits = sorted({record.history[-1].budget for record in search.records.values() if record.history})
+    equal = len(set(trials.values())) == 1 and len(limits) <= 1
+    upto = f", each of at most {' or '.join(map(str, limits))} gradient evaluations" if limits else ""
+    if len(set(trials.values())) == 1:
+        sentences = [f"Every variant has {trials[names[0]]} trials that ended without failing{upto}."]
+    else:
+        counts = ", ".join(f"{name} {count}" for name, count in trials.items())
+        sentences = [f"The variants differ in their trials that ended without failing{upto}: {counts}."]
+    runs = [run for run in search.records.values() if run.phase != "explore" and run.status == "finished"]
+    most = max((run.gradient_evaluations for run in runs), default=0)
+    if short := [f"{run.name} {run.gradient_evaluations}" for run in runs if run.gradient_evaluations < most]:
+        equal = False
+        sentences.append(f"Of {len(runs)} confirmed runs to their end all spent {most}, except {', '.join(short)}.")
+    elif runs:
+        sentences.append(f"Each of the {len(runs)} confirmed runs that came to their end spent {most}.")
+    sentences.append("The budgets are equal." if equal else "The budgets are not equal.")
+    return tuple(sentences)
+
+
+def provenance(search: Search) -> Section:
+    """With what, on what, and how long; and the command that repeats it."""
+    spec, records, programs = search.spec, list(search.records.values()), search.programs
+    rows = [
+        ("workload", f"{spec.workload}, {spec.model}, {spec.epochs} epochs of batches of {spec.batch_size}"),
+        ("data", "; ".join(dict.fromkeys([search.splits, *(r.test.data for r in records if r.test)])).strip("; ")),
+        ("seeds of trials", _seeds([r for r in records if r.phase == "explore"])),
+        ("seeds of confirmed runs", _seeds([r for r in records if r.phase != "explore"])),
+        *(("versions", ", ".join(f"{k} {v}" for k, v in versions)) for versions in _versions(search)),
+        ("hardware", "; ".join(dict.fromkeys(f"{p.hardware}, {p.slots} at a time" for p in programs))),
+        ("programs", str(len(programs))),
+        ("wall time", str(timedelta(seconds=round(wall_seconds(search))))),
+        ("gradient evaluations", str(sum(record.gradient_evaluations for record in records))),
+        ("seconds of training", f"{sum(record.history[-1].seconds for record in records if record.history):.1f}"),
+        ("command", command(spec)),
+    ]
+    note = "Equal numbers are equal seeds: trial n of each variant, and confirmed run k of each point, start and see alike."
+    table = Table("provenance", "How it was made", ("what", "how"), tuple((k, v or "not known") for k, v in rows), note)
+    return Section("Provenance", tables=(table,))
+
+
+def _seeds(records: list[Record]) -> str:
+    seeds = sorted({record.spec.seed for record in records})
+    return f"{seeds[0]} to {seeds[-1]} ({len(seeds)})" if seeds else "none"
+
+
+def _versions(search: Search) -> list[tuple[tuple[str, str], ...]]:
+    return list(dict.fromkeys(tuple(program.versions.items()) for program in search.programs))
+
+
+def wall_seconds(search: Search) -> float:
+    """Seconds that programs worked on it; of one that was killed, or still runs, up to the last epoch it saw end."""
+    epochs = [metrics.finished_at for record in search.records.values() for metrics in record.history]
+    total = 0.0
+    for program, after in itertools.zip_longest(search.programs, search.programs[1:]):
+        until = after.started_at if after else math.inf
+        seen = [at for at in epochs if program.started_at <= at < until]
+        total += (program.ended_at or max(seen, default=program.started_at)) - program.started_at
+    return total
+
+
+def command(spec: SearchSpec) -> str:
+    """The command that makes the same search again, under a name of its own."""
+    words = ["python", "-m", "tuner.search"]
+    for item in dataclasses.fields(spec):
+        value = getattr(spec, item.name)
+        if item.name in NOT_REPEATED or value is None or value == getattr(SearchSpec(), item.name):
+            continue
+        if isinstance(value, bool):
+            words.append(flag(item.name) if value else flag(f"no_{item.name}"))
+        else:
+            words += [flag(item.name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(words)
+
+
+def limits(search: Search) -> Section:
+    """What cannot be said."""
+    spec, goal = search.spec, f"{target_label(search.spec.targets[-1])}%"
+    sentences = []
+    for variant in search.variants:
+        name, trials = variant.name, search.trials_of(variant.name)
+        if (ended := sum(record.ended for record in trials)) < spec.trials:
+            sentences.append(f"{name}: {ended} of {spec.trials} trials have ended, the rest may change everything.")
+        if failed := sum(record.status == "failed" for record in trials):
+            sentences.append(f"{name}: {failed} trials failed and are left out.")
+        for point in POINTS if spec.confirm_seeds else ():
+            runs = [run for run in search.confirmed(name, point).values() if run.ended and run.status != "failed"]
+            if point == "best" and search.best(name) is None:
+                sentences.append(f"{name}: no trial finished, so that there are no best settings to confirm.")
+            elif len(runs) < spec.num_seeds(point):
+                settings = "best settings" if point == "best" else "default point"
+                sentences.append(f"{name}: {len(runs)} of {spec.num_seeds(point)} fresh seeds of the {settings} ended.")
+    sentences += _of_seeds(search)
+    confirmed = [run for variant in search.variants for run in search.confirmed(variant.name).values() if run.ended]
+    runs = confirmed or [record for record in search.records.values() if record.ended]
+    costs = [cost(run, spec.targets[-1], "gradient_evaluations") for run in runs]
+    if runs and not any(map(math.isfinite, costs)):
+        sentences.append(
+            f"No {'confirmed run' if confirmed else 'trial'} reached {goal}: a lower target could tell more."
+        )
+    elif len(search.variants) > 1 and len(confirmed) > 1 and len(set(costs)) == 1:
+        sentences.append(
+            f"All confirmed runs reached {goal} at the same evaluation: a higher target could tell them apart."
+        )
+    first = next((r.history[0] for r in search.records.values() if r.history), None)
+    if first:
+        step = first.budget // spec.epochs
+        sentences.append(
+            f"An epoch is {step} gradient evaluations and ends in an evaluation: finer differences are not seen."
+        )
+    sentences.append(f"A miss is one within {spec.epochs} epochs: of longer trainings nothing is known.")
+    sentences.append(f"It is one workload ({spec.workload}, {spec.model}): of others nothing is known.")
+    return Section("What cannot be said", tuple(sentences))
+
+
+def _of_seeds(search: Search) -> list[str]:
+    if not search.spec.confirm_seeds:
+        return [
+            "Nothing was confirmed (--confirm-seeds 0): each variant's best trial was chosen because it was the best, "
+            "so that it looks better than it is, and no difference can be called real."
+        ]
+    if search.spec.confirm_seeds < SEEDS_THAT_DECIDE:
+        return [
+            f"{search.spec.confirm_seeds} fresh seeds are too few: where a target is missed, or all costs are tied, "
+            f"{SEEDS_THAT_DECIDE} are the fewest that decide at 95% (--confirm-seeds)."
+        ]
+    return []

@@ -1,0 +1,240 @@
+"""Pictures of lines: convergence, tuning curves, the winners' schedules, performance profiles.
+
+A picture is None where there is nothing to draw; its title says what is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.collections import LineCollection
+from numpy.typing import NDArray
+
+from tuner.convergence import target_label
+from tuner.report.document import Picture
+from tuner.report.figures import (
+    COLOURS,
+    CROWD,
+    GREY,
+    HEAVY,
+    PALE,
+    goal,
+    goal_note,
+    label,
+    legend,
+    objective_axis,
+    numbers,
+    panels,
+    sample,
+    styles,
+)
+from tuner.report.profiles import performance_profiles
+from tuner.report.tuning_curves import tuning_curve
+from tuner.results import Record, Search
+
+Numbers = NDArray[np.float64]
+
+
+def convergence(search: Search) -> Picture | None:
+    """Validation accuracy against gradient evaluations.
+
+    Of each variant the median over its confirmed runs, with a band from the smallest to the largest; in a search
+    without them the best trial, and all trials thin.  From where a training diverged its accuracy counts as 0.
+    """
+    everything = [variant.name for variant in search.variants]
+    runs = {name: _ended(search.confirmed(name)) for name in everything}
+    confirmed = any(runs.values())
+    if not confirmed:
+        runs = {name: [record for record in search.trials_of(name) if record.history] for name in everything}
+    names = [name for name in everything if runs[name]]
+    if not names:
+        return None
+    looks, crowded = styles(everything), len(names) > CROWD
+    middles = {}
+    for name in names:
+        best = search.best(name)
+        middles[name] = _band(runs[name])[:2] if confirmed else _curve(best) if best else None
+    heavy = sum(len(record.history) for name in names for record in runs[name]) > HEAVY
+    figure, places = panels(names if crowded else [""])
+    for i, name in enumerate(names):
+        axes, (colour, dashes) = places[i if crowded else 0], looks[name]
+        if crowded:
+            others = [np.column_stack(other) for other in middles.values() if other]
+            axes.add_collection(LineCollection(others, colors=PALE, linewidths=0.7))
+        if confirmed:
+            x, _, low, high = _band(runs[name])
+            axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+        else:
+            thin = [np.column_stack(_curve(record)) for record in runs[name]]
+            axes.add_collection(LineCollection(thin, colors=colour, linewidths=0.7, alpha=0.35, rasterized=heavy))
+        if middle := middles[name]:
+            every = max(1, len(middle[0]) // 8)
+            axes.plot(
+                *middle, color=colour, linestyle=dashes, linewidth=1.8, marker=COLOURS[colour], markersize=5.5,
+                markevery=(i % every, every), markeredgecolor="white", markeredgewidth=0.5, label=name,
+            )  # fmt: skip
+    for axes in places:
+        for target in search.spec.targets:
+            axes.axhline(target, color=GREY, linewidth=0.9, linestyle=":")
+        axes.autoscale_view()
+        axes.set_xlim(left=0)
+        numbers(axes.xaxis, "count")
+        numbers(axes.yaxis, "percent")
+    label(figure, "gradient evaluations", "validation accuracy")
+    if not crowded:
+        legend(figure, [sample(name, *looks[name], COLOURS[looks[name][0]]) for name in names])
+    return Picture("convergence", _convergence_title(search, runs, confirmed, crowded), figure)
+
+
+def _convergence_title(search: Search, runs: Mapping[str, list[Record]], confirmed: bool, crowded: bool) -> str:
+    targets = " and ".join(f"{target_label(target)}%" for target in search.spec.targets)
+    parts = ["Validation accuracy against gradient evaluations."]
+    if confirmed:
+        sizes = sorted({len(records) for records in runs.values() if records})
+        n = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        parts.append(f"Lines: median over the confirmed runs of the best settings (n = {n} fresh seeds a variant).")
+        parts.append("Bands: smallest to largest.")
+        if missing := [name for name, records in runs.items() if not records]:
+            parts.append(f"Not confirmed, and not drawn: {', '.join(missing)}.")
+    else:
+        parts.append("No run is confirmed: thick, the best trial of each variant; thin, all its trials.")
+    if confirmed and any(record.status == "diverged" for records in runs.values() for record in records):
+        parts.append("A diverged run counts as 0% from there on.")
+    if crowded:
+        parts.append("Grey: the other variants.")
+    return " ".join([*parts, f"Dotted: the targets, {targets}."])
+
+
+def tuning_curves(search: Search) -> Picture | None:
+    """The best objective after so many random trials, with its band, and the model's trials beside it."""
+    found = [curve for variant in search.variants if (curve := tuning_curve(search, variant.name))]
+    if not found:
+        return None
+    looks = styles(variant.name for variant in search.variants)
+    figure, places = panels([curve.variant + (" (approximate)" if curve.approximate else "") for curve in found])
+    for axes, curve in zip(places, found, strict=True):
+        colour, _ = looks[curve.variant]
+        axes.fill_between(curve.trials, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(curve.trials, curve.median, color=colour, linewidth=1.8)
+        numbers_of_trials, best = zip(*curve.model_trace, strict=True) if curve.model_trace else ((), ())
+        axes.plot(numbers_of_trials, best, color=colour, linewidth=1.4, linestyle="--", marker=".")
+        numbers(axes.xaxis, "count")
+        objective_axis(search, axes, search.trials_of(curve.variant)[0].history[-1].budget)
+    # A band without a bound would take all the room.
+    shown = np.concatenate([np.asarray(line.get_ydata()) for axes in places for line in axes.lines[:2]])
+    margin = 0.3 * float(np.ptp(shown)) or 0.1 * float(shown.max())
+    places[0].set_ylim(float(shown.min()) - margin, float(shown.max()) + margin)
+    label(figure, "number of trials", goal(search))
+    levels = " or ".join(sorted({f"{curve.level:.0%}" for curve in found}))
+    entries = [sample("random search, median", dashes="-"), sample(f"{levels} band", PALE, marker="s")]
+    legend(figure, [*entries, sample("TPE, not covered", dashes="--", marker=".")])
+    title = (
+        f"The best objective ({goal(search)}) by the number of trials. Lines: median for random search with these "
+        f"rungs, in its simultaneous {levels} band (opda); dashed: what TPE found in this search, by the number of "
+        "trials of all arms, which the band does not cover."
+    )
+    if any(curve.approximate for curve in found):
+        title += " Approximate: the simulated coverage falls short of the level."
+    return Picture("tuning_curves", title + goal_note(search), figure)
+
+
+def schedules(search: Search) -> Picture | None:
+    """Learning rate, 1 - momentum and p of the winners, epoch by epoch, on one logarithmic axis.
+
+    There the critical schedule, 1 - momentum = 2 zeta sqrt(lr), runs at half the slope of its learning rate.
+    """
+    winners = {variant.name: _winner(search, variant.name) for variant in search.variants}
+    found = {name: record for name, record in winners.items() if record}
+    if not found:
+        return None
+    looks, steepest = styles(winners), [record for record in found.values() if record.spec.optimizer.rule == "lpsgd"]
+    figure, places = panels([name + _endless(record) for name, record in found.items()])
+    for axes, (name, record) in zip(places, found.items(), strict=True):
+        colour, history = looks[name][0], record.history
+        lines = {"-": [m.lr for m in history], "--": [1 - m.momentum for m in history]}
+        if record in steepest:
+            lines[":"] = [m.p for m in history]
+        for dashes, y in lines.items():
+            shown = [value if 0 < value < math.inf else math.nan for value in y]
+            axes.plot(
+                [m.epoch for m in history], shown, color=colour, linestyle=dashes, linewidth=1.8,
+                marker="." if len(history) <= 12 else "",
+            )  # fmt: skip
+        axes.set_yscale("log")
+    drawn = np.concatenate([line.get_ydata() for axes in places for line in axes.lines])
+    # Of a learning rate that falls to 0 two decades are enough.
+    bottom = min(record.spec.optimizer.lr.peak for record in found.values()) / 100
+    places[0].set_ylim(max(float(np.nanmin(drawn)), bottom) / 1.6, float(np.nanmax(drawn)) * 1.6)
+    for axes in places:
+        numbers(axes.xaxis, "count")
+        numbers(axes.yaxis, "log")
+    label(figure, "epoch")
+    entries = [sample("learning rate", dashes="-"), sample("1 − momentum", dashes="--")]
+    legend(figure, [*entries, *([sample("p", dashes=":")] if steepest else [])])
+    title = (
+        "What the best settings do over the training: learning rate, 1 - momentum (for adamw and lion 1 - beta_1)"
+        f"{' and, of l_p descent, p' if steepest else ''}, as logged at each evaluation; one logarithmic axis."
+    )
+    return Picture("schedules", title, figure)
+
+
+def profile(searches: Sequence[Search]) -> Picture | None:
+    """Performance profile: the share of workloads that a variant reached within a factor of the fastest."""
+    found = performance_profiles(searches)
+    if not found:
+        return None
+    looks, crowded = styles(line.variant for line in found), len(found) > CROWD
+    figure, places = panels([line.variant for line in found] if crowded else [""])
+    right = 1.15 * max(1.5, *(factor for line in found for factor in line.factors if math.isfinite(factor)))
+    steps = [([1.0, *line.factors, right], [0.0, *line.shares, [0.0, *line.shares][-1]]) for line in found]
+    for i, (line, step) in enumerate(zip(found, steps, strict=True)):
+        axes, (colour, dashes) = places[i if crowded else 0], looks[line.variant]
+        for other in steps if crowded else ():
+            axes.plot(*other, color=PALE, linewidth=0.7, drawstyle="steps-post")
+        axes.plot(
+            *step, color=colour, linestyle=dashes, linewidth=1.8, drawstyle="steps-post",
+            marker=COLOURS[colour], markersize=5.5, markevery=slice(1, -1),
+        )  # fmt: skip
+    for axes in places:
+        axes.set_xscale("log")
+        axes.set_xlim(1 / 1.03, right)
+        axes.set_ylim(-0.03, 1.06)
+        numbers(axes.xaxis, "log")
+        numbers(axes.yaxis, "percent")
+    label(figure, "cost over that of the fastest variant", "share of workloads")
+    if not crowded:
+        legend(figure, [sample(line.variant, *looks[line.variant], COLOURS[looks[line.variant][0]]) for line in found])
+    title = (
+        "Performance profile: share of the workloads on which a variant reached the target within this factor of the "
+        f"gradient evaluations of the fastest one ({found[0].num_workloads} workloads)."
+    )
+    return Picture("profile", title, figure)
+
+
+def _ended(runs: Mapping[int, Record]) -> list[Record]:
+    return [record for record in runs.values() if record.ended and record.status != "failed" and record.history]
+
+
+def _winner(search: Search, variant: str) -> Record | None:
+    whole = (record for record in search.confirmed(variant).values() if record.status == "finished")
+    return next(whole, None) or search.best(variant)
+
+
+def _endless(record: Record) -> str:
+    return " (p = ∞)" if any(math.isinf(metrics.p) for metrics in record.history) else ""
+
+
+def _curve(record: Record) -> tuple[Numbers, Numbers]:
+    spent = [float(metrics.gradient_evaluations) for metrics in record.history]
+    return np.array(spent), np.array([0.0 if m.diverged else m.validation_accuracy for m in record.history])
+
+
+def _band(runs: Sequence[Record]) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """Gradient evaluations, median, smallest and largest accuracy of runs with the same settings."""
+    curves = [_curve(record) for record in runs]
+    x = max((spent for spent, _ in curves), key=len)
+    # One that diverged ends there, at 0, which then stands for the rest.
+    y = np.array([np.interp(x, *curve) for curve in curves])
+    return x, np.median(y, axis=0), y.min(axis=0), y.max(axis=0)

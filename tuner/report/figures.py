@@ -1,0 +1,155 @@
+"""How the pictures look: a variant's colour, line and mark, and the frame of axes that all share.
+
+They are narrow and their letters large, so that they can be read in print and on a phone, where six inches are 360
+pixels.  What would make an SVG heavy, thousands of points, is an image within it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+from search_spaces import SPACES
+from tuner.convergence import target_label
+from tuner.objectives import evaluate
+from tuner.results import Record, Search
+
+WIDTH = 6.0
+"""Inches."""
+TEXT, SMALL = 11, 10
+"""Points, of labels and of numbers: 9 and 8 pixels on a phone."""
+GREY, PALE = "#595959", "#C8C8C8"
+CROWD = 6
+"""Variants that share axes; where there are more, each has a panel of its own."""
+HEAVY = 3000
+"""Points that are drawn one by one; more are an image."""
+
+Kind: TypeAlias = Literal["count", "percent", "plain", "log"]
+"""Of numbers along an axis: 20k, 90%, 0.5, and 0.01 where it is logarithmic."""
+
+COLOURS = {
+    "#0072B2": "o",
+    "#000000": "s",
+    "#56B4E9": "X",
+    "#009E73": "^",
+    "#D55E00": "D",
+    "#CC79A7": "P",
+    "#E69F00": "v",
+}
+"""Okabe and Ito's colours, told apart by the colour-blind, each with the mark that tells it in grey print.
+
+Without their yellow, which is no colour for a line on white.
+"""
+DASHES = ("-", "--", "-.", ":")
+"""What variants of one colour differ in."""
+
+
+def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Variant -> its colour and dashes, in every picture of every search; no two of 28 are alike.
+
+    They follow from the variant's place in ``SPACES``; a user's own variants get what is left, in their order.
+    """
+    looks = [(colour, dashes) for dashes in DASHES for colour in COLOURS]
+    names = list(names)
+    places = {name: place for place, name in enumerate(dict.fromkeys([*SPACES, *names]))}
+    return {name: looks[places[name] % len(looks)] for name in names}
+
+
+def panels(
+    titles: Sequence[str], *, height: float = 0.0, sharex: bool = True, sharey: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A panel for each title, two in a row; ``height`` of a row in inches, by default what their number leaves it."""
+    num_columns = min(len(titles), 2)
+    num_rows = math.ceil(len(titles) / num_columns)
+    height = height or (1.1 if num_rows > 4 else 1.9 if num_columns > 1 else 2.9)
+    figure = Figure(figsize=(WIDTH, num_rows * height + 0.4), layout="constrained")
+    grid = figure.subplots(num_rows, num_columns, sharex=sharex, sharey=sharey, squeeze=False)
+    drawn, rest = list(grid.flat)[: len(titles)], list(grid.flat)[len(titles) :]
+    for axes, title in zip(drawn, titles, strict=True):
+        axes.set_title(title, loc="left", fontsize=SMALL, fontweight="bold", pad=3)
+        axes.tick_params(labelsize=SMALL, color=PALE, length=2.5)
+        axes.grid(color=PALE, alpha=0.5, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(GREY)
+    for axes in rest:
+        axes.set_visible(False)
+        drawn[-num_columns].tick_params(labelbottom=True)
+    return figure, drawn
+
+
+def label(figure: Figure, x: str, y: str = "") -> None:
+    """Names the axes that all panels share."""
+    figure.supxlabel(x, fontsize=TEXT)
+    if y:
+        figure.supylabel(y, fontsize=TEXT)
+
+
+def legend(figure: Figure, entries: Sequence[Line2D]) -> None:
+    """A legend above the panels, in one line where it fits."""
+    widths = [44 + 0.62 * SMALL * len(str(entry.get_label())) for entry in entries]
+    fitting = len(entries) if sum(widths) < 72 * WIDTH else int(72 * WIDTH // max(widths))
+    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(entries) / fitting))
+    figure.legend(
+        handles=list(entries), loc="outside upper left", ncols=fitting, fontsize=SMALL, frameon=False,
+        handlelength=2.4, handletextpad=0.6, columnspacing=1.2, borderpad=0.2,
+    )  # fmt: skip
+
+
+def sample(text: str, colour: str = GREY, dashes: str = "", marker: str = "", hollow: bool = False) -> Line2D:
+    """An entry of a legend: a line, a mark, or both."""
+    return Line2D(
+        [], [], color=colour, linestyle=dashes or "none", marker=marker or None, markersize=5.5, linewidth=1.8,
+        markerfacecolor="white" if hollow else colour, label=text,
+    )  # fmt: skip
+
+
+def numbers(axis: Axis, kind: Kind, most: int = 5) -> None:
+    """Few and short numbers along an axis."""
+    if kind == "log":
+        low, high = sorted(axis.get_view_interval())
+        decades = math.log10(high / low)
+        subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 1 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=most))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
+        return
+    axis.set_major_locator(MaxNLocator(most, integer=kind == "count", steps=[1, 2, 2.5, 5, 10]))
+    if kind == "count":
+        axis.set_major_formatter(EngFormatter(sep=""))
+    elif kind == "percent":
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def goal(search: Search) -> str:
+    """The objective, for an axis; of several the first."""
+    return {
+        "accuracy": "final validation accuracy",
+        "auc": "area under the error curve",
+    }.get(search.spec.objective, f"gradient evaluations to {target_label(search.spec.targets[-1])}%")
+
+
+def value(search: Search, record: Record) -> float:
+    """A trial's objective; of several the first."""
+    return evaluate(search.spec.objective, record.history, search.spec.targets)[0]
+
+
+def objective_axis(search: Search, axes: Axes, budget: int) -> None:
+    """Numbers along the y axis for the objective, and a dotted line above which the target was missed."""
+    kind: dict[str, Kind] = {"accuracy": "percent", "auc": "plain"}
+    numbers(axes.yaxis, kind.get(search.spec.objective, "count"))
+    if search.spec.objective not in kind:
+        axes.axhline(budget, color=GREY, linewidth=0.9, linestyle=":")
+
+
+def goal_note(search: Search) -> str:
+    """What a caption says of that line."""
+    missed = " Above the dotted line, the budget, the target was missed."
+    return "" if search.spec.objective in ("accuracy", "auc") else missed

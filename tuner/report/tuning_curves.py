@@ -1,0 +1,108 @@
+"""Tuning curves: the best as a function of the number of random trials, in confidence bands (:mod:`.bands`).
+
+The outcome of a trial that finished is its objective, and that of one that was stopped or diverged is the objective's
+worst: the search could not choose it.  So the best of n outcomes is the objective of the trial that a search chooses
+after n, and a stopped trial counts for no more than it would have, had it gone on.  Failed trials have no outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.objectives import OBJECTIVES, evaluate, rank
+from tuner.report.bands import NUM_SEARCHES, Policy, curves, level_of, simulated_coverage
+from tuner.report.intervals import Interval
+from tuner.results import Record, Search
+
+
+@dataclass(frozen=True, slots=True)
+class TuningCurve:
+    """A variant's objective as a function of the number of random trials."""
+
+    variant: str
+    objective: str
+    trials: NDArray[np.float64]
+    """Numbers of random trials, 1..R."""
+    median: NDArray[np.float64]
+    """Of the best after that many: gradient evaluations (above the budget: missed), accuracy, or area."""
+    low: NDArray[np.float64]
+    """Ends of the simultaneous band; where it has no bound, the end of what the objective can be."""
+    high: NDArray[np.float64]
+    level: float
+    """Asked of the band: 0.95, or 0.8 for fewer than eight trials."""
+    coverage: Interval
+    """Share of simulated searches of this kind whose band held their policy's own curve, from ``holds_from`` on."""
+    holds_from: int | None
+    """Number of trials from which on that share is at least the level; None: nowhere.  The first trials of a search meet
+    no others at its rungs: before this number the curve is worse than theirs."""
+    model_trace: tuple[tuple[int, float], ...]
+    """Of the model arm, which no band covers: number of trials of all arms so far, and the best of them."""
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the simulated coverage falls short of the level, for small numbers of trials at least."""
+        return self.holds_from != 1
+
+    @property
+    def note(self) -> str:
+        """The band in a sentence or two."""
+        share = self.coverage
+        where = f" from {self.holds_from} trials on" if self.holds_from and self.approximate else ""
+        text = (
+            f"{self.level:.0%} band; it held in {share.estimate:.1%} [{share.low:.1%}, {share.high:.1%}] of "
+            f"{NUM_SEARCHES:,} simulated searches of this kind{where}."
+        )
+        return f"{text} {'Elsewhere i' if where else 'I'}t is approximate." if self.approximate else text
+
+
+def tuning_curve(search: Search, variant: str) -> TuningCurve | None:
+    """The tuning curve of a variant's random arm; None for several objectives, or below two outcomes."""
+    objective = search.spec.objective
+    ended = [r for r in search.trials_of(variant) if r.ended and r.status != "failed" and r.history]
+    draws = [record for record in ended if record.arm == "random"]
+    if len(OBJECTIVES[objective]) > 1 or len(draws) < 2:
+        return None
+    goal = OBJECTIVES[objective][0]
+    worst = goal.worst(draws[0].history)
+    outcomes = [
+        evaluate(objective, r.history, search.spec.targets)[0] if r.status == "finished" else worst for r in draws
+    ]
+    low, median, high = curves(np.array(outcomes), worst, goal.direction == "minimize")
+    space = next(known for known in search.variants if known.name == variant)
+    coverage = simulated_coverage(
+        Policy(
+            num_trials=len(draws),
+            num_evaluations=max(len(record.history) for record in ended),
+            objective=objective,
+            rungs=search.spec.early_stopping,
+            sobol=not space.when,
+            dimension=max(1, len(space.searched)),
+            diverging=sum(record.status == "diverged" for record in draws) / len(draws),
+        )
+    )
+    return TuningCurve(
+        variant,
+        objective,
+        np.arange(1.0, len(draws) + 1),
+        median,
+        low,
+        high,
+        level_of(len(draws)),
+        coverage.share,
+        coverage.holds_from,
+        _model_trace(search, ended),
+    )
+
+
+def _model_trace(search: Search, ended: list[Record]) -> tuple[tuple[int, float], ...]:
+    objective, best, trace = search.spec.objective, None, []
+    for record in ended:
+        if record.status == "finished":
+            value = evaluate(objective, record.history, search.spec.targets)
+            best = value if best is None else min(best, value, key=lambda known: rank(objective, known))
+        if record.arm == "model" and best is not None:
+            trace.append((record.number + 1, best[0]))
+    return tuple(trace)

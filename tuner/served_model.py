@@ -1,0 +1,130 @@
+"""A confirmed run's final weights as an MLflow model that can be loaded and served.
+
+    python -m tuner.served_model RUN_FOLDER OUT
+
+The model takes pixels as files hold them and gives probabilities.  It is a graph: whoever loads it needs torch and
+MLflow, not this package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Before MLflow is imported, as in `mlflow_runs`.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow.pytorch
+import numpy as np
+import torch
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+from torch import Tensor, nn
+
+from tuner.errors import InvalidInput
+from tuner.final_weights import load_weights
+from tuner.provenance import versions
+from tuner.settings import digest
+from tuner.spec import TrialSpec
+from tuner.trial_folder import WEIGHTS, read_spec
+from tuner.workloads.data import Images, load_data
+from tuner.workloads.images import normalize
+from tuner.workloads.models import build_model
+
+
+class ServedModel(nn.Module):
+    """Pixels (B, C, S, S), uint8, to the probability of each class (B, num_classes), float32."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, model: nn.Module, mean: Tensor, deviation: Tensor) -> None:
+        """``model`` takes images that are normalized by the other two, (C, 1, 1)."""
+        super().__init__()
+        self.model = model
+        self.dtype = next(model.parameters()).dtype
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", deviation)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.model(normalize(pixels, self.mean, self.deviation).to(self.dtype))
+        return logits.softmax(1).float()
+
+
+def load_served(folder: Path) -> tuple[ServedModel, Images, TrialSpec]:
+    """The model of a confirmed run's folder, on the CPU, the data it was trained on, and its spec.
+
+    Raises :class:`InvalidInput` where the folder has no final weights, and where the data is not what it was.
+    """
+    spec = read_spec(folder)
+    if spec is None:
+        raise InvalidInput(f"{folder} is no folder of a confirmed run")
+    content = load_weights(folder / WEIGHTS, spec)
+    data = load_data(spec.workload, torch.device("cpu"))
+    if data.digest != content["data"]:
+        raise InvalidInput(f"{folder / WEIGHTS}: the data is not what these weights were trained on")
+    model = build_model(spec.workload, num_classes=data.num_classes, channels=data.channels, image_size=data.image_size)
+    if spec.precision == "float64":
+        model = model.double()
+    model.load_state_dict(content["model"])
+    # Weights in channels_last are no whole tensors to torch.export's archive.
+    model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return ServedModel(model, data.mean, data.deviation).eval(), data, spec
+
+
+def save_served(folder: Path, out: Path) -> None:
+    """Saves the model of a confirmed run's folder as an MLflow model, whole or not at all.
+
+    Its metadata name the classes, and the digests of the spec and of the data.
+    Raises :class:`InvalidInput` as :func:`load_served` does, and where ``out`` exists; what torch.export has against
+    the model is raised as it comes.
+    """
+    if out.exists():
+        raise InvalidInput(f"{out} exists already")
+    model, data, spec = load_served(folder)
+    images, _ = next(iter(data.evaluation_batches("validation")))
+    # Two, as the graph would take batches of one alone if it was made from one.
+    pixels = (images[[0, -1]] * data.deviation + data.mean).round().to(torch.uint8)
+    shape = (-1, data.channels, data.image_size, data.image_size)
+    draft = out.with_name(f"{out.name}.new{os.getpid()}")
+    try:
+        mlflow.pytorch.save_model(
+            model,
+            draft,
+            signature=ModelSignature(
+                Schema([TensorSpec(np.dtype(np.uint8), shape)]),
+                Schema([TensorSpec(np.dtype(np.float32), (-1, data.num_classes))]),
+            ),
+            input_example=pixels.contiguous().numpy(),
+            # Given, as MLflow would load the model in another process to find them; the build, "+cu132", is no release.
+            pip_requirements=[f"torch=={versions()['torch'].partition('+')[0]}"],
+            serialization_format="pt2",
+            metadata={"classes": list(data.classes), "spec": digest(spec), "data": data.digest},
+        )
+        draft.replace(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0, or 2 after one line on what was wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tuner.served_model", description="Saves a trained model for MLflow."
+    )
+    parser.add_argument("run_folder", type=Path, help="folder of a confirmed run")
+    parser.add_argument("out", type=Path, help="folder of the MLflow model, to be made")
+    options = parser.parse_args(arguments)
+    try:
+        save_served(options.run_folder, options.out)
+    except InvalidInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
