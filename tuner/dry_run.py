@@ -9,6 +9,7 @@ from rich.table import Table
 
 from search_spaces import GROUPS, SPACES, Variant
 from tuner.plan import SearchSpec
+from tuner.results import POINTS
 from tuner.sampling import num_default, num_random
 from tuner.variants import shown
 
@@ -52,9 +53,16 @@ def print_plan(spec: SearchSpec, variants: Sequence[Variant]) -> None:
     for variant in variants:
         if names := list(variant.enqueued)[: num_default(variant, spec.trials)]:
             console.print(f"{variant.name}: in place of the first {len(names)} by TPE the points {', '.join(names)}.")
+    num_best, num_default = (len(variants) * spec.num_seeds(point) for point in POINTS)
+    if num_best:
+        console.print(
+            f"Then {num_best} trainings of the best settings and {num_default} of the default points, each with a fresh "
+            "seed and in full; the test split is read when all have ended."
+        )
+    num_trainings = num_trials + num_best + num_default
     console.print(
-        f"Cost at most: {num_trials} trials x {spec.epochs} epochs x {steps} steps "
-        f"= {num_trials * budget} gradient evaluations of {spec.batch_size} images."
+        f"Cost at most: {num_trainings} trainings x {spec.epochs} epochs x {steps} steps "
+        f"= {num_trainings * budget} gradient evaluations of {spec.batch_size} images."
     )
     console.print("Nothing was started.")
 

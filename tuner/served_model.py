@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 # Before MLflow is imported, as in `mlflow_runs`.
@@ -64,7 +65,8 @@ def load_served(folder: Path) -> tuple[ServedModel, Images, TrialSpec]:
     if spec is None:
         raise InvalidInput(f"{folder} is no folder of a confirmed run")
     content = load_weights(folder / WEIGHTS, spec)
-    data = load_data(spec.workload, torch.device("cpu"))
+    # One batch is read, for which no process is worth starting.
+    data = load_data(replace(spec.workload, loader_workers=0), torch.device("cpu"))
     if data.digest != content["data"]:
         raise InvalidInput(f"{folder / WEIGHTS}: the data is not what these weights were trained on")
     model = build_model(spec.workload, num_classes=data.num_classes, channels=data.channels, image_size=data.image_size)
@@ -72,7 +74,7 @@ def load_served(folder: Path) -> tuple[ServedModel, Images, TrialSpec]:
         model = model.double()
     model.load_state_dict(content["model"])
     # Weights in channels_last are no whole tensors to torch.export's archive.
-    model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.contiguous_format)
     return ServedModel(model, data.mean, data.deviation).eval(), data, spec
 
 

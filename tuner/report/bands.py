@@ -183,20 +183,20 @@ def stopped(accuracies: Floats, diverged: Bools, target: float) -> Bools:
     num_trials, num_evaluations = accuracies.shape[1:]
     shares = np.arange(1, num_evaluations) / num_evaluations  # the last evaluation is not judged
     num_passed = np.searchsorted(rungs.shares, shares, side="right")
+    firsts = np.unique(num_passed, return_index=True)[1]
     lost: Bools = diverged.copy()
-    for rung in range(1, len(rungs.shares) + 1):
-        for k in np.flatnonzero(num_passed == rung)[:1]:
-            judged = np.where(lost, -np.inf, accuracies[..., k])
-            num_kept = np.ceil(np.cumsum(~lost, axis=1) / rungs.reduction)
-            reached = (accuracies[..., : k + 1] >= target).any(axis=2)
-            for trial in range(num_trials):
-                num_better = (judged[:, :trial] > judged[:, trial, None]).sum(axis=1)
-                lost[:, trial] |= (num_better >= num_kept[:, trial]) & ~reached[:, trial]
+    for k in firsts[num_passed[firsts] > 0]:
+        judged = np.where(lost, -np.inf, accuracies[..., k])
+        num_kept = np.ceil(np.cumsum(~lost, axis=1) / rungs.reduction)
+        reached = accuracies[..., : k + 1].max(axis=2) >= target
+        for trial in range(num_trials):
+            num_better = (judged[:, :trial] > judged[:, trial, None]).sum(axis=1)
+            lost[:, trial] |= (num_better >= num_kept[:, trial]) & ~reached[:, trial]
     return lost & ~diverged
 
 
 def _times(accuracies: Floats) -> Floats:
-    hits: Bools = np.asarray(accuracies >= TARGET)
+    hits = accuracies >= TARGET
     shares: Floats = (hits.argmax(axis=2) + 1) / accuracies.shape[2]
     return np.where(hits.any(axis=2), shares, 1 + TARGET - accuracies.max(axis=2))
 

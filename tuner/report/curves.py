@@ -24,8 +24,8 @@ from tuner.report.figures import (
     goal_note,
     label,
     legend,
-    objective_axis,
     numbers,
+    objective_axis,
     panels,
     sample,
     styles,
@@ -181,26 +181,26 @@ def schedules(search: Search) -> Picture | None:
 
 
 def profile(searches: Sequence[Search]) -> Picture | None:
-    """Performance profile: the share of workloads that a variant reached within a factor of the fastest."""
+    """Performance profile: the share of workloads on which a variant is within a factor of the fastest.
+
+    None for a single search too.
+    """
     found = performance_profiles(searches)
-    if not found:
+    if len(searches) < 2 or not found:
         return None
     looks, crowded = styles(line.variant for line in found), len(found) > CROWD
     figure, places = panels([line.variant for line in found] if crowded else [""])
-    right = 1.15 * max(1.5, *(factor for line in found for factor in line.factors if math.isfinite(factor)))
-    steps = [([1.0, *line.factors, right], [0.0, *line.shares, [0.0, *line.shares][-1]]) for line in found]
-    for i, (line, step) in enumerate(zip(found, steps, strict=True)):
+    for i, line in enumerate(found):
         axes, (colour, dashes) = places[i if crowded else 0], looks[line.variant]
-        for other in steps if crowded else ():
-            axes.plot(*other, color=PALE, linewidth=0.7, drawstyle="steps-post")
+        for other in found if crowded else ():
+            axes.plot(other.factors, other.shares, color=PALE, linewidth=0.7, drawstyle="steps-post")
         axes.plot(
-            *step, color=colour, linestyle=dashes, linewidth=1.8, drawstyle="steps-post",
-            marker=COLOURS[colour], markersize=5.5, markevery=slice(1, -1),
+            line.factors, line.shares, color=colour, linestyle=dashes, linewidth=1.8, drawstyle="steps-post",
+            marker=COLOURS[colour], markersize=5.5,
         )  # fmt: skip
     for axes in places:
         axes.set_xscale("log")
-        axes.set_xlim(1 / 1.03, right)
-        axes.set_ylim(-0.03, 1.06)
+        axes.set_ylim(-0.04, 1.06)
         numbers(axes.xaxis, "log")
         numbers(axes.yaxis, "percent")
     label(figure, "cost over that of the fastest variant", "share of workloads")

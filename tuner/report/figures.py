@@ -105,10 +105,10 @@ def legend(figure: Figure, entries: Sequence[Line2D]) -> None:
 
 def sample(text: str, colour: str = GREY, dashes: str = "", marker: str = "", hollow: bool = False) -> Line2D:
     """An entry of a legend: a line, a mark, or both."""
-    return Line2D(
-        [], [], color=colour, linestyle=dashes or "none", marker=marker or None, markersize=5.5, linewidth=1.8,
-        markerfacecolor="white" if hollow else colour, label=text,
-    )  # fmt: skip
+    entry = Line2D([], [], color=colour, marker=marker or None, markersize=5.5, linewidth=1.8, label=text)
+    entry.set_linestyle(dashes or "none")
+    entry.set_markerfacecolor("white" if hollow else colour)
+    return entry
 
 
 def numbers(axis: Axis, kind: Kind, most: int = 5) -> None:

@@ -1,242 +1,269 @@
-"""What else a reader must know of the result: verdicts, claims beside their controls, what tuning was worth.
-
-A sentence says what its interval gives and no more.  One about *these settings* rests on seeds alone; one about a
-*variant* has the luck of the searches in it.
-"""
+"""What else a reader must know: where trainings diverge, how steady they are, best values at an edge, what matters."""
 
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+import statistics
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
-from search_spaces import SPACES
-from tuner.convergence import target_label
-from tuner.report.comparison import ERROR, Comparison, compare, compare_pair, cost, describe
-from tuner.report.comparison import tuned_against_default as tuning_ratios
+import numpy as np
+import optuna
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from search_spaces import Variant
+from tuner.convergence import max_loss_jump, tail_std
+from tuner.errors import InvalidInput
+from tuner.objectives import OBJECTIVES
+from tuner.report.comparison import ERROR
 from tuner.report.document import Section, Table
-from tuner.report.intervals import Interval, holm, median_interval, paired_ratio
-from tuner.results import Point, Record, Search
-from tuner.settings import with_settings
-from tuner.spec import OptimizerSpec
+from tuner.report.intervals import holm, share_interval
+from tuner.results import Record, Search
+from tuner.settings import flatten
+from tuner.variants import resolve_variants, shown
 
-Place: TypeAlias = tuple[str, Point]
-"""A variant's point."""
-COLUMNS = (
-    "variant",
-    "against",
-    "ratio, these settings",
-    "these settings are",
-    "ratio, luck of both searches included",
-    "the variant is",
-)
-UNCONFIRMED = "Nothing was confirmed (--confirm-seeds 0): which difference is real cannot be said."
+EDGE = 0.05
+"""Part of a range, at either end, in which a best value is warned of."""
+WIDENINGS = (1.0, 0.5, 0.25, 0.125)
+"""Parts of a factor 10, or of half a linear range, the largest that the setting allows."""
+FEWEST = 11
+"""Ended trials from which the best tenth, at which PED-ANOVA looks, is more than one trial."""
+NUM_SHUFFLES = 19
+"""An importance above those of so many shuffles of the objective is chance once in 20."""
 
 
-def verdict(search: Search) -> Section:
-    """A sentence for each variant against the baseline."""
-    made = compare(search)
-    if not made:
-        return Section("Verdict", (f"{search.baseline} is the only variant: there is nothing to compare it with.",))
-    if not search.spec.confirm_seeds:
-        return Section("Verdict", (UNCONFIRMED,))
-    note = f"{_note(search)} Verdicts are adjusted (Holm) for {len(made)} comparisons."
-    table = Table("verdict", f"Each variant against {search.baseline}", COLUMNS, tuple(map(_row, made)), note)
-    return Section("Verdict", tuple(_against(search, one, len(made)) for one in made), tables=(table,))
-
-
-def _against(search: Search, made: Comparison, num_comparisons: int) -> str:
-    ours, theirs = made.variant, made.baseline
-    if made.settings is None:
-        return f"Nothing can be said of {ours} against {theirs}: {_missing(search, (ours, 'best'), (theirs, 'best'))}."
-    if made.verdict != "undecided":
-        return (
-            f"{ours} is {made.verdict} than {theirs}: it {_reached(search, made)}, the luck of both searches included."
-        )
-    if made.settings_verdict == "undecided":
-        why = _why(made.settings, made.settings_p_value, num_comparisons)
-        return f"Undecided between {ours} and {theirs}: {ours} {_reached(search, made)}{why}."
-    return (
-        f"The settings found for {ours} are {made.settings_verdict} than those found for {theirs}: {ours} "
-        f"{_reached(search, made)}, by equal seeds. Whether the variant is {made.settings_verdict} is undecided: "
-        f"{_with_luck(made, num_comparisons)}."
+def divergence(search: Search) -> Section:
+    """How often trainings diverge all over a variant's space, and at which settings."""
+    sentences, rows, calm = [], [], []
+    for variant in search.variants:
+        trials = [record for record in search.trials_of(variant.name) if record.ended and record.status != "failed"]
+        arms = [[r for r in trials if (r.arm == "random") == wanted] for wanted in (True, False)]
+        fallen = [sum(map(_diverged, arm)) for arm in arms]
+        share = share_interval(fallen[0], len(arms[0]))
+        rate = f"{share.estimate:.0%} [{share.low:.0%}, {share.high:.0%}] ({share.level:.0%})" if arms[0] else "-"
+        counts = [f"{count} of {len(arm)}" for count, arm in zip(fallen, arms, strict=True)]
+        lrs = [[_lr(r) for r in trials if _diverged(r) == wanted] for wanted in (True, False)]
+        ranges = [f"{min(some):.3g} to {max(some):.3g}" if some else "-" for some in lrs]
+        rows.append((variant.name, counts[0], rate, counts[1], *ranges))
+        if any(fallen):
+            sentences.append(f"{variant.name}: {_by_lr(*lrs)}{_by_setting(variant, arms[0])}.")
+        elif trials:
+            calm.append(variant.name)
+    if calm:
+        sentences.append(f"No trial of {', '.join(calm)} diverged.")
+    columns = (
+        "variant",
+        "random trials",
+        "rate over the space",
+        "other trials",
+        "lr.peak, diverged",
+        "lr.peak, others",
     )
-
-
-def _with_luck(made: Comparison, num_comparisons: int) -> str:
-    whole = made.whole
-    if whole is None:
-        return "no random trial of either got there"
-    if (whole.low, whole.high) == (0, math.inf):
-        return "with the luck of both searches any ratio is possible"
-    ratio = describe(whole)
-    if whole.estimate in (0, math.inf):
-        ratio = f"{'at most' if whole.low == 0 else 'at least'} {whole.high if whole.low == 0 else whole.low:.3g}"
-    return f"with the luck of both searches the ratio is {ratio}{_why(whole, made.p_value, num_comparisons)}"
-
-
-def claims(search: Search) -> Section:
-    """Each claim beside the controls that test it: how much of its effect they have as well."""
-    if not search.spec.confirm_seeds:
-        return Section("Claims and controls", (UNCONFIRMED,))
-    names = [variant.name for variant in search.variants]
-    direct = [
-        compare_pair(search, control.controls, control.name)
-        for control in search.variants
-        if control.controls is not None and control.controls in names
-    ]
-    effects = {made.variant: made for made in compare(search)}
-    middles = [_middle(search, made.variant, made.baseline) for made in direct]
-    adjusted = holm([_p_value(middle) for middle in middles])
-    sentences = [
-        _claim(search, made, effects, middle if p_value <= ERROR else None)
-        for made, middle, p_value in zip(direct, middles, adjusted, strict=True)
-    ]
-    for name in names:
-        if absent := [known.name for known in SPACES.values() if known.controls == name and known.name not in names]:
-            sentences.append(f"{name} is not beside {', '.join(absent)} here: what its result is due to is not tested.")
-    if not sentences:
-        return Section("Claims and controls", ("No variant of this search has a control.",))
     note = (
-        f"{_note(search)} Verdicts are adjusted for nothing. Most of an effect is called the control's where by equal "
-        "seeds the control's cost is shown to lie below the geometric mean of the claim's and the baseline's."
+        "Trials that diverged, of those that ended without failing; one that was stopped had not diverged by then. The "
+        "random arm covers the space: its share is the rate over it, in an interval that is exact for independent "
+        "draws. Where the other trials lie was chosen by what came before."
     )
-    table = Table("claims", "Each claim against its control", COLUMNS, tuple(map(_row, direct)), note)
-    return Section("Claims and controls", tuple(sentences), tables=(table,) if direct else ())
+    table = Table("divergence", "Divergence over the space", columns, tuple(rows), note)
+    return Section("Divergence", tuple(sentences) or ("No trial has ended.",), tables=(table,))
 
 
-def _claim(search: Search, direct: Comparison, effects: dict[str, Comparison], middle: Interval | None) -> str:
-    claim, control = direct.variant, direct.baseline
-    effect, other = effects.get(claim), effects.get(control)
-    said = ""
-    if effect and effect.settings and other and other.settings:
-        # Seeds alone: what the control's share is can be said of these settings only.
-        ours, theirs = (_reached(search, made, made.settings) for made in (effect, other))
-        said = f"{claim} {ours}; {control}, its control, {theirs}: "
-        if effect.settings_verdict != "faster":
-            said += "no gain is shown that the control could explain. "
-        elif middle and middle.decided and not middle.low <= 1 <= middle.high:
-            said += f"most of the gain of these settings is {'not ' if middle.low > 1 else ''}the control's. "
+def _diverged(record: Record) -> bool:
+    return record.status == "diverged"
+
+
+def _lr(record: Record) -> float:
+    return record.spec.optimizer.lr.peak
+
+
+def _by_lr(fallen: Sequence[float], steady: Sequence[float]) -> str:
+    if not steady:
+        return f"all {len(fallen)} trials diverged, at lr.peak {min(fallen):.3g} to {max(fallen):.3g}"
+    num_above, num_below = sum(lr > max(steady) for lr in fallen), sum(lr < min(fallen) for lr in steady)
+    num_between, total = len(fallen) - num_above, len(fallen) + len(steady) - num_above - num_below
+    said = [f"above lr.peak {max(steady):.3g} {num_above} of {num_above} trials diverged"] if num_above else []
+    said += [f"below lr.peak {min(fallen):.3g} 0 of {num_below} trials diverged"] if num_below else []
+    ends = f"from lr.peak {min(fallen):.3g} to {max(steady):.3g}"
+    return ", ".join([*said, *([f"{ends} {num_between} of {total} trials diverged"] if total else [])])
+
+
+def _by_setting(variant: Variant, random: Sequence[Record]) -> str:
+    """The settings that are shown to differ between the trials that diverged and the others."""
+    from scipy.stats import mannwhitneyu  # slow to import
+
+    tests = {}
+    for name in _numbers(variant):
+        values: tuple[list[float], list[float]] = ([], [])
+        for record in random:
+            settings: dict[str, Any] = flatten(record.spec.optimizer)
+            if variant.active(name, settings):
+                values[_diverged(record)].append(settings[name])
+        steady, fallen = values
+        if steady and fallen:
+            test = mannwhitneyu(fallen, steady)
+            larger = test.statistic > len(fallen) * len(steady) / 2
+            tests[name] = float(test.pvalue), "larger" if larger else "smaller"
+    adjusted = zip(tests, holm([p_value for p_value, _ in tests.values()]), strict=True)
+    found = [f"{name} is {tests[name][1]} (p {p_value:.1g})" for name, p_value in adjusted if p_value <= ERROR]
+    return f"; in random trials that diverged {', '.join(found)} than in the others" if found else ""
+
+
+def _numbers(variant: Variant) -> dict[str, FloatDistribution | IntDistribution]:
+    """The searched settings that are _numbers from a range."""
+    kinds = (FloatDistribution, IntDistribution)
+    return {name: d for name, d in variant.searched.items() if isinstance(d, kinds) and not d.single()}
+
+
+def stability(search: Search) -> Section:
+    """How steadily each variant trained."""
+    rows, unconfirmed = [], []
+    for variant in search.variants:
+        runs = [run for run in search.confirmed(variant.name).values() if run.status in ("finished", "diverged")]
+        if not runs:
+            unconfirmed.append(variant.name)
+            runs = [record for record in search.trials_of(variant.name) if record.status == "finished"]
+        steady = [record.history for record in runs if record.status == "finished"]
+        tails = [[m.validation_accuracy for m in history[-max(2, math.ceil(len(history) / 5)) :]] for history in steady]
+        measures = [tail_std(history) for history in steady], [min(tail) for tail in tails], map(max_loss_jump, steady)
+        shown = [f"{statistics.median(x):.3g} [{min(x):.3g}, {max(x):.3g}]" if x else "-" for x in map(list, measures)]
+        rows.append((variant.name, str(len(runs)), str(len(runs) - len(steady)), *shown))
+    sentences = ["Over the confirmed runs of the best settings; those that diverged are counted, and not measured."]
+    if unconfirmed:
+        sentences.append(
+            f"Nothing is confirmed of {', '.join(unconfirmed)}: there it is over the trials that finished."
+        )
+    columns = ("variant", "runs", "diverged", "tail deviation", "worst of the tail", "largest loss jump")
+    note = (
+        "Median over the runs [smallest, largest]. The tail is the last fifth of the epochs, at least two; deviation "
+        "and worst are of the validation accuracy there, the jump is a rise of the training loss from epoch to epoch."
+    )
+    return Section(
+        "Stability", tuple(sentences), tables=(Table("stability", "Steadiness", columns, tuple(rows), note),)
+    )
+
+
+def edges(search: Search) -> Section:
+    """Warnings of best values at an edge of their range, with the flags that widen these."""
+    rows, num_looked_at = [], 0
+    for variant in search.variants:
+        best = search.best(variant.name)
+        settings: dict[str, Any] = flatten(best.spec.optimizer) if best else {}
+        for name, distribution in _numbers(variant).items():
+            if best is None or not variant.active(name, settings):
+                continue
+            num_looked_at += 1
+            value = float(settings[name])
+            place = _place(distribution, value)
+            if not EDGE < place < 1 - EDGE:
+                end = "lower" if place <= EDGE else "upper"
+                advice = _widening(search, variant, name, distribution, end == "lower")
+                rows.append((variant.name, name, f"{value:.3g}", shown(distribution), end, advice))
+    if not num_looked_at:
+        return Section("Edges of the spaces", ("No variant has a finished trial with a number that was searched.",))
+    said = f"The best trial lies within 5% of an end of its range in {len(rows)} of {num_looked_at} searched numbers"
+    named = f" ({', '.join(f'{row[0]}: {row[1]}' for row in rows)}): a better value may lie beyond" if rows else ""
+    chance = "A setting that does not matter lies there one time in ten."
+    columns = ("variant", "setting", "best", "range", "end", "what widens it")
+    note = "On a logarithmic scale where the range has one; of integers and steps, the end itself."
+    table = Table("edges", "Best values at an edge", columns, tuple(rows), note)
+    return Section("Edges of the spaces", (f"{said}{named}.", chance), tables=(table,) if rows else ())
+
+
+def _place(distribution: FloatDistribution | IntDistribution, value: float) -> float:
+    """Where a value lies in its range, from 0 to 1."""
+    low, high = float(distribution.low), float(distribution.high)
+    if isinstance(distribution, IntDistribution) or distribution.step is not None:
+        return 0.0 if value <= low else 1.0 if value >= high else 0.5
+    if distribution.log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low)
+
+
+def _widening(
+    search: Search, variant: Variant, name: str, distribution: FloatDistribution | IntDistribution, lower: bool
+) -> str:
+    """The flag that widens a range at one end, or why there is none."""
+    low, high = distribution.low, distribution.high
+    reason = ""
+    for part in WIDENINGS:
+        if distribution.log:
+            ends = (low / 10**part, high) if lower else (low, high * 10**part)
         else:
-            said += "whether most of the gain is the control's is undecided. "
-    if direct.settings is None:
-        missing = _missing(search, (claim, "best"), (control, "best"))
-        return f"{said}Nothing can be said of {claim} against {control}, its control: {missing}."
-    if direct.verdict != "undecided":
-        found = f"the variant is {direct.verdict}, the luck of both searches included"
-    elif direct.settings_verdict != "undecided":
-        found = f"these settings are {direct.settings_verdict}; whether the variant is, is undecided"
-    else:
-        found = "no difference between the two is shown" + _why(direct.settings, direct.settings_p_value, 1)
-    return f"{said}Against its control, {claim} {_reached(search, direct)}: {found}."
+            ends = (low - part * (high - low) / 2, high) if lower else (low, high + part * (high - low) / 2)
+        if isinstance(distribution, IntDistribution):
+            ends = math.floor(ends[0]), math.ceil(ends[1])
+        # The scale is said, as an earlier flag may have changed it.
+        override = f"{variant.name}:{name}={ends[0]:.6g}:{ends[1]:.6g}:{'log' if distribution.log else 'linear'}"
+        try:
+            resolve_variants(search.spec.variants, [*search.spec.space, override])
+            return f"--space {override}"
+        except InvalidInput as error:
+            reason = str(error).removeprefix(f"variant {variant.name}: ")
+    return f"nothing: the range ends where the setting does ({reason})"
 
 
-def _middle(search: Search, claim: str, control: str) -> Interval | None:
-    # The control's cost over the geometric mean of the claim's and the baseline's, by equal seeds: below 1 it is nearer
-    # to the claim's, so that more than half of the gain, on a logarithmic scale, is the control's.
-    if search.baseline in (claim, control):
-        return None
-    runs = [_observed(search, (name, "best")) for name in (control, claim, search.baseline)]
-    seeds = [k for k in runs[0] if k in runs[1] and k in runs[2]]
-    costs, claimed, based = ([_cost(search, some[k]) for k in seeds] for some in runs)
-    middles = [math.sqrt(a * b) for a, b in zip(claimed, based, strict=True)]
-    return paired_ratio(costs, middles) if any(map(math.isfinite, [*costs, *middles])) else None
+def importances(search: Search) -> dict[str, dict[str, float]]:
+    """Variant -> setting -> its share of the importance (PED-ANOVA), the largest first; not of too few trials."""
+    return {name: {k: v / sum(raw.values()) for k, v in raw.items()} for name, raw in _importances(search).items()}
 
 
-def tuned_against_default(search: Search) -> Section:
-    """What tuning was worth: the best settings against the variant's own default point, by equal seeds."""
-    if not search.spec.confirm_seeds:
-        return Section("Tuned against default", (UNCONFIRMED,))
-    ratios = tuning_ratios(search)
-    adjusted = holm([_p_value(ratio) for ratio in ratios.values()])
-    sentences, rows = [], []
-    for variant, (name, ratio), p_value in zip(search.variants, ratios.items(), adjusted, strict=True):
-        tuned: Place = (name, "best")
-        default: Place = (name, "default")
-        best = search.best(name)
-        if best and best.spec.optimizer == with_settings(OptimizerSpec(), variant.default_settings()):
-            sentences.append(f"{name}: the best settings found are the default point.")
-        elif ratio is None:
-            sentences.append(f"{name}: nothing can be said, as {_missing(search, tuned, default)}.")
-        else:
-            found = f"the tuned settings are not shown to be better{_why(ratio, p_value, len(ratios))}"
-            if ratio.decided and p_value <= ERROR and not ratio.low <= 1 <= ratio.high:
-                found = "tuning paid" if ratio.high < 1 else "the default point is faster than the tuned settings"
-            sentences.append(f"{name}, tuned, {_reached_at(search, ratio, tuned, default)}: {found}.")
-        rows.append((name, _median(search, tuned), _median(search, default), describe(ratio) if ratio else "-"))
-    note = f"Gradient evaluations to {_goal(search)}. Verdicts are adjusted (Holm) for {len(ratios)} variants."
-    columns = ("variant", "best settings", "default point", "ratio, by equal seeds")
-    table = Table("tuned_against_default", "Tuned against default", columns, tuple(rows), note)
-    return Section("Tuned against default", tuple(sentences), tables=(table,))
+def importance(search: Search) -> Section:
+    """Which settings mattered for being among the best tenth of a variant's trials, and which more than by chance."""
+    raw = _importances(search)
+    rows, shown = [], []
+    for name, shares in importances(search).items():
+        chance = _by_chance(search, name)
+        clear = [setting for setting in shares if raw[name][setting] > chance]
+        shown += [f"{name}: {', '.join(clear)}"] if clear else []
+        rows += [(name, k, f"{share:.0%}", "yes" if k in clear else "no") for k, share in shares.items()]
+    absent = [variant.name for variant in search.variants if variant.name not in raw]
+    sentences = [f"More than chance: {'; '.join(shown) or 'no setting'}."] if raw else []
+    if absent:
+        sentences.append(
+            f"Nothing can be said of {', '.join(absent)}: that takes {FEWEST} trials that ran to their end or diverged "
+            "and differ in the objective."
+        )
+    columns = ("variant", "setting", "importance", "more than chance")
+    note = (
+        "PED-ANOVA (arXiv 2304.10255, conditional settings 2601.20800): how far the settings of the best tenth differ "
+        "from all; trials that were stopped are not in it. More than chance: above every setting's in each of "
+        f"{NUM_SHUFFLES} searches whose objectives were shuffled, which happens by chance to one variant in 20."
+    )
+    table = Table("importance", "Importance of the settings", columns, tuple(rows), note)
+    return Section("Importance of the settings", tuple(sentences), tables=(table,) if rows else ())
 
 
-def _reached(search: Search, made: Comparison, interval: Interval | None = None) -> str:
-    # Of the variants where these are decided, else of the settings.
-    interval = interval or (made.settings if made.verdict == "undecided" else made.whole)
-    assert interval is not None
-    return _reached_at(search, interval, (made.variant, "best"), (made.baseline, "best"))
+def _importances(search: Search) -> dict[str, dict[str, float]]:
+    found = {}
+    for variant in search.variants:
+        values = _values(search, variant.name)
+        raw = _ped_anova(search.studies[variant.name], values) if len(values) >= FEWEST else {}
+        if sum(raw.values()) > 0:
+            found[variant.name] = dict(sorted(raw.items(), key=lambda item: (-item[1], item[0])))
+    return found
 
 
-def _reached_at(search: Search, interval: Interval, ours: Place, theirs: Place) -> str:
-    whose = theirs[0] if theirs[1] == "best" else "the default point"
-    goal, costs, others = _goal(search), _costs(search, ours), _costs(search, theirs)
-    runs, other_runs = (f"{sum(map(math.isfinite, c))} of {len(c)} confirmed runs" for c in (costs, others))
-    if interval.estimate in (0, math.inf):
-        return f"reached {goal} in {runs}, {whose} in {other_runs}"
-    missed = "" if math.inf not in [*costs, *others] else f" (reached in {runs}, and in {other_runs})"
-    times = "of" if interval.estimate <= 1 else "times"
-    return f"reached {goal} in {describe(interval)} {times} {whose}'s gradient evaluations{missed}"
+def _values(search: Search, variant: str) -> dict[int, float]:
+    # The first objective, smaller is better, as PED-ANOVA takes it.
+    if variant not in search.studies:
+        return {}
+    sign = 1.0 if OBJECTIVES[search.spec.objective][0].direction == "minimize" else -1.0
+    trials = search.studies[variant].get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {trial.number: sign * trial.values[0] for trial in trials}
 
 
-def _why(interval: Interval, p_value: float | None, num_tests: int) -> str:
-    """Why an interval decides nothing, where its ends do not say so."""
-    if not interval.decided:
-        return f"; {100 * interval.level:.0f}% is below the 95% that a decision needs"
-    if p_value is None or interval.low <= 1 <= interval.high:
-        return ""
-    return f"; adjusted for {num_tests} comparisons p is {p_value:.2g}"
+def _by_chance(search: Search, variant: str) -> float:
+    values, generator = _values(search, variant), np.random.default_rng(0)
+    shuffles = [
+        dict(zip(values, generator.permutation(list(values.values())), strict=True)) for _ in range(NUM_SHUFFLES)
+    ]
+    return max(max(_ped_anova(search.studies[variant], shuffle).values()) for shuffle in shuffles)
 
 
-def _missing(search: Search, ours: Place, theirs: Place) -> str:
-    """Why there is no ratio of two points."""
-    for name, point in (ours, theirs):
-        if search.best(name) is None:
-            return f"no trial of {name} finished"
-        if not _observed(search, (name, point)):
-            settings = "best settings" if point == "best" else "default point"
-            return f"no confirmed run of {name}'s {settings} has ended"
-    both = _observed(search, ours).keys() & _observed(search, theirs).keys()
-    return f"no confirmed run of either reached {_goal(search)}" if both else "no seed is confirmed of both"
-
-
-def _row(made: Comparison) -> tuple[str, ...]:
-    settings, whole = (describe(one) if one else "-" for one in (made.settings, made.whole))
-    return made.variant, made.baseline, settings, made.settings_verdict, whole, made.verdict
-
-
-def _note(search: Search) -> str:
-    return f"Ratio of gradient evaluations to {_goal(search)}; below 1: the variant is cheaper."
-
-
-def _goal(search: Search) -> str:
-    return f"{target_label(search.spec.targets[-1])}%"
-
-
-def _observed(search: Search, place: Place) -> dict[int, Record]:
-    return {k: run for k, run in search.confirmed(*place).items() if run.ended and run.status != "failed"}
-
-
-def _cost(search: Search, record: Record) -> float:
-    return cost(record, search.spec.targets[-1], "gradient_evaluations")
-
-
-def _costs(search: Search, place: Place) -> list[float]:
-    return [_cost(search, run) for run in _observed(search, place).values()]
-
-
-def _median(search: Search, place: Place) -> str:
-    costs = _costs(search, place)
-    return describe(median_interval(costs)) if costs else "-"
-
-
-def _p_value(interval: Interval | None) -> float:
-    return 1.0 if interval is None or interval.p_value is None else interval.p_value
+def _ped_anova(study: optuna.Study, values: dict[int, float]) -> dict[str, float]:
+    with warnings.catch_warnings(action="ignore"):  # that it minimizes, and that few trials are inaccurate
+        return optuna.importance.get_param_importances(
+            study, target=lambda trial: values[trial.number], normalize=False
+        )

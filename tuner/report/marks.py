@@ -25,8 +25,8 @@ from tuner.report.figures import (
     goal_note,
     label,
     legend,
-    objective_axis,
     numbers,
+    objective_axis,
     panels,
     sample,
     styles,
@@ -164,8 +164,8 @@ def learning_rates(search: Search) -> Picture | None:
     )
     title = (
         f"Each trial's objective ({goal(search)}) by its peak learning rate, over the range searched. Filled: "
-        "finished; hollow: stopped early, with the value it had come to; crosses at the top edge: diverged. Circled: the best; dashed: "
-        "the default point."
+        "finished; hollow: stopped early, with the value it had come to; crosses at the top edge: diverged. Circled: "
+        "the best; dashed: the default point."
     )
     return Picture("learning_rates", title + goal_note(search), figure)
 

@@ -36,8 +36,10 @@ class TuningCurve:
     coverage: Interval
     """Share of simulated searches of this kind whose band held their policy's own curve, from ``holds_from`` on."""
     holds_from: int | None
-    """Number of trials from which on that share is at least the level; None: nowhere.  The first trials of a search meet
-    no others at its rungs: before this number the curve is worse than theirs."""
+    """Number of trials from which on that share is at least the level; None: nowhere.
+
+    Below it the curve is worse than a search's: its first trials meet few others at the rungs, and more of them finish.
+    """
     model_trace: tuple[tuple[int, float], ...]
     """Of the model arm, which no band covers: number of trials of all arms so far, and the best of them."""
 
