@@ -17,7 +17,10 @@ import optuna
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-SMALL = ["--name", "a", "--epochs", "2", "--trials", "2"]
+from tuner.results import POINTS, load_search
+from tuner.trial_folder import TEST, folder_name
+
+SMALL = ["--name", "a", "--epochs", "2", "--trials", "2", "--confirm-seeds", "0"]
 
 
 def search(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -92,10 +95,13 @@ def mlflow_runs(folder: Path) -> tuple[MlflowClient, list[Run]]:
 
 
 def check_whole(folder: Path, trials: dict[str, int], name: str = "a") -> None:
-    """Exactly the planned trials, each ended, each epoch once, in Optuna, in MLflow and for Tune's own tools."""
-    planned = {f"{variant}-{number:02d}" for variant, count in trials.items() for number in range(count)}
+    """Exactly the planned trials and confirmed runs, each ended and each epoch once, in Optuna, in MLflow and for
+    Tune's own tools; the test split read once, last."""
+    seen = load_search(name, output=str(folder / "runs"))
+    explored = {f"{variant}-{number:02d}" for variant, count in trials.items() for number in range(count)}
+    confirmed = {record.name for record in seen.records.values() if record.phase == "confirm"}
     logs = epochs_logged(folder, name)
-    assert set(logs) == planned
+    assert set(logs) == {folder_name(planned) for planned in explored | confirmed}
     for trial, epochs in logs.items():
         assert epochs == list(range(1, len(epochs) + 1)), trial
 
@@ -106,14 +112,31 @@ def check_whole(folder: Path, trials: dict[str, int], name: str = "a") -> None:
             assert len(recorded.intermediate_values) == len(logs[f"{variant}-{recorded.number:02d}"])
         arms = Counter(trial.user_attrs["arm"] for trial in study.trials)
         assert arms["random"] == (trials[variant] + 1) // 2
+        numbers = [
+            record.number for record in seen.records.values() if record.variant == variant if record.phase == "confirm"
+        ]
+        assert numbers == list(range(1, len(numbers) + 1))
+        for point in POINTS:
+            assert len(seen.confirmed(variant, point)) == len(seen.wanted(variant, point))
+    last_training = max((r.history[-1].finished_at for r in seen.records.values() if r.history), default=0)
+    for record in seen.records.values():
+        assert (record.test is not None) == (record.phase == "confirm" and record.status == "finished"), record.name
+        if record.test is not None:
+            assert (seen.folder / record.folder_name / TEST).stat().st_mtime > last_training, "before its time"
 
     client, runs = mlflow_runs(folder)
-    children = {run.info.run_name: run for run in runs if "mlflow.parentRunId" in run.data.tags}
-    assert len(runs) == len(planned) + 1 and set(children) == planned
+    phases = {run.info.run_name: run for run in runs if run.data.tags.get("phase") in ("explore", "confirm")}
+    assert set(phases) == explored | confirmed
+    assert all("mlflow.parentRunId" in run.data.tags for run in phases.values())
+    assert sum("mlflow.parentRunId" not in run.data.tags for run in runs) == 1
     assert {run.info.status for run in runs} == {"FINISHED"}
-    for trial, run in children.items():
+    for trial, run in phases.items():
         for key in ("validation/accuracy", "train/accuracy", "speed/gradient_evaluations"):
-            assert [m.step for m in client.get_metric_history(run.info.run_id, key)] == logs[trial], (trial, key)
+            steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+            assert steps == logs[folder_name(trial)], (trial, key)
+        tests = client.get_metric_history(run.info.run_id, "test/accuracy")
+        score = seen.records[trial].test
+        assert [metric.value for metric in tests] == ([score.accuracy] if score else [])
         assert {"optimizer.lr.peak", "seed"} <= set(run.data.params)
 
     assert not list((folder / "runs" / name).glob("*/checkpoint.pt*")), "left over"
@@ -128,7 +151,8 @@ def check_whole(folder: Path, trials: dict[str, int], name: str = "a") -> None:
         [sys.executable, "-c", program, str(folder / "runs" / name)], capture_output=True, text=True, check=True
     )
     in_tune: dict[str, Any] = json.loads(listed.stdout.splitlines()[-1])
-    assert in_tune == {trial: ["TERMINATED", len(epochs)] for trial, epochs in logs.items()}
+    trainings = {trial: found for trial, found in in_tune.items() if not trial.endswith("/test")}
+    assert trainings == {trial: ["TERMINATED", len(logs[folder_name(trial)])] for trial in explored | confirmed}
 
 
 def metrics_by_epoch(folder: Path, trial: str, name: str = "a") -> list[dict[str, float]]:

@@ -144,6 +144,7 @@ def open_ledger(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Callable[.
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A small search of all default variants; easy targets, so that they are reached."""
     folder = tmp_path_factory.mktemp("search")
-    ran = search(folder, "--name", "a", "--epochs", "3", "--trials", "2", "--targets", ".2", ".6")
+    arguments = ["--name", "a", "--epochs", "3", "--trials", "2", "--targets", ".2", ".6", "--confirm-seeds", "2"]
+    ran = search(folder, *arguments)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return folder, ran

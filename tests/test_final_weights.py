@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from search_spaces import SPACES
+from tuner import final_weights
 from tuner.errors import InvalidInput
 from tuner.final_weights import load_weights, score_on_test
 from tuner.network import Network
 from tuner.settings import with_settings
 from tuner.spec import OptimizerSpec, TrialSpec
 from tuner.train import Training, train
+from tuner.trial import _test, _train
+from tuner.trial_folder import WEIGHTS
 from tuner.workloads.data import load_data
 from tuner.workloads.splits import SealedSplit
 
@@ -125,3 +128,19 @@ def test_one_place_unseals_the_test_split() -> None:
                 opened.append(path.name)
     # load_data itself hands it to the data, whose own default is True.
     assert sorted(opened) == ["data.py", "final_weights.py", "images.py", "streaming.py"]
+
+
+def test_a_worker_reads_the_test_split_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that died after the reading and is taken up again tells what was written."""
+    spec = spec_of(epochs=1)
+    (trained,) = _train(tmp_path, spec, "confirm")
+    assert trained["done"] and (tmp_path / WEIGHTS).exists()
+    (first,) = _test(tmp_path, spec)
+    monkeypatch.setattr(final_weights, "score_on_test", lambda *_: pytest.fail("read again"))
+    assert list(_test(tmp_path, spec)) == [first]
+    assert first["test"]["data"] == load_data(spec.workload, CPU).digest
+
+
+def test_a_trial_of_the_exploration_keeps_no_weights(tmp_path: Path) -> None:
+    list(_train(tmp_path, spec_of(epochs=1), "explore"))
+    assert not (tmp_path / WEIGHTS).exists()

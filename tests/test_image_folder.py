@@ -199,8 +199,10 @@ def test_an_unreadable_image_is_named_or_left_out(root: Path, damage: object) ->
     for ask in (prepare, lambda spec: load_data(spec, CPU)):
         with pytest.raises(InvalidInput, match=r"cannot read image .*train/dog/01\.png.*--skip-corrupt"):
             ask(spec_of(root))
-    assert prepare(spec_of(root, skip_corrupt=True)).note.endswith("left out: 1")
+    prepared = prepare(spec_of(root, skip_corrupt=True))
+    assert prepared.note.endswith("left out: 1")
     data = load_data(spec_of(root, skip_corrupt=True), CPU)
+    assert (prepared.digest, prepared.sizes, prepared.num_classes) == (data.digest, data.sizes, data.num_classes)
     assert data.num_skipped == 1
     assert sum(data.sizes.values()) == sum(whole.values()) - 1
 

@@ -17,7 +17,7 @@ from tuner.spec import TrialSpec
 from tuner.train import train
 
 VARIANTS = ["sgdm", "lpsgdm"]
-LONG = ["--name", "a", "--epochs", "6", "--trials", "3", "--variants", *VARIANTS]
+LONG = ["--name", "a", "--epochs", "6", "--trials", "3", "--confirm-seeds", "2", "--variants", *VARIANTS]
 
 
 def _num_asked(folder: Path) -> int:
@@ -36,7 +36,8 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
     "first checkpoint": lambda folder: bool(list((folder / "runs/a").glob("*/checkpoint.pt"))),
     "middle of a trial": lambda folder: any(len(epochs) == 3 for epochs in epochs_logged(folder).values()),
     "first trial ended": lambda folder: any(len(epochs) == 6 for epochs in epochs_logged(folder).values()),
-    "near the end": lambda folder: _num_asked(folder) == 6 and _num_epochs(folder) >= 20,
+    "a confirmed run": lambda folder: bool(list((folder / "runs/a").glob("*.confirm-2/checkpoint.pt"))),
+    "a test": lambda folder: bool(list((folder / "runs/a").glob("*/test.json"))),
 }
 
 
@@ -64,7 +65,7 @@ def test_killed_again_and_again_the_numbers_are_those_of_trainings_nobody_killed
     check_whole(tmp_path, dict.fromkeys(VARIANTS, 3))
 
     torch.set_num_threads(1)
-    for name in epochs_logged(tmp_path):
+    for name in epochs_logged(tmp_path):  # confirmed runs too
         spec = from_dict(TrialSpec, json.loads((tmp_path / "runs/a" / name / "spec.json").read_text()))
         for metrics, line in zip(train(spec), metrics_by_epoch(tmp_path, name), strict=True):
             assert metrics.train_loss == line["train/loss"]

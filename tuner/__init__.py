@@ -8,25 +8,28 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     command_line     argv -> SearchSpec, and every mistake in one line
     tuning           the one Ray Tune run
     display          the live display
-    leaderboard      the table and the picture at the end
     console          the terminal for the display, all else into a file
-    run_folder       the search's folder: its spec and its lock
+    report           what a search says: statistics, pictures, pages; python -m tuner.report
     preflight        everything that can be wrong, found before anything exists
     searcher         Tune's questions, answered from the ledger
-    ledger           what happens to trials: planned, run, judged, ended
+    ledger           what happens to trials and confirmed runs: planned, run, judged, ended, tested
+    results          what a search has come to, and load_search for Python
     cluster          starts or joins Ray
     study            one Optuna study a variant
     tracking         everything into MLflow, once
     mlflow_database  MLflow's SQLite file, made whole or not at all
-    trial            the Ray actor that trains
+    trial            the Ray actor that trains and tests
     train_command    python -m tuner.train
+    served_model     a confirmed run as a model that MLflow loads and serves
     variants         names, a user's own variants, changed ranges
     sampling         where trials are placed: a random arm, enqueued points, then TPE
     objectives       what is optimized
     rungs            who is stopped early
-    trial_folder     a trial's spec, log and checkpoint
+    run_folder       the search's folder: its spec and its lock
+    trial_folder     a training's spec, log, checkpoint, weights, score
     plan             SearchSpec: what a search is
     train            train(spec): pure PyTorch, like everything below
+    final_weights    final weights, and the one place where the test split is read
     network          model, optimizer and average: what a step changes
     knobs            what the knobs stand at in each step
     optimizers       update rules: the direction and the length of a step
@@ -39,7 +42,28 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     spec             what one training is
     optimizer_spec   how SGD's knobs are turned
     settings         specs by dotted names and as plain data
+    provenance       versions, hardware, commit
     errors           bad input
 
 Beside the list, autoscaling tells a cluster which machine to start next.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuner.results import load_search
+    from tuner.search import run_search
+
+__all__ = ["load_search", "run_search"]
+
+_HOMES = {"load_search": "tuner.results", "run_search": "tuner.search"}
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported above: a training on a machine that has torch alone imports this package too.
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

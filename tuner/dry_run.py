@@ -53,13 +53,13 @@ def print_plan(spec: SearchSpec, variants: Sequence[Variant]) -> None:
     for variant in variants:
         if names := list(variant.enqueued)[: num_default(variant, spec.trials)]:
             console.print(f"{variant.name}: in place of the first {len(names)} by TPE the points {', '.join(names)}.")
-    num_best, num_default = (len(variants) * spec.num_seeds(point) for point in POINTS)
-    if num_best:
+    num_tuned, num_plain = (len(variants) * spec.num_seeds(point) for point in POINTS)
+    if num_tuned:
         console.print(
-            f"Then {num_best} trainings of the best settings and {num_default} of the default points, each with a fresh "
+            f"Then {num_tuned} trainings of the best settings and {num_plain} of the default points, each with a fresh "
             "seed and in full; the test split is read when all have ended."
         )
-    num_trainings = num_trials + num_best + num_default
+    num_trainings = num_trials + num_tuned + num_plain
     console.print(
         f"Cost at most: {num_trainings} trainings x {spec.epochs} epochs x {steps} steps "
         f"= {num_trainings * budget} gradient evaluations of {spec.batch_size} images."
