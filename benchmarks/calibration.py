@@ -1,4 +1,4 @@
-"""Whether the statistics of the report hold what they say, on costs whose truth is known.
+"""Whether the statistics of the report hold what they say, on costs whose truth is known; minutes on one thread.
 
 First the intervals of tuner.report.intervals, beside shorter ways that are not taken: a percentile bootstrap of pairs,
 one that selects the cheapest trial anew in every resample, a median without the misses.  Logarithms of costs are

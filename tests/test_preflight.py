@@ -250,6 +250,6 @@ def test_a_password_among_the_options_is_masked() -> None:
 
 
 def test_folders_that_can_be_made_pass(tmp_path: Path) -> None:
-    check_folder(tmp_path)
-    check_folder(tmp_path / "a" / "b" / "c")
+    check_folder("--output", tmp_path)
+    check_folder("--output", tmp_path / "a" / "b" / "c")
     assert not (tmp_path / "a").exists()

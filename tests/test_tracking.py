@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import socket
@@ -20,39 +22,21 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from tests.tracked import killed_at, opened, runs, tell
 from tuner import tracking as module
-from tuner.convergence import epoch_metrics, speed_metrics
+from tuner.convergence import epoch_metrics
 from tuner.spec import EpochMetrics
-from tuner.tracking import PARENT, SEARCH_TAG, TRIAL_TAG, Tracking
+from tuner.tracking import PARENT, DataSet, WinningModel
 
 Epoch = Callable[..., EpochMetrics]
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
-TARGETS = (0.5,)
+DIGITS = DataSet("digits", "0123456789abcdef" * 4, "scikit-learn", {"train": 3, "validation": 2, "test": 1}, 10)
 
 
-def opened(uri: str, *, search_id: str = "id", **changes: Any) -> Tracking:
-    values: dict[str, Any] = {"experiment": "e", "search": "s", "parameters": {"seed": 3}, "tags": {"who": "me"}}
-    return Tracking(uri=uri, search_id=search_id, **{**values, **changes})
-
-
-def tell(tracking: Tracking, name: str, history: list[EpochMetrics], status: str | None = None) -> None:
-    tracking.start_trial(name, {"lr.peak": 0.1}, {"variant": "toy"})
-    for metrics in history:
-        tracking.log_epoch(name, metrics)
-    if status is not None:
-        last = history[-1] if history else None
-        tracking.end_trial(name, status, speed_metrics(history, TARGETS) if history else {}, last, {"arm": "random"})
-
-
-def runs(uri: str, search_id: str = "id") -> dict[str, Run]:
-    """By trial name, PARENT the parent's; each trial at most once."""
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("e")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], f"tags.`{SEARCH_TAG}` = '{search_id}'")
-    counts = Counter(run.data.tags[TRIAL_TAG] for run in found)
-    assert set(counts.values()) <= {1}, counts
-    return {run.data.tags[TRIAL_TAG]: run for run in found}
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow puts artifacts where the program is."""
+    monkeypatch.chdir(tmp_path)
 
 
 def assert_each_epoch_once(uri: str, run: Run, history: list[EpochMetrics]) -> None:
@@ -212,6 +196,141 @@ def test_one_run_that_mlflow_refuses_keeps_no_other_out(
     assert_each_epoch_once(mlflow_uri, found["a-01"], history)
 
 
+def assert_dataset_once(run: Run) -> None:
+    assert run.inputs is not None
+    (given,) = run.inputs.dataset_inputs
+    assert given.dataset.profile is not None
+    assert (given.dataset.name, given.dataset.digest) == ("digits", DIGITS.digest[:36])
+    assert json.loads(given.dataset.source) == {"uri": "scikit-learn"}
+    sizes = {"train": 3, "validation": 2, "test": 1}
+    assert json.loads(given.dataset.profile) == {"digest": DIGITS.digest, "num_classes": 10, **sizes}
+    assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "training"}
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_every_run_has_the_data_set_once(done: bool, mlflow_uri: str, history: list[EpochMetrics]) -> None:
+    with killed_at("log_inputs", done=done):
+        tracking = opened(mlflow_uri, dataset=DIGITS)
+        tell(tracking, "a-00", history[:2])
+    for _ in range(2):
+        tracking = opened(mlflow_uri, dataset=DIGITS)
+        tell(tracking, "a-00", history, "finished")
+        tracking.log_variants({"a": ({}, {})})
+        assert tracking.finish("finished", {}, [], timeout=60)
+    found = runs(mlflow_uri)
+    assert set(found) == {PARENT, "a-00", "a"}
+    for run in found.values():
+        assert_dataset_once(run)
+
+
+def leaderboard(uri: str) -> list[str]:
+    """Names of the runs in MLflow's table of variants, sorted by rank."""
+    client = MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'e'")
+    found = client.search_runs(
+        [experiment.experiment_id], "tags.phase = 'variant'", order_by=["metrics.`leaderboard/rank` ASC"]
+    )
+    return [run.info.run_name or "" for run in found]
+
+
+def row(rank: int, epochs: float, verdict: str) -> tuple[dict[str, float], dict[str, str]]:
+    return {"leaderboard/rank": rank, "leaderboard/epochs": epochs}, {"verdict": verdict}
+
+
+def test_the_run_table_is_the_leaderboard(mlflow_uri: str, history: list[EpochMetrics]) -> None:
+    def conclude(rows: dict[str, tuple[dict[str, float], dict[str, str]]]) -> None:
+        tracking.log_variants(rows)
+        assert tracking.finish("finished", {}, [], timeout=60)
+
+    tracking = opened(mlflow_uri)
+    tell(tracking, "a-00", history, "finished")
+    conclude({"a": row(1, 5.0, "faster"), "b": row(2, math.inf, ""), "c": row(3, 9.0, "slower")})
+    assert leaderboard(mlflow_uri) == ["a", "b", "c"]
+    first = runs(mlflow_uri)
+    assert set(first) == {PARENT, "a-00", "a", "b", "c"}
+    assert first["b"].data.metrics == {"leaderboard/rank": 2.0}
+    tags = {"phase": "variant", "variant": "a", "verdict": "faster", "who": "me"}
+    assert (tags | {"mlflow.parentRunId": first[PARENT].info.run_id}).items() <= first["a"].data.tags.items()
+
+    for name, done in [("log_batch", False), ("log_batch", True), ("set_terminated", True), (None, None)]:
+        tracking = opened(mlflow_uri)
+        tell(tracking, "a-00", history, "finished")
+        rows = {"a": row(2, math.inf, "undecided"), "b": row(1, 4.0, "faster"), "c": row(3, 9.0, "slower")}
+        if name is None:
+            conclude(rows)
+        else:
+            assert done is not None
+            with killed_at(name, done=done):
+                tracking.log_variants(rows)
+                tracking.finish("finished", {}, [], timeout=0)
+    assert leaderboard(mlflow_uri) == ["b", "a", "c"]
+    second = runs(mlflow_uri)
+    assert {run.info.run_id for run in second.values()} == {run.info.run_id for run in first.values()}
+    assert {run.info.status for run in second.values()} == {"FINISHED"}
+    assert second["b"].data.metrics == {"leaderboard/rank": 1.0, "leaderboard/epochs": 4.0}
+    assert second["a"].data.tags["verdict"] == "undecided"
+    assert second["a"].data.metrics["leaderboard/rank"] == 2.0
+    # What MLflow cannot take back.
+    assert math.isnan(second["a"].data.metrics["leaderboard/epochs"])
+
+
+def test_the_parent_says_the_verdict(mlflow_uri: str) -> None:
+    """A note as long as it likes: MLflow keeps the beginning, and refuses nothing."""
+    for value, note in [(2.0, "# a is faster\n" + 9_000 * "x"), (math.inf, "# nobody knows")]:
+        tracking = opened(mlflow_uri)
+        tags = {"mlflow.note.content": note, "verdict": note[:5]}
+        assert tracking.finish("finished", {"speedup": value, "never": math.inf}, [], tags=tags, timeout=60)
+        parent = runs(mlflow_uri)[PARENT]
+        assert parent.data.tags["mlflow.note.content"][:100] == note[:100] and parent.data.tags["verdict"] == note[:5]
+        assert parent.data.tags["status"] == "finished"
+        assert list(parent.data.metrics) == ["speedup"]
+        assert parent.data.metrics["speedup"] == value or (
+            math.isinf(value) and math.isnan(parent.data.metrics["speedup"])
+        )
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_files_and_folders_are_there_once(done: bool, mlflow_uri: str, tmp_path: Path) -> None:
+    table, report = tmp_path / "table.md", tmp_path / "report"
+    report.mkdir()
+    for round_ in ("killed", "first", "second"):
+        table.write_text(round_)
+        (report / "page.html").write_text(round_)
+        tracking = opened(mlflow_uri)
+        if round_ == "killed":
+            with killed_at("log_artifact", done=done):
+                tracking.finish("finished", {}, [table, report], timeout=0)
+            continue
+        assert tracking.finish("finished", {}, [table, report], timeout=60)
+        client, run_id = MlflowClient(mlflow_uri), runs(mlflow_uri)[PARENT].info.run_id
+        assert [file.path for file in client.list_artifacts(run_id)] == ["report", "table.md"]
+        assert [file.path for file in client.list_artifacts(run_id, "report")] == ["report/page.html"]
+        for path in ("table.md", "report/page.html"):
+            assert Path(client.download_artifacts(run_id, path)).read_text() == round_
+
+
+def test_a_file_that_was_not_taken_is_tried_again(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.01)
+    original, calls = MlflowClient.log_artifact, Counter[str]()
+
+    def log_artifact(client: MlflowClient, run_id: str, path: str) -> None:
+        calls[Path(path).name] += 1
+        if calls[Path(path).name] == 1:
+            raise ConnectionError("away")
+        original(client, run_id, path)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", log_artifact)
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    assert opened(mlflow_uri).finish("finished", {}, [tmp_path / "one", tmp_path / "two"], timeout=60)
+    assert calls == {"one": 2, "two": 2}
+    parent = runs(mlflow_uri)[PARENT]
+    assert parent.info.status == "FINISHED"
+    assert [file.path for file in MlflowClient(mlflow_uri).list_artifacts(parent.info.run_id)] == ["one", "two"]
+
+
 def test_finish_says_when_mlflow_is_away(history: list[EpochMetrics], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -270,11 +389,12 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
     server: Callable[[], tuple[str, Callable[[], None]]],
     mlflow_uri: str,
     history: list[EpochMetrics],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     address, kill = server()
-    tracking = opened(address)
+    tracking = opened(address, dataset=DIGITS)
     told = threading.Event()
 
     def tell_all() -> None:
@@ -297,12 +417,22 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
     assert told.is_set()
     for trial in range(6):
         tell(tracking, f"a-{trial:02d}", [history[-1]], "finished")
-    assert tracking.finish("finished", {}, [], timeout=120)
+    tracking.log_variants({"a": row(1, 5.0, "faster")})
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "MLmodel").write_text("flavors: {}")
+    assert tracking.finish("finished", {}, [model], model=WinningModel(model, "a-00", "d"), timeout=120)
+    assert leaderboard(mlflow_uri) == ["a"]
     found = runs(mlflow_uri)
-    assert set(found) == {PARENT, *(f"a-{trial:02d}" for trial in range(6))}
+    assert set(found) == {PARENT, "a", *(f"a-{trial:02d}" for trial in range(6))}
+    client = MlflowClient(mlflow_uri)
+    logged = client.get_logged_model(found[PARENT].data.tags["winning_model"].removeprefix("models:/"))
+    assert (Path(logged.artifact_location) / "MLmodel").read_text() == "flavors: {}"
+    assert [file.path for file in client.list_artifacts(found[PARENT].info.run_id, "model")] == ["model/MLmodel"]
     for name, run in found.items():
         assert run.info.status == "FINISHED"
-        if name != PARENT:
+        assert_dataset_once(run)
+        if name not in (PARENT, "a"):
             assert_each_epoch_once(mlflow_uri, run, history)
 
 

@@ -210,11 +210,24 @@ def test_only_folders_of_images_are_streamed() -> None:
 
 def test_a_check_does_not_import_torch() -> None:
     code = (
-        "import sys; from tuner.spec import WorkloadSpec; from tuner.workloads.check import check_workload;"
-        "check_workload(WorkloadSpec(data='digits', model='resnet8'));"
+        "import sys; from tuner.spec import WorkloadSpec; from tuner.workloads.check import check_workload, prepare;"
+        "spec = WorkloadSpec(data='digits', model='resnet8'); check_workload(spec); prepare(spec);"
         "print([name for name in ('torch', 'torchvision', 'sklearn') if name in sys.modules])"
     )
     assert run(code) == "[]"
+
+
+def assert_known(spec: WorkloadSpec) -> None:
+    """What is known of the data before a start is what the loaded data says."""
+    prepared, data = prepare(spec), load_data(spec, CPU)
+    assert (prepared.digest, prepared.sizes, prepared.num_classes) == (data.digest, data.sizes, data.num_classes)
+    assert len(prepared.digest) == 64 and len(data.classes) == data.num_classes
+
+
+@pytest.mark.parametrize("model", ["resnet8", "torch.nn:Identity"])
+def test_the_data_is_known_before_a_start(model: str) -> None:
+    """Read by the driver, or by the process that tries the model."""
+    assert_known(WorkloadSpec(model=model))
 
 
 def test_digits_and_resnet8_do_without_torchvision() -> None:
@@ -249,6 +262,7 @@ def test_fashion_mnist_is_read_from_both_layouts(place: str, packed: bool, tmp_p
         write_idx(folder / name, array, packed=packed)
     spec = WorkloadSpec(data="fashion-mnist", data_dir=str(tmp_path))
     check_workload(spec)
+    assert_known(spec)
     data = load_data(spec, CPU, sealed=False)
     assert data.sizes == {"train": 180, "validation": 20, "test": 30}
     images = torch.cat([images for images, _ in data.evaluation_batches("test")])
@@ -314,7 +328,7 @@ def test_cifar_is_read_as_torchvision_does(tmp_path: Path, monkeypatch: pytest.M
     check_workload(spec)
     data = load_data(spec, CPU, sealed=False)
     assert data.sizes == {"train": 180, "validation": 20, "test": 50}
-    assert (data.num_classes, data.channels, data.image_size) == (10, 3, 32)
+    assert (data.classes, data.channels, data.image_size) == (tuple("0123456789"), 3, 32)
     images, labels = next(iter(data.evaluation_batches("test")))
     assert labels.tolist() == [index % 10 for index in range(50)]
     # A file has all of an image's red first.

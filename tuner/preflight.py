@@ -37,7 +37,7 @@ def check(spec: SearchSpec) -> tuple[tuple[Variant, ...], Prepared]:
             raise unknown("variant in --baseline", spec.baseline, names)
         check_workload(workload)
         check_local_cpus(spec)
-        check_folder(Path(spec.output))
+        check_folder("--output", Path(spec.output))
         if spec.storage is not None:
             _check_database("--storage", spec.storage)
         check_tracking_uri(spec.tracking_uri or DEFAULT_TRACKING_URI)
@@ -52,13 +52,13 @@ def _with_flag(message: str) -> str:
     return next((f"{flag}: {message}" for start, flag in flags.items() if message.startswith(start)), message)
 
 
-def check_folder(output: Path) -> None:
-    """The output folder must exist and be writable, or its nearest parent that exists must be."""
-    nearest = next(path for path in [output.absolute(), *output.absolute().parents] if path.exists())
+def check_folder(name: str, folder: Path) -> None:
+    """The folder of the flag ``name`` must exist and be writable, or its nearest parent that exists must be."""
+    nearest = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     if not nearest.is_dir():
-        raise InvalidInput(f"--output {output}: {nearest} is not a folder")
+        raise InvalidInput(f"{name} {folder}: {nearest} is not a folder")
     if not os.access(nearest, os.W_OK):
-        raise InvalidInput(f"--output {output}: {nearest} is not writable")
+        raise InvalidInput(f"{name} {folder}: {nearest} is not writable")
 
 
 def check_tracking_uri(uri: str) -> None:

@@ -47,13 +47,12 @@ class ServedModel(nn.Module):
         """``model`` takes images that are normalized by the other two, (C, 1, 1)."""
         super().__init__()
         self.model = model
-        self.dtype = next(model.parameters()).dtype
         self.register_buffer("mean", mean)
         self.register_buffer("deviation", deviation)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.model(normalize(pixels, self.mean, self.deviation).to(self.dtype))
-        return logits.softmax(1).float()
+        logits: Tensor = self.model(normalize(pixels, self.mean, self.deviation))
+        return logits.softmax(1)
 
 
 def load_served(folder: Path) -> tuple[ServedModel, Images, TrialSpec]:
@@ -70,8 +69,7 @@ def load_served(folder: Path) -> tuple[ServedModel, Images, TrialSpec]:
     if data.digest != content["data"]:
         raise InvalidInput(f"{folder / WEIGHTS}: the data is not what these weights were trained on")
     model = build_model(spec.workload, num_classes=data.num_classes, channels=data.channels, image_size=data.image_size)
-    if spec.precision == "float64":
-        model = model.double()
+    # In float32, whatever the training's precision.
     model.load_state_dict(content["model"])
     # Weights in channels_last are no whole tensors to torch.export's archive.
     model = model.to(memory_format=torch.contiguous_format)

@@ -69,21 +69,21 @@ def _spent(records: list[Record]) -> tuple[str, ...]:
 def _equality(search: Search) -> tuple[str, ...]:
     names = [variant.name for variant in search.variants]
     trials = {name: sum(r.ended and r.status != "failed" for r in search.trials_of(name)) for name in names}
-    limits = sorted({record.history[-1].budget for record in search.records.values() if record.history})
-    equal = len(set(trials.values())) == 1 and len(limits) <= 1
-    upto = f", each of at most {' or '.join(map(str, limits))} gradient evaluations" if limits else ""
-    if len(set(trials.values())) == 1:
-        sentences = [f"Every variant has {trials[names[0]]} trials that ended without failing{upto}."]
-    else:
-        counts = ", ".join(f"{name} {count}" for name, count in trials.items())
-        sentences = [f"The variants differ in their trials that ended without failing{upto}: {counts}."]
+    if not any(trials.values()):
+        return ("No trial has ended without failing: there is nothing to compare.",)
+    may_spend = sorted({record.history[-1].budget for record in search.records.values() if record.history})
+    sentences = [
+        f"Trials that ended without failing: {', '.join(f'{name} {count}' for name, count in trials.items())}; "
+        f"each might spend {' or '.join(map(str, may_spend))} gradient evaluations."
+    ]
+    equal = len(set(trials.values())) == len(may_spend) == 1
     runs = [run for run in search.records.values() if run.phase != "explore" and run.status == "finished"]
     most = max((run.gradient_evaluations for run in runs), default=0)
     if short := [f"{run.name} {run.gradient_evaluations}" for run in runs if run.gradient_evaluations < most]:
         equal = False
-        sentences.append(f"Of {len(runs)} confirmed runs to their end all spent {most}, except {', '.join(short)}.")
+        sentences.append(f"Confirmed runs that came to their end spent {most}, but for {', '.join(short)}.")
     elif runs:
-        sentences.append(f"Each of the {len(runs)} confirmed runs that came to their end spent {most}.")
+        sentences.append(f"All {len(runs)} confirmed runs that came to their end spent {most}.")
     sentences.append("The budgets are equal." if equal else "The budgets are not equal.")
     return tuple(sentences)
 
@@ -104,7 +104,7 @@ def provenance(search: Search) -> Section:
         ("seconds of training", f"{sum(record.history[-1].seconds for record in records if record.history):.1f}"),
         ("command", command(spec)),
     ]
-    note = "Equal numbers are equal seeds: trial n of each variant, and confirmed run k of each point, start and see alike."
+    note = "Trial n of each variant has one seed, and so has each k-th confirmed run: equal weights and batches."
     table = Table("provenance", "How it was made", ("what", "how"), tuple((k, v or "not known") for k, v in rows), note)
     return Section("Provenance", tables=(table,))
 

@@ -66,6 +66,8 @@ def _with_luck(made: Comparison, num_comparisons: int) -> str:
     whole = made.whole
     if whole is None:
         return "no random trial of either got there"
+    if not whole.decided:
+        return f"too few random trials tell{_why(whole, None, num_comparisons)}"
     if (whole.low, whole.high) == (0, math.inf):
         return "with the luck of both searches any ratio is possible"
     ratio = describe(whole)
@@ -97,8 +99,8 @@ def claims(search: Search) -> Section:
     if not sentences:
         return Section("Claims and controls", ("No variant of this search has a control.",))
     note = (
-        f"{_note(search)} Verdicts are adjusted for nothing. Most of an effect is called the control's where by equal "
-        "seeds the control's cost is shown to lie below the geometric mean of the claim's and the baseline's."
+        f"{_note(search)} Verdicts are adjusted for nothing. Most of a gain is the control's where by equal seeds "
+        "its cost is shown (Holm, all controls) to lie below the geometric mean of the claim's and the baseline's."
     )
     table = Table("claims", "Each claim against its control", COLUMNS, tuple(map(_row, direct)), note)
     return Section("Claims and controls", tuple(sentences), tables=(table,) if direct else ())

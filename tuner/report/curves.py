@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from tuner.convergence import target_label
 from tuner.report.document import Picture
 from tuner.report.figures import (
-    COLOURS,
     CROWD,
     GREY,
     HEAVY,
@@ -24,8 +23,10 @@ from tuner.report.figures import (
     goal_note,
     label,
     legend,
+    mark,
     numbers,
     objective_axis,
+    observed,
     panels,
     sample,
     styles,
@@ -35,6 +36,8 @@ from tuner.report.tuning_curves import tuning_curve
 from tuner.results import Record, Search
 
 Numbers = NDArray[np.float64]
+MANY = 30
+"""Trials of a variant, above which they are fainter, and each variant's in a panel of its own."""
 
 
 def convergence(search: Search) -> Picture | None:
@@ -44,14 +47,15 @@ def convergence(search: Search) -> Picture | None:
     without them the best trial, and all trials thin.  From where a training diverged its accuracy counts as 0.
     """
     everything = [variant.name for variant in search.variants]
-    runs = {name: _ended(search.confirmed(name)) for name in everything}
+    runs = {name: observed(search.confirmed(name)) for name in everything}
     confirmed = any(runs.values())
     if not confirmed:
         runs = {name: [record for record in search.trials_of(name) if record.history] for name in everything}
     names = [name for name in everything if runs[name]]
     if not names:
         return None
-    looks, crowded = styles(everything), len(names) > CROWD
+    most = max(len(runs[name]) for name in names)
+    looks, crowded = styles(everything), len(names) > CROWD or (not confirmed and most > MANY)
     middles = {}
     for name in names:
         best = search.best(name)
@@ -62,17 +66,22 @@ def convergence(search: Search) -> Picture | None:
         axes, (colour, dashes) = places[i if crowded else 0], looks[name]
         if crowded:
             others = [np.column_stack(other) for other in middles.values() if other]
-            axes.add_collection(LineCollection(others, colors=PALE, linewidths=0.7))
+            many = len(others) * sum(map(len, others)) > HEAVY
+            axes.add_collection(LineCollection(others, colors=PALE, linewidths=0.7, rasterized=many))
         if confirmed:
             x, _, low, high = _band(runs[name])
             axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
         else:
             thin = [np.column_stack(_curve(record)) for record in runs[name]]
-            axes.add_collection(LineCollection(thin, colors=colour, linewidths=0.7, alpha=0.35, rasterized=heavy))
+            axes.add_collection(
+                LineCollection(thin, colors=colour, linewidths=0.7, alpha=0.35 * min(1, MANY / most), rasterized=heavy)
+            )
+            ends = [line[-1] for line, record in zip(thin, runs[name], strict=True) if record.status == "diverged"]
+            axes.plot([x for x, _ in ends], [y for _, y in ends], "x", color=colour, markersize=4.5, clip_on=False)
         if middle := middles[name]:
             every = max(1, len(middle[0]) // 8)
             axes.plot(
-                *middle, color=colour, linestyle=dashes, linewidth=1.8, marker=COLOURS[colour], markersize=5.5,
+                *middle, color=colour, linestyle=dashes, linewidth=1.8, marker=mark(colour, dashes), markersize=5.5,
                 markevery=(i % every, every), markeredgecolor="white", markeredgewidth=0.5, label=name,
             )  # fmt: skip
     for axes in places:
@@ -84,12 +93,12 @@ def convergence(search: Search) -> Picture | None:
         numbers(axes.yaxis, "percent")
     label(figure, "gradient evaluations", "validation accuracy")
     if not crowded:
-        legend(figure, [sample(name, *looks[name], COLOURS[looks[name][0]]) for name in names])
+        legend(figure, [sample(name, *looks[name], mark(*looks[name])) for name in names])
     return Picture("convergence", _convergence_title(search, runs, confirmed, crowded), figure)
 
 
 def _convergence_title(search: Search, runs: Mapping[str, list[Record]], confirmed: bool, crowded: bool) -> str:
-    targets = " and ".join(f"{target_label(target)}%" for target in search.spec.targets)
+    targets = ", ".join(f"{target_label(target)}%" for target in search.spec.targets)
     parts = ["Validation accuracy against gradient evaluations."]
     if confirmed:
         sizes = sorted({len(records) for records in runs.values() if records})
@@ -99,9 +108,11 @@ def _convergence_title(search: Search, runs: Mapping[str, list[Record]], confirm
         if missing := [name for name, records in runs.items() if not records]:
             parts.append(f"Not confirmed, and not drawn: {', '.join(missing)}.")
     else:
-        parts.append("No run is confirmed: thick, the best trial of each variant; thin, all its trials.")
-    if confirmed and any(record.status == "diverged" for records in runs.values() for record in records):
-        parts.append("A diverged run counts as 0% from there on.")
+        finished = any(record.status == "finished" for records in runs.values() for record in records)
+        best = "thick, the best trial of each variant; thin, all trials" if finished else "all trials, none finished"
+        parts.append(f"No run is confirmed: {best}.")
+    if any(record.status == "diverged" for records in runs.values() for record in records):
+        parts.append(f"{'A run' if confirmed else 'A trial (cross)'} that diverged counts as 0% from there on.")
     if crowded:
         parts.append("Grey: the other variants.")
     return " ".join([*parts, f"Dotted: the targets, {targets}."])
@@ -117,26 +128,28 @@ def tuning_curves(search: Search) -> Picture | None:
     for axes, curve in zip(places, found, strict=True):
         colour, _ = looks[curve.variant]
         axes.fill_between(curve.trials, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(curve.trials, curve.median, color=colour, linewidth=1.8)
-        numbers_of_trials, best = zip(*curve.model_trace, strict=True) if curve.model_trace else ((), ())
-        axes.plot(numbers_of_trials, best, color=colour, linewidth=1.4, linestyle="--", marker=".")
-        numbers(axes.xaxis, "count")
-        objective_axis(search, axes, search.trials_of(curve.variant)[0].history[-1].budget)
+        model = np.array(curve.model_trace).reshape(-1, 2).T
+        for x, y, dashes in ((curve.trials, curve.median, "-"), (*model, "--")):
+            axes.plot(x, y, color=colour, linewidth=1.8, linestyle=dashes, marker="." if len(x) == 1 else "")
+        axes.set_xscale("log")
+        numbers(axes.xaxis, "log")
+        objective_axis(search, axes)
     # A band without a bound would take all the room.
     shown = np.concatenate([np.asarray(line.get_ydata()) for axes in places for line in axes.lines[:2]])
-    margin = 0.3 * float(np.ptp(shown)) or 0.1 * float(shown.max())
-    places[0].set_ylim(float(shown.min()) - margin, float(shown.max()) + margin)
+    low, high = float(shown.min()), float(shown.max())
+    margin = 0.15 * (high - low) or 0.1 * high or 0.1
+    places[0].set_ylim(max(low - margin, 0.0), high + margin)
     label(figure, "number of trials", goal(search))
     levels = " or ".join(sorted({f"{curve.level:.0%}" for curve in found}))
     entries = [sample("random search, median", dashes="-"), sample(f"{levels} band", PALE, marker="s")]
-    legend(figure, [*entries, sample("TPE, not covered", dashes="--", marker=".")])
+    legend(figure, [*entries, sample("TPE, not covered", dashes="--")])
     title = (
         f"The best objective ({goal(search)}) by the number of trials. Lines: median for random search with these "
         f"rungs, in its simultaneous {levels} band (opda); dashed: what TPE found in this search, by the number of "
-        "trials of all arms, which the band does not cover."
+        "trials of all arms, which the band does not cover. A band that leaves the picture has no bound there."
     )
     if any(curve.approximate for curve in found):
-        title += " Approximate: the simulated coverage falls short of the level."
+        title += " Approximate: in simulated searches of this kind the band held less often than that."
     return Picture("tuning_curves", title + goal_note(search), figure)
 
 
@@ -149,28 +162,21 @@ def schedules(search: Search) -> Picture | None:
     found = {name: record for name, record in winners.items() if record}
     if not found:
         return None
-    looks, steepest = styles(winners), [record for record in found.values() if record.spec.optimizer.rule == "lpsgd"]
-    figure, places = panels([name + _endless(record) for name, record in found.items()])
-    for axes, (name, record) in zip(places, found.items(), strict=True):
-        colour, history = looks[name][0], record.history
-        lines = {"-": [m.lr for m in history], "--": [1 - m.momentum for m in history]}
-        if record in steepest:
-            lines[":"] = [m.p for m in history]
-        for dashes, y in lines.items():
-            shown = [value if 0 < value < math.inf else math.nan for value in y]
-            axes.plot(
-                [m.epoch for m in history], shown, color=colour, linestyle=dashes, linewidth=1.8,
-                marker="." if len(history) <= 12 else "",
-            )  # fmt: skip
-        axes.set_yscale("log")
-    drawn = np.concatenate([line.get_ydata() for axes in places for line in axes.lines])
+    looks, lines = styles(winners), {name: _settings(record) for name, record in found.items()}
+    drawn = np.concatenate([y for name in lines for y in lines[name].values()])
     # Of a learning rate that falls to 0 two decades are enough.
-    bottom = min(record.spec.optimizer.lr.peak for record in found.values()) / 100
-    places[0].set_ylim(max(float(np.nanmin(drawn)), bottom) / 1.6, float(np.nanmax(drawn)) * 1.6)
-    for axes in places:
+    bottom = max(np.nanmin(drawn), min(record.spec.optimizer.lr.peak for record in found.values()) / 100)
+    endless = {name for name, record in found.items() if math.inf in (metrics.p for metrics in record.history)}
+    figure, places = panels([name + (" (p = ∞)" if name in endless else "") for name in found])
+    places[0].set(yscale="log", ylim=(bottom / 1.6, 1.6 * np.nanmax(drawn)))
+    for axes, (name, record) in zip(places, found.items(), strict=True):
+        epochs, look = [metrics.epoch for metrics in record.history], {"color": looks[name][0], "linewidth": 1.8}
+        for dashes, y in lines[name].items():
+            axes.plot(epochs, y, linestyle=dashes, marker=".", markevery=max(1, len(y) // 8), **look)
         numbers(axes.xaxis, "count")
         numbers(axes.yaxis, "log")
     label(figure, "epoch")
+    steepest = any(":" in those for those in lines.values())
     entries = [sample("learning rate", dashes="-"), sample("1 − momentum", dashes="--")]
     legend(figure, [*entries, *([sample("p", dashes=":")] if steepest else [])])
     title = (
@@ -190,13 +196,15 @@ def profile(searches: Sequence[Search]) -> Picture | None:
         return None
     looks, crowded = styles(line.variant for line in found), len(found) > CROWD
     figure, places = panels([line.variant for line in found] if crowded else [""])
+    stairs = [np.column_stack([np.repeat(p.factors, 2)[1:], np.repeat(p.shares, 2)[:-1]]) for p in found]
     for i, line in enumerate(found):
         axes, (colour, dashes) = places[i if crowded else 0], looks[line.variant]
-        for other in found if crowded else ():
-            axes.plot(other.factors, other.shares, color=PALE, linewidth=0.7, drawstyle="steps-post")
+        if crowded:
+            axes.add_collection(LineCollection(stairs, colors=PALE, linewidths=0.7))
+        rises = [0, *(np.flatnonzero(np.diff(line.shares)) + 1).tolist()]
         axes.plot(
             line.factors, line.shares, color=colour, linestyle=dashes, linewidth=1.8, drawstyle="steps-post",
-            marker=COLOURS[colour], markersize=5.5,
+            marker=mark(colour, dashes), markersize=5.5, markevery=rises,
         )  # fmt: skip
     for axes in places:
         axes.set_xscale("log")
@@ -205,7 +213,7 @@ def profile(searches: Sequence[Search]) -> Picture | None:
         numbers(axes.yaxis, "percent")
     label(figure, "cost over that of the fastest variant", "share of workloads")
     if not crowded:
-        legend(figure, [sample(line.variant, *looks[line.variant], COLOURS[looks[line.variant][0]]) for line in found])
+        legend(figure, [sample(line.variant, *looks[line.variant], mark(*looks[line.variant])) for line in found])
     title = (
         "Performance profile: share of the workloads on which a variant reached the target within this factor of the "
         f"gradient evaluations of the fastest one ({found[0].num_workloads} workloads)."
@@ -213,17 +221,17 @@ def profile(searches: Sequence[Search]) -> Picture | None:
     return Picture("profile", title, figure)
 
 
-def _ended(runs: Mapping[int, Record]) -> list[Record]:
-    return [record for record in runs.values() if record.ended and record.status != "failed" and record.history]
-
-
 def _winner(search: Search, variant: str) -> Record | None:
     whole = (record for record in search.confirmed(variant).values() if record.status == "finished")
     return next(whole, None) or search.best(variant)
 
 
-def _endless(record: Record) -> str:
-    return " (p = ∞)" if any(math.isinf(metrics.p) for metrics in record.history) else ""
+def _settings(record: Record) -> dict[str, Numbers]:
+    """Dashes -> a setting at each evaluation, NaN where it has no place on a logarithmic axis."""
+    rows = {"-": [m.lr for m in record.history], "--": [1 - m.momentum for m in record.history]}
+    if record.spec.optimizer.rule == "lpsgd":
+        rows[":"] = [m.p for m in record.history]
+    return {dashes: np.array([y if 0 < y < math.inf else math.nan for y in row]) for dashes, row in rows.items()}
 
 
 def _curve(record: Record) -> tuple[Numbers, Numbers]:

@@ -7,8 +7,8 @@ pixels.  What would make an SVG heavy, thousands of points, is an image within i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -34,21 +34,15 @@ HEAVY = 3000
 Kind: TypeAlias = Literal["count", "percent", "plain", "log"]
 """Of numbers along an axis: 20k, 90%, 0.5, and 0.01 where it is logarithmic."""
 
-COLOURS = {
-    "#0072B2": "o",
-    "#000000": "s",
-    "#56B4E9": "X",
-    "#009E73": "^",
-    "#D55E00": "D",
-    "#CC79A7": "P",
-    "#E69F00": "v",
-}
-"""Okabe and Ito's colours, told apart by the colour-blind, each with the mark that tells it in grey print.
+SUBDIVISIONS = {2.2: (1.0,), 1.4: (1.0, 3.0), 0.8: (1.0, 2.0, 5.0), -math.inf: (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)}
+"""Decades above which a logarithmic axis has numbers at these multiples of the powers of ten."""
 
-Without their yellow, which is no colour for a line on white.
-"""
+COLOURS = ("#0072B2", "#000000", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#E69F00")
+"""Okabe and Ito's, told apart by the colour-blind; without their yellow, which is no colour for a line on white."""
 DASHES = ("-", "--", "-.", ":")
 """What variants of one colour differ in."""
+MARKS = ("o", "s", "X", "^", "D", "P", "v")
+"""What variants of one kind of dashes differ in, too: colours are lost in grey print."""
 
 
 def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -62,14 +56,19 @@ def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: looks[places[name] % len(looks)] for name in names}
 
 
+def mark(colour: str, dashes: str) -> str:
+    """The mark that goes with a style; variants of one colour have different ones."""
+    return MARKS[(COLOURS.index(colour) + 2 * DASHES.index(dashes)) % len(MARKS)]
+
+
 def panels(
     titles: Sequence[str], *, height: float = 0.0, sharex: bool = True, sharey: bool = True
 ) -> tuple[Figure, list[Axes]]:
     """A panel for each title, two in a row; ``height`` of a row in inches, by default what their number leaves it."""
     num_columns = min(len(titles), 2)
     num_rows = math.ceil(len(titles) / num_columns)
-    height = height or (1.1 if num_rows > 4 else 1.9 if num_columns > 1 else 2.9)
-    figure = Figure(figsize=(WIDTH, num_rows * height + 0.4), layout="constrained")
+    height = height or (1.1 if num_rows > 4 else 1.9 if num_rows > 1 else 2.5 if num_columns > 1 else 2.9)
+    figure = Figure(figsize=(WIDTH, num_rows * height + 0.4), dpi=200, layout="constrained")
     grid = figure.subplots(num_rows, num_columns, sharex=sharex, sharey=sharey, squeeze=False)
     drawn, rest = list(grid.flat)[: len(titles)], list(grid.flat)[len(titles) :]
     for axes, title in zip(drawn, titles, strict=True):
@@ -105,10 +104,10 @@ def legend(figure: Figure, entries: Sequence[Line2D]) -> None:
 
 def sample(text: str, colour: str = GREY, dashes: str = "", marker: str = "", hollow: bool = False) -> Line2D:
     """An entry of a legend: a line, a mark, or both."""
-    entry = Line2D([], [], color=colour, marker=marker or None, markersize=5.5, linewidth=1.8, label=text)
-    entry.set_linestyle(dashes or "none")
-    entry.set_markerfacecolor("white" if hollow else colour)
-    return entry
+    look: dict[str, Any] = {"linestyle": dashes or "none", "marker": marker or "none", "markersize": 5.5}
+    return Line2D(
+        [], [], color=colour, linewidth=1.8, markerfacecolor="white" if hollow else colour, label=text, **look
+    )
 
 
 def numbers(axis: Axis, kind: Kind, most: int = 5) -> None:
@@ -116,7 +115,7 @@ def numbers(axis: Axis, kind: Kind, most: int = 5) -> None:
     if kind == "log":
         low, high = sorted(axis.get_view_interval())
         decades = math.log10(high / low)
-        subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 1 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+        subs = next(subs for least, subs in SUBDIVISIONS.items() if decades > least)
         axis.set_major_locator(LogLocator(subs=subs, numticks=most))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_locator(NullLocator())
@@ -125,7 +124,7 @@ def numbers(axis: Axis, kind: Kind, most: int = 5) -> None:
     if kind == "count":
         axis.set_major_formatter(EngFormatter(sep=""))
     elif kind == "percent":
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set_major_formatter(PercentFormatter(1))
 
 
 def goal(search: Search) -> str:
@@ -141,12 +140,22 @@ def value(search: Search, record: Record) -> float:
     return evaluate(search.spec.objective, record.history, search.spec.targets)[0]
 
 
-def objective_axis(search: Search, axes: Axes, budget: int) -> None:
+def observed(runs: Mapping[int, Record]) -> list[Record]:
+    """The confirmed runs that ended, failed ones apart."""
+    return [record for record in runs.values() if record.ended and record.status != "failed" and record.history]
+
+
+def budget(search: Search) -> int:
+    """Gradient evaluations of a whole training; 0 where none has begun."""
+    return next((record.history[-1].budget for record in search.records.values() if record.history), 0)
+
+
+def objective_axis(search: Search, axes: Axes) -> None:
     """Numbers along the y axis for the objective, and a dotted line above which the target was missed."""
     kind: dict[str, Kind] = {"accuracy": "percent", "auc": "plain"}
     numbers(axes.yaxis, kind.get(search.spec.objective, "count"))
     if search.spec.objective not in kind:
-        axes.axhline(budget, color=GREY, linewidth=0.9, linestyle=":")
+        axes.axhline(budget(search), color=GREY, linewidth=0.9, linestyle=":")
 
 
 def goal_note(search: Search) -> str:

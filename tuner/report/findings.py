@@ -40,11 +40,11 @@ def divergence(search: Search) -> Section:
     for variant in search.variants:
         trials = [record for record in search.trials_of(variant.name) if record.ended and record.status != "failed"]
         arms = [[r for r in trials if (r.arm == "random") == wanted] for wanted in (True, False)]
-        fallen = [sum(map(_diverged, arm)) for arm in arms]
+        fallen = [sum(r.status == "diverged" for r in arm) for arm in arms]
         share = share_interval(fallen[0], len(arms[0]))
         rate = f"{share.estimate:.0%} [{share.low:.0%}, {share.high:.0%}] ({share.level:.0%})" if arms[0] else "-"
         counts = [f"{count} of {len(arm)}" for count, arm in zip(fallen, arms, strict=True)]
-        lrs = [[_lr(r) for r in trials if _diverged(r) == wanted] for wanted in (True, False)]
+        lrs = [[r.spec.optimizer.lr.peak for r in trials if (r.status == "diverged") == fell] for fell in (True, False)]
         ranges = [f"{min(some):.3g} to {max(some):.3g}" if some else "-" for some in lrs]
         rows.append((variant.name, counts[0], rate, counts[1], *ranges))
         if any(fallen):
@@ -53,14 +53,7 @@ def divergence(search: Search) -> Section:
             calm.append(variant.name)
     if calm:
         sentences.append(f"No trial of {', '.join(calm)} diverged.")
-    columns = (
-        "variant",
-        "random trials",
-        "rate over the space",
-        "other trials",
-        "lr.peak, diverged",
-        "lr.peak, others",
-    )
+    columns = ("variant", "random trials", "rate", "other trials", "lr.peak where diverged", "lr.peak elsewhere")
     note = (
         "Trials that diverged, of those that ended without failing; one that was stopped had not diverged by then. The "
         "random arm covers the space: its share is the rate over it, in an interval that is exact for independent "
@@ -70,23 +63,17 @@ def divergence(search: Search) -> Section:
     return Section("Divergence", tuple(sentences) or ("No trial has ended.",), tables=(table,))
 
 
-def _diverged(record: Record) -> bool:
-    return record.status == "diverged"
-
-
-def _lr(record: Record) -> float:
-    return record.spec.optimizer.lr.peak
-
-
 def _by_lr(fallen: Sequence[float], steady: Sequence[float]) -> str:
     if not steady:
         return f"all {len(fallen)} trials diverged, at lr.peak {min(fallen):.3g} to {max(fallen):.3g}"
     num_above, num_below = sum(lr > max(steady) for lr in fallen), sum(lr < min(fallen) for lr in steady)
-    num_between, total = len(fallen) - num_above, len(fallen) + len(steady) - num_above - num_below
-    said = [f"above lr.peak {max(steady):.3g} {num_above} of {num_above} trials diverged"] if num_above else []
-    said += [f"below lr.peak {min(fallen):.3g} 0 of {num_below} trials diverged"] if num_below else []
-    ends = f"from lr.peak {min(fallen):.3g} to {max(steady):.3g}"
-    return ", ".join([*said, *([f"{ends} {num_between} of {total} trials diverged"] if total else [])])
+    num_between = len(fallen) - num_above
+    parts = (
+        (num_above, num_above, f"above lr.peak {max(steady):.3g}"),
+        (0, num_below, f"below lr.peak {min(fallen):.3g}"),
+        (num_between, num_between + len(steady) - num_below, f"from {min(fallen):.3g} to {max(steady):.3g}"),
+    )
+    return ", ".join(f"{where} {count} of {of} trials diverged" for count, of, where in parts if of)
 
 
 def _by_setting(variant: Variant, random: Sequence[Record]) -> str:
@@ -99,7 +86,7 @@ def _by_setting(variant: Variant, random: Sequence[Record]) -> str:
         for record in random:
             settings: dict[str, Any] = flatten(record.spec.optimizer)
             if variant.active(name, settings):
-                values[_diverged(record)].append(settings[name])
+                values[record.status == "diverged"].append(settings[name])
         steady, fallen = values
         if steady and fallen:
             test = mannwhitneyu(fallen, steady)
@@ -111,9 +98,8 @@ def _by_setting(variant: Variant, random: Sequence[Record]) -> str:
 
 
 def _numbers(variant: Variant) -> dict[str, FloatDistribution | IntDistribution]:
-    """The searched settings that are _numbers from a range."""
-    kinds = (FloatDistribution, IntDistribution)
-    return {name: d for name, d in variant.searched.items() if isinstance(d, kinds) and not d.single()}
+    numeric = (FloatDistribution, IntDistribution)
+    return {name: d for name, d in variant.searched.items() if isinstance(d, numeric) and not d.single()}
 
 
 def stability(search: Search) -> Section:
@@ -127,21 +113,18 @@ def stability(search: Search) -> Section:
         steady = [record.history for record in runs if record.status == "finished"]
         tails = [[m.validation_accuracy for m in history[-max(2, math.ceil(len(history) / 5)) :]] for history in steady]
         measures = [tail_std(history) for history in steady], [min(tail) for tail in tails], map(max_loss_jump, steady)
-        shown = [f"{statistics.median(x):.3g} [{min(x):.3g}, {max(x):.3g}]" if x else "-" for x in map(list, measures)]
-        rows.append((variant.name, str(len(runs)), str(len(runs) - len(steady)), *shown))
+        cells = [f"{statistics.median(x):.3g} [{min(x):.3g}, {max(x):.3g}]" if x else "-" for x in map(list, measures)]
+        rows.append((variant.name, str(len(runs)), str(len(runs) - len(steady)), *cells))
     sentences = ["Over the confirmed runs of the best settings; those that diverged are counted, and not measured."]
     if unconfirmed:
-        sentences.append(
-            f"Nothing is confirmed of {', '.join(unconfirmed)}: there it is over the trials that finished."
-        )
+        sentences.append(f"Of {', '.join(unconfirmed)} nothing is confirmed: there, over the trials that finished.")
     columns = ("variant", "runs", "diverged", "tail deviation", "worst of the tail", "largest loss jump")
     note = (
         "Median over the runs [smallest, largest]. The tail is the last fifth of the epochs, at least two; deviation "
         "and worst are of the validation accuracy there, the jump is a rise of the training loss from epoch to epoch."
     )
-    return Section(
-        "Stability", tuple(sentences), tables=(Table("stability", "Steadiness", columns, tuple(rows), note),)
-    )
+    table = Table("stability", "Steadiness", columns, tuple(rows), note)
+    return Section("Stability", tuple(sentences), tables=(table,))
 
 
 def edges(search: Search) -> Section:
@@ -150,10 +133,9 @@ def edges(search: Search) -> Section:
     for variant in search.variants:
         best = search.best(variant.name)
         settings: dict[str, Any] = flatten(best.spec.optimizer) if best else {}
-        for name, distribution in _numbers(variant).items():
-            if best is None or not variant.active(name, settings):
-                continue
-            num_looked_at += 1
+        searched = {name: d for name, d in _numbers(variant).items() if best and variant.active(name, settings)}
+        num_looked_at += len(searched)
+        for name, distribution in searched.items():
             value = float(settings[name])
             place = _place(distribution, value)
             if not EDGE < place < 1 - EDGE:
@@ -163,9 +145,9 @@ def edges(search: Search) -> Section:
     if not num_looked_at:
         return Section("Edges of the spaces", ("No variant has a finished trial with a number that was searched.",))
     said = f"The best trial lies within 5% of an end of its range in {len(rows)} of {num_looked_at} searched numbers"
-    named = f" ({', '.join(f'{row[0]}: {row[1]}' for row in rows)}): a better value may lie beyond" if rows else ""
+    named = f" ({', '.join(f'{row[0]}: {row[1]}' for row in rows)}); better values may lie beyond" if rows else ""
     chance = "A setting that does not matter lies there one time in ten."
-    columns = ("variant", "setting", "best", "range", "end", "what widens it")
+    columns = ("variant", "setting", "best", "range", "end", "flag that widens it")
     note = "On a logarithmic scale where the range has one; of integers and steps, the end itself."
     table = Table("edges", "Best values at an edge", columns, tuple(rows), note)
     return Section("Edges of the spaces", (f"{said}{named}.", chance), tables=(table,) if rows else ())
@@ -188,10 +170,9 @@ def _widening(
     low, high = distribution.low, distribution.high
     reason = ""
     for part in WIDENINGS:
-        if distribution.log:
-            ends = (low / 10**part, high) if lower else (low, high * 10**part)
-        else:
-            ends = (low - part * (high - low) / 2, high) if lower else (low, high + part * (high - low) / 2)
+        reach = part * (high - low) / 2
+        outer = (low / 10**part, high * 10**part) if distribution.log else (low - reach, high + reach)
+        ends = (outer[0], high) if lower else (low, outer[1])
         if isinstance(distribution, IntDistribution):
             ends = math.floor(ends[0]), math.ceil(ends[1])
         # The scale is said, as an earlier flag may have changed it.
@@ -201,25 +182,32 @@ def _widening(
             return f"--space {override}"
         except InvalidInput as error:
             reason = str(error).removeprefix(f"variant {variant.name}: ")
-    return f"nothing: the range ends where the setting does ({reason})"
+    return f"none, the setting ends there ({reason})"
 
 
 def importances(search: Search) -> dict[str, dict[str, float]]:
-    """Variant -> setting -> its share of the importance (PED-ANOVA), the largest first; not of too few trials."""
-    return {name: {k: v / sum(raw.values()) for k, v in raw.items()} for name, raw in _importances(search).items()}
+    """Variant -> setting -> its importance (PED-ANOVA) as a share of all, the largest first.
+
+    A variant of which nothing can be said (:data:`FEWEST`) is left out.
+    """
+    found = {}
+    for variant in search.variants:
+        values = _values(search, variant.name)
+        raw = _ped_anova(search, variant.name, values) if len(values) >= FEWEST else {}
+        if total := sum(raw.values()):
+            found[variant.name] = {k: v / total for k, v in sorted(raw.items(), key=lambda item: (-item[1], item[0]))}
+    return found
 
 
 def importance(search: Search) -> Section:
     """Which settings mattered for being among the best tenth of a variant's trials, and which more than by chance."""
-    raw = _importances(search)
-    rows, shown = [], []
+    rows, clear = [], []
     for name, shares in importances(search).items():
-        chance = _by_chance(search, name)
-        clear = [setting for setting in shares if raw[name][setting] > chance]
-        shown += [f"{name}: {', '.join(clear)}"] if clear else []
-        rows += [(name, k, f"{share:.0%}", "yes" if k in clear else "no") for k, share in shares.items()]
-    absent = [variant.name for variant in search.variants if variant.name not in raw]
-    sentences = [f"More than chance: {'; '.join(shown) or 'no setting'}."] if raw else []
+        important = _more_than_chance(search, name)
+        clear += [f"{name}: {', '.join(important)}"] if important else []
+        rows += [(name, k, f"{share:.0%}", "yes" if k in important else "no") for k, share in shares.items()]
+    absent = [variant.name for variant in search.variants if variant.name not in {row[0] for row in rows}]
+    sentences = [f"More than chance: {'; '.join(clear) or 'no setting'}."] if rows else []
     if absent:
         sentences.append(
             f"Nothing can be said of {', '.join(absent)}: that takes {FEWEST} trials that ran to their end or diverged "
@@ -227,26 +215,25 @@ def importance(search: Search) -> Section:
         )
     columns = ("variant", "setting", "importance", "more than chance")
     note = (
-        "PED-ANOVA (arXiv 2304.10255, conditional settings 2601.20800): how far the settings of the best tenth differ "
-        "from all; trials that were stopped are not in it. More than chance: above every setting's in each of "
-        f"{NUM_SHUFFLES} searches whose objectives were shuffled, which happens by chance to one variant in 20."
+        "PED-ANOVA (arXiv 2304.10255, 2601.20800): how far the settings of the best tenth differ from all; trials that "
+        "were stopped are not in it. More than chance: above all settings in each of "
+        f"{NUM_SHUFFLES} shuffles of the objective, which chance alone does to one variant in 20."
     )
     table = Table("importance", "Importance of the settings", columns, tuple(rows), note)
     return Section("Importance of the settings", tuple(sentences), tables=(table,) if rows else ())
 
 
-def _importances(search: Search) -> dict[str, dict[str, float]]:
-    found = {}
-    for variant in search.variants:
-        values = _values(search, variant.name)
-        raw = _ped_anova(search.studies[variant.name], values) if len(values) >= FEWEST else {}
-        if sum(raw.values()) > 0:
-            found[variant.name] = dict(sorted(raw.items(), key=lambda item: (-item[1], item[0])))
-    return found
+def _more_than_chance(search: Search, variant: str) -> list[str]:
+    values, generator = _values(search, variant), np.random.default_rng(0)
+    chance = 0.0
+    for _ in range(NUM_SHUFFLES):
+        shuffled = dict(zip(values, generator.permutation(list(values.values())), strict=True))
+        chance = max(chance, *_ped_anova(search, variant, shuffled).values())
+    return [setting for setting, raw in _ped_anova(search, variant, values).items() if raw > chance]
 
 
 def _values(search: Search, variant: str) -> dict[int, float]:
-    # The first objective, smaller is better, as PED-ANOVA takes it.
+    """Trial -> its first objective, so that smaller is better."""
     if variant not in search.studies:
         return {}
     sign = 1.0 if OBJECTIVES[search.spec.objective][0].direction == "minimize" else -1.0
@@ -254,16 +241,10 @@ def _values(search: Search, variant: str) -> dict[int, float]:
     return {trial.number: sign * trial.values[0] for trial in trials}
 
 
-def _by_chance(search: Search, variant: str) -> float:
-    values, generator = _values(search, variant), np.random.default_rng(0)
-    shuffles = [
-        dict(zip(values, generator.permutation(list(values.values())), strict=True)) for _ in range(NUM_SHUFFLES)
-    ]
-    return max(max(_ped_anova(search.studies[variant], shuffle).values()) for shuffle in shuffles)
-
-
-def _ped_anova(study: optuna.Study, values: dict[int, float]) -> dict[str, float]:
+def _ped_anova(search: Search, variant: str, values: dict[int, float]) -> dict[str, float]:
     with warnings.catch_warnings(action="ignore"):  # that it minimizes, and that few trials are inaccurate
         return optuna.importance.get_param_importances(
-            study, target=lambda trial: values[trial.number], normalize=False
+            search.studies[variant],
+            target=lambda trial: values.get(trial.number, math.inf),  # one that has ended meanwhile is left out
+            normalize=False,
         )

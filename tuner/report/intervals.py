@@ -56,15 +56,18 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float], level: float = 
     Else it is the median ratio by order statistics, as in :func:`median_interval`, with the p-value of the sign test
     in which ties and unknown ratios count against a difference.  The estimate is then the geometric mean of the two
     middle ratios (1 of 0 and inf), so that exchanging ours and theirs inverts everything.
+
+    Costs of a few whole epochs tie, and t holds: over 20 laws of 3 to 10 epochs it covers 97% in the mean and 92% at
+    least, and where nothing differs p <= .05 in 6% at most (simulated, ``benchmarks/calibration.py``).
     Raises ValueError where there is no pair, a cost has no partner, or one is not above 0.
     """
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} costs of ours and {len(theirs)} of theirs: must be pairs")
-    with np.errstate(invalid="ignore"):  # a miss over a miss
+    with np.errstate(invalid="ignore", divide="ignore"):  # where one or both are missed
         ratios = _costs("ours", ours) / _costs("theirs", theirs)
-    n = len(ratios)
-    if np.isfinite(ratios).all() and ratios.all() and np.ptp(ratios) > 0:
         logs = np.log(ratios)
+    n = len(ratios)
+    if np.isfinite(logs).all() and np.ptp(logs) > 1e-9:  # below that it is rounding
         mean, error = float(np.mean(logs)), float(np.std(logs, ddof=1)) / math.sqrt(n)
         reach = error * float(special.stdtrit(n - 1, (1 + level) / 2))
         p_value = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
@@ -89,8 +92,10 @@ def search_ratio(ours: Sequence[float], theirs: Sequence[float], level: float = 
     A_(1) / B_(k): the precedence test (Nelson, Technometrics 5 (1963) 491-499), inverted for a scale.  k and k' are the
     smallest with q <= (1 - level) / 2, else as large as can be: 97.1% for four trials each, 90% for three.  p-value:
     2 q(m), m the number of trials that one arm has before the first of the other, ties not counted.
-    To resample the arms and select the cheapest again is no way: it keeps its level for no number of trials, the
-    bootstrap of a minimum being inconsistent (Bickel and Freedman, Annals of Statistics 9 (1981) 1196-1217, section 6).
+    To resample the arms and select the cheapest again is no way: asked for 95% it covers 86 or 87%, however many trials
+    there are, since the bootstrap of a minimum is inconsistent (Bickel and Freedman, Annals of Statistics 9 (1981)
+    1196-1217, section 6; simulated as above).
+
     Raises ValueError where an arm is empty, or a cost not above 0.
     """
     a, b = np.sort(_costs("ours", ours)), np.sort(_costs("theirs", theirs))

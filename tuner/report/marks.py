@@ -21,12 +21,14 @@ from tuner.report.figures import (
     HEAVY,
     PALE,
     SMALL,
+    budget,
     goal,
     goal_note,
     label,
     legend,
     numbers,
     objective_axis,
+    observed,
     panels,
     sample,
     styles,
@@ -55,17 +57,17 @@ def times_to_target(search: Search) -> Picture | None:
     if not names:
         return None
     looks = styles(variant.name for variant in search.variants)
-    runs = {name: [r for r in search.confirmed(name).values() if r.ended and r.status != "failed"] for name in names}
-    budget = max(record.history[-1].budget for records in runs.values() for record in records if record.history)
+    runs = {name: observed(search.confirmed(name)) for name in names}
+    end = budget(search)
     titles = [f"to {target_label(target)}%" for target in search.spec.targets]
     figure, places = panels(titles, height=0.27 * len(names) + 0.45)
     for axes, target in zip(places, search.spec.targets, strict=True):
-        axes.axvspan(budget, 2 * budget, color=PALE, alpha=0.45, linewidth=0)
+        axes.axvspan(end, 2 * end, color=PALE, alpha=0.45, linewidth=0)
         for y, name in enumerate(names):
             costs = [cost(record, target, "gradient_evaluations") for record in runs[name]]
-            _seeds(axes, y, costs, MISSED * budget, looks[name][0])
-            _interval(axes, y, rows[name, target].interval, MISSED * budget, looks[name][0])
-        axes.set_xlim(0, 1.16 * budget)
+            _seeds(axes, y, costs, MISSED * end, looks[name][0])
+            _interval(axes, y, rows[name, target].interval, MISSED * end, looks[name][0])
+        axes.set_xlim(0, 1.16 * end)
         axes.set_yticks(range(len(names)), names)
         axes.grid(axis="y", visible=False)
         numbers(axes.xaxis, "count", most=4)
@@ -106,7 +108,7 @@ def _interval(axes: Axes, y: int, interval: Interval, missed: float, colour: str
     face, dashes = (colour, "-") if interval.decided else ("white", ":")
     low, middle, high = (min(end, missed) for end in (interval.low, interval.estimate, interval.high))
     axes.plot([low, high], [y, y], color=colour, linestyle=dashes, linewidth=1.8, solid_capstyle="butt")
-    ends = [(middle, 6.5)] + ([(high, 5.0)] if high == missed > middle else [])
+    ends = [(middle, 6.5)] + ([(high, 5.0)] if False else [])
     for x, size in ends:
         axes.plot(
             x, y, marker=">" if x == missed else "o", color=colour, markerfacecolor=face, markersize=size,
@@ -150,7 +152,7 @@ def learning_rates(search: Search) -> Picture | None:
         if isinstance(searched, FloatDistribution):
             axes.set_xlim(searched.low / 1.2, searched.high * 1.2)
         numbers(axes.xaxis, "log")
-        objective_axis(search, axes, trials[variant.name][0].history[-1].budget)
+        objective_axis(search, axes)
     bottom, top = places[0].get_ylim()
     places[0].set_ylim(bottom, top + 0.14 * (top - bottom))
     label(figure, "peak learning rate", goal(search))
@@ -171,8 +173,8 @@ def learning_rates(search: Search) -> Picture | None:
 
 
 def importance(search: Search) -> Picture | None:
-    """How much of the differences between a variant's trials each setting explains, the largest of each variant."""
-    found = {name: shares for name, shares in importances(search).items() if shares}
+    """Which settings mattered for being among the best of a variant's trials: the largest shares of each variant."""
+    found = importances(search)
     if not found:
         return None
     looks = styles(variant.name for variant in search.variants)
@@ -190,5 +192,8 @@ def importance(search: Search) -> Picture | None:
         numbers(axes.xaxis, "percent")
     places[0].set_ylim(max(map(len, largest.values())) - 0.5, -0.5)
     label(figure, "importance")
-    title = f"Importance of the settings for the objective ({goal(search)}), the {most} largest of each variant."
+    title = (
+        f"Importance of the settings for being among the best of a variant's trials by objective ({goal(search)}), as "
+        f"shares (PED-ANOVA); the {most} largest of each variant."
+    )
     return Picture("importance", title, figure)

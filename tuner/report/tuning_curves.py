@@ -3,6 +3,10 @@
 The outcome of a trial that finished is its objective, and that of one that was stopped or diverged is the objective's
 worst: the search could not choose it.  So the best of n outcomes is the objective of the trial that a search chooses
 after n, and a stopped trial counts for no more than it would have, had it gone on.  Failed trials have no outcome.
+
+The curve describes random search with these rungs, but supposes trials that are alike.  The first ones of a search meet
+few others at its rungs, and more of them finish than later: for them the curve is too bad, its band too narrow.  It
+begins where the simulated coverage is at least the level.
 """
 
 from __future__ import annotations
@@ -18,14 +22,14 @@ from tuner.report.intervals import Interval
 from tuner.results import Record, Search
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TuningCurve:
-    """A variant's objective as a function of the number of random trials."""
+    """A variant's best objective as a function of the number of random trials."""
 
     variant: str
     objective: str
     trials: NDArray[np.float64]
-    """Numbers of random trials, 1..R."""
+    """Numbers of random trials up to R, all that have an outcome; from 1, or the first for which the band holds."""
     median: NDArray[np.float64]
     """Of the best after that many: gradient evaluations (above the budget: missed), accuracy, or area."""
     low: NDArray[np.float64]
@@ -34,45 +38,37 @@ class TuningCurve:
     level: float
     """Asked of the band: 0.95, or 0.8 for fewer than eight trials."""
     coverage: Interval
-    """Share of simulated searches of this kind whose band held their policy's own curve, from ``holds_from`` on."""
-    holds_from: int | None
-    """Number of trials from which on that share is at least the level; None: nowhere.
-
-    Below it the curve is worse than a search's: its first trials meet few others at the rungs, and more of them finish.
-    """
+    """Share of simulated searches of this kind whose band held their policy's own curve at all of ``trials``."""
+    approximate: bool
+    """Whether that share is below the level wherever the curve begins."""
     model_trace: tuple[tuple[int, float], ...]
     """Of the model arm, which no band covers: number of trials of all arms so far, and the best of them."""
 
     @property
-    def approximate(self) -> bool:
-        """Whether the simulated coverage falls short of the level, for small numbers of trials at least."""
-        return self.holds_from != 1
-
-    @property
     def note(self) -> str:
-        """The band in a sentence or two."""
-        share = self.coverage
-        where = f" from {self.holds_from} trials on" if self.holds_from and self.approximate else ""
+        """What is known of the band, in a sentence or two."""
+        first, share = int(self.trials[0]), self.coverage
         text = (
-            f"{self.level:.0%} band; it held in {share.estimate:.1%} [{share.low:.1%}, {share.high:.1%}] of "
-            f"{NUM_SEARCHES:,} simulated searches of this kind{where}."
+            f"{self.level:.0%} band{', approximate' if self.approximate else ''}: it held in {share.estimate:.1%} "
+            f"[{share.low:.1%}, {share.high:.1%}] of {NUM_SEARCHES:,} simulated searches of this kind."
         )
-        return f"{text} {'Elsewhere i' if where else 'I'}t is approximate." if self.approximate else text
+        return (
+            text
+            if first == 1
+            else f"{text} It begins at {first} trials: the first of a search meet too few at the rungs."
+        )
 
 
 def tuning_curve(search: Search, variant: str) -> TuningCurve | None:
-    """The tuning curve of a variant's random arm; None for several objectives, or below two outcomes."""
-    objective = search.spec.objective
+    """The tuning curve of a variant's random trials, those that have ended; None below two, or for two objectives."""
+    objective, targets = search.spec.objective, search.spec.targets
     ended = [r for r in search.trials_of(variant) if r.ended and r.status != "failed" and r.history]
     draws = [record for record in ended if record.arm == "random"]
     if len(OBJECTIVES[objective]) > 1 or len(draws) < 2:
         return None
     goal = OBJECTIVES[objective][0]
     worst = goal.worst(draws[0].history)
-    outcomes = [
-        evaluate(objective, r.history, search.spec.targets)[0] if r.status == "finished" else worst for r in draws
-    ]
-    low, median, high = curves(np.array(outcomes), worst, goal.direction == "minimize")
+    outcomes = [evaluate(objective, r.history, targets)[0] if r.status == "finished" else worst for r in draws]
     space = next(known for known in search.variants if known.name == variant)
     coverage = simulated_coverage(
         Policy(
@@ -85,17 +81,19 @@ def tuning_curve(search: Search, variant: str) -> TuningCurve | None:
             diverging=sum(record.status == "diverged" for record in draws) / len(draws),
         )
     )
+    before = (coverage.holds_from or 1) - 1
+    low, median, high = curves(np.array(outcomes), worst, goal.direction == "minimize")[:, before:]
     return TuningCurve(
-        variant,
-        objective,
-        np.arange(1.0, len(draws) + 1),
-        median,
-        low,
-        high,
-        level_of(len(draws)),
-        coverage.share,
-        coverage.holds_from,
-        _model_trace(search, ended),
+        variant=variant,
+        objective=objective,
+        trials=np.arange(before + 1.0, len(draws) + 1),
+        median=median,
+        low=low,
+        high=high,
+        level=level_of(len(draws)),
+        coverage=coverage.share,
+        approximate=coverage.holds_from is None,
+        model_trace=_model_trace(search, ended),
     )
 
 

@@ -1,0 +1,119 @@
+"""What stands in a report, in which order: the answer, then pictures, then all that must be known to believe it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from tuner.convergence import target_label
+from tuner.errors import InvalidInput
+from tuner.report import budgets, claims, curves, findings, marks, profiles
+from tuner.report.comparison import describe, times
+from tuner.report.document import Picture, Report, Section, Table
+from tuner.report.leaderboard import exploration, leaderboard
+from tuner.results import Search
+
+
+def report_of(search: Search) -> Report:
+    """The report of one search, however far it has come."""
+    verdict = claims.verdict(search)
+    sections = [
+        Section("Result", (*_state(search), *verdict.sentences), tables=(leaderboard(search),)),
+        Section("Convergence", pictures=_drawn(curves.convergence, search)),
+        Section("Time to target", pictures=_drawn(marks.times_to_target, search), tables=_times(search)),
+        dataclasses.replace(verdict, title="Which differences are real", sentences=()),
+        claims.claims(search),
+        claims.tuned_against_default(search),
+        Section("Tuning curves", pictures=_drawn(curves.tuning_curves, search)),
+        Section("Schedules of the winners", pictures=_drawn(curves.schedules, search)),
+        _with(findings.divergence(search), _drawn(marks.learning_rates, search)),
+        _with(findings.importance(search), _drawn(marks.importance, search)),
+        findings.edges(search),
+        findings.stability(search),
+        Section("Exploration", tables=(exploration(search),)),
+        budgets.budgets(search),
+        budgets.provenance(search),
+        budgets.limits(search),
+    ]
+    spec = search.spec
+    kept = [section for section in sections if section.sentences or section.pictures or section.tables]
+    return Report(f"{search.folder.name}: {spec.model} on {spec.workload}", tuple(kept))
+
+
+def joint_report(searches: Sequence[Search]) -> Report:
+    """The report over several searches, each of them a workload.
+
+    Raises :class:`InvalidInput` where no variant is in all of them.
+    """
+    names = [search.folder.name for search in searches]
+    made = profiles.performance_profiles(searches)
+    if not made:
+        raise InvalidInput(f"{' '.join(names)}: these searches have no variant in common")
+    absent = profiles.left_out(searches)
+    said = [f"{len(searches)} workloads, {len(made)} variants that all of them have."]
+    if absent:
+        said.append(f"Left out, as not every search has them: {', '.join(absent)}.")
+    rows = []
+    for search in searches:
+        target = search.spec.targets[-1]
+        found = {t.variant: t.interval for t in times(search) if (t.target, t.unit) == (target, "gradient_evaluations")}
+        cells = [describe(found[p.variant]) if p.variant in found else "not confirmed" for p in made]
+        workload = f"{search.spec.model} on {search.spec.workload}"
+        rows.append((search.folder.name, workload, f"{target_label(target)}%", *cells))
+    table = Table(
+        "workloads",
+        "The workloads",
+        ("search", "workload", "target", *(profile.variant for profile in made)),
+        tuple(rows),
+        "Median gradient evaluations to the target over fresh seeds, the interval, and the level it holds at.",
+    )
+    pictures = _drawn(curves.profile, searches)
+    return Report(
+        f"{len(searches)} searches: {', '.join(names)}", (Section("Result", tuple(said), pictures, (table,)),)
+    )
+
+
+def _state(search: Search) -> list[str]:
+    """How far the search has come, where it has not come to its end."""
+    trials = [record for record in search.records.values() if record.phase == "explore"]
+    ended = sum(record.ended for record in trials)
+    planned = search.spec.trials * len(search.variants)
+    if not trials:
+        return ["No trial has begun: nothing can be said yet."]
+    if ended < planned:
+        return [f"Unfinished: {ended} of {planned} trials have ended. What stands here may still change."]
+    runs = [record for record in search.records.values() if record.phase == "confirm"]
+    if any(not record.ended for record in runs) or (search.spec.confirm_seeds and not runs):
+        return [f"Unfinished: {sum(r.ended for r in runs)} of {len(runs)} confirmed runs have ended."]
+    return []
+
+
+def _times(search: Search) -> tuple[Table, ...]:
+    rows = tuple(
+        (
+            time.variant,
+            "best settings" if time.point == "best" else "default point",
+            f"{target_label(time.target)}%",
+            time.unit.replace("_", " "),
+            describe(time.interval),
+            f"{time.reached}/{time.num_seeds}",
+        )
+        for point in ("best", "default")
+        for time in times(search, point)
+    )
+    note = (
+        "Median over fresh seeds, a miss being later than any time; the interval is of order statistics and holds at "
+        "the level in round brackets, whatever the distribution. Seconds are of training: evaluation, compilation and "
+        "warm-up are counted apart, under Budgets."
+    )
+    columns = ("variant", "point", "target", "unit", "median", "reached")
+    return (Table("times", "Time to target", columns, rows, note),) if rows else ()
+
+
+def _drawn(draw: Callable[..., Picture | None], what: object) -> tuple[Picture, ...]:
+    picture = draw(what)
+    return (picture,) if picture else ()
+
+
+def _with(section: Section, pictures: tuple[Picture, ...]) -> Section:
+    return dataclasses.replace(section, pictures=(*section.pictures, *pictures))

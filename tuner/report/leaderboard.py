@@ -1,0 +1,170 @@
+"""The variants in order: by their confirmed runs, and by their trials alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tuner.convergence import best_accuracy, target_label, time_to_target
+from tuner.objectives import evaluate, rank
+from tuner.report.comparison import Comparison, Time, compare, describe, ranking, times
+from tuner.report.document import Table
+from tuner.results import Record, Search
+from tuner.settings import Setting, flatten
+
+ENDINGS = ("stopped", "diverged", "failed")
+
+
+def leaderboard(search: Search) -> Table:
+    """The variants by what their confirmed runs cost; by their trials where nothing is confirmed."""
+    if not times(search):
+        return exploration(search)
+    targets, goal = search.spec.targets, target_label(search.spec.targets[-1])
+    made = {comparison.variant: comparison for comparison in compare(search)}
+    costs = {(time.variant, time.target): time for time in times(search) if time.unit == "gradient_evaluations"}
+    rows = []
+    for name in ranking(search):
+        cells = [costs.get((name, target)) for target in targets]
+        tested = _test_accuracies(search, name)
+        rows.append(
+            (
+                name,
+                *(describe(cell.interval) if cell else "-" for cell in cells),
+                f"{cells[-1].reached}/{cells[-1].num_seeds}" if cells[-1] else "-",
+                _ratio(made.get(name)),
+                verdict(search, name, made.get(name)),
+                f"{np.mean(tested):.4f} ({min(tested):.4f} to {max(tested):.4f})" if tested else "-",
+            )
+        )
+    columns = (
+        "variant",
+        *(f"to {target_label(target)}%" for target in targets),
+        f"reached {goal}%",
+        f"ratio to {search.baseline}",
+        "verdict",
+        "test accuracy",
+    )
+    note = (
+        f"Each variant's best settings, trained again with {search.spec.confirm_seeds} fresh seeds. To a target: median "
+        "gradient evaluations, the interval, and the level it holds at. Ratio: gradient evaluations to "
+        f"{goal}% by equal seeds, of these settings. Test accuracy: mean, smallest and largest at the end of training."
+    )
+    return Table("leaderboard", "Leaderboard", columns, tuple(rows), note)
+
+
+def verdict(search: Search, variant: str, made: Comparison | None) -> str:
+    """A comparison with the baseline in a word or three."""
+    if variant == search.baseline:
+        return "baseline"
+    if made is None or made.settings is None:
+        return "nothing to compare"
+    if made.verdict != "undecided":
+        return made.verdict
+    return "undecided" if made.settings_verdict == "undecided" else f"these settings {made.settings_verdict}"
+
+
+def exploration(search: Search) -> Table:
+    """The variants by their best trial: what the search found, of which nothing is confirmed."""
+    targets = search.spec.targets
+    rows = []
+    for name in _explored(search):
+        trials = search.trials_of(name)
+        accuracy = max((best_accuracy(record.history) for record in trials if record.history), default=None)
+        best = search.best(name)
+        rows.append(
+            (
+                name,
+                "-" if accuracy is None else f"{accuracy:.4f}",
+                *(_fastest(trials, target) for target in targets),
+                *(str(sum(record.status == ending for record in trials)) for ending in ENDINGS),
+                best.name if best else "-",
+            )
+        )
+    columns = (
+        "variant",
+        "best accuracy",
+        *(f"to {target_label(target)}%" for target in targets),
+        *ENDINGS,
+        "best trial",
+    )
+    note = (
+        "Trials of one seed each, the luckiest first: settings are found here, variants are not compared. To a target: "
+        "epochs / gradient evaluations / seconds of training of the variant's fastest trial."
+    )
+    return Table("exploration", "Exploration", columns, tuple(rows), note)
+
+
+def best_settings(search: Search, variant: str) -> dict[str, Setting]:
+    """The searched settings of a variant's best trial, those that exist there; none where no trial finished."""
+    best = search.best(variant)
+    if best is None:
+        return {}
+    known = next(known for known in search.variants if known.name == variant)
+    settings: dict[str, Setting] = flatten(best.spec.optimizer)  # type: ignore[assignment]
+    return {name: settings[name] for name in known.searched if known.active(name, settings)}
+
+
+def metrics_and_tags(search: Search) -> dict[str, tuple[dict[str, float], dict[str, str]]]:
+    """Variant -> its line of the leaderboard as metrics and tags, by the same names in every search; what is not known
+    is NaN, what was missed inf."""
+    made = {comparison.variant: comparison for comparison in compare(search)}
+    goal = search.spec.targets[-1]
+    found = {(t.variant, t.unit): t for t in times(search) if t.target == goal}
+    lines = {}
+    for place, name in enumerate(ranking(search) if found else _explored(search), start=1):
+        metrics = {"leaderboard/rank": float(place)}
+        for unit in ("epochs", "gradient_evaluations", "seconds"):
+            metrics[f"leaderboard/{unit}"] = _median(found.get((name, unit)))
+        time, comparison = found.get((name, "gradient_evaluations")), made.get(name)
+        settings = comparison.settings if comparison else None
+        metrics["leaderboard/reached"] = time.reached / time.num_seeds if time else math.nan
+        metrics["leaderboard/ratio"] = settings.estimate if settings else math.nan
+        metrics["leaderboard/ratio_low"] = settings.low if settings else math.nan
+        metrics["leaderboard/ratio_high"] = settings.high if settings else math.nan
+        metrics["test/accuracy"] = float(np.mean(_test_accuracies(search, name) or [math.nan]))
+        tags = {
+            "verdict": verdict(search, name, comparison) if found else "unconfirmed",
+            "cost": describe(time.interval, "gradient_evaluations") if time else "-",
+            "target": f"{target_label(goal)}%",
+            "baseline": search.baseline,
+        }
+        lines[name] = metrics, tags
+    return lines
+
+
+def _explored(search: Search) -> list[str]:
+    """Variants by the objective of their best trial, then its accuracy; those where none finished last."""
+
+    def key(name: str) -> tuple[float, ...]:
+        best = search.best(name)
+        if best is None:
+            return (1.0,)
+        values = evaluate(search.spec.objective, best.history, search.spec.targets)
+        accuracies = [best_accuracy(record.history) for record in search.trials_of(name) if record.history]
+        return (0.0, *rank(search.spec.objective, values), -max(accuracies))
+
+    return sorted((variant.name for variant in search.variants), key=key)
+
+
+def _fastest(trials: Sequence[Record], target: float) -> str:
+    # A trial that diverged later did not get there.
+    steady = [record for record in trials if record.status not in ("diverged", "failed")]
+    reached = [time for record in steady if (time := time_to_target(record.history, target))]
+    if not reached:
+        return "-"
+    time = min(reached, key=lambda time: time.gradient_evaluations)
+    return f"{time.epochs} / {time.gradient_evaluations} / {time.seconds:.1f}"
+
+
+def _ratio(made: Comparison | None) -> str:
+    return describe(made.settings) if made and made.settings else "-"
+
+
+def _median(time: Time | None) -> float:
+    return time.interval.estimate if time else math.nan
+
+
+def _test_accuracies(search: Search, variant: str) -> list[float]:
+    return [run.test.accuracy for run in search.confirmed(variant).values() if run.test]
