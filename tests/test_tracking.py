@@ -391,6 +391,7 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
     history: list[EpochMetrics],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     address, kill = server()
@@ -422,6 +423,7 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
     model.mkdir()
     (model / "MLmodel").write_text("flavors: {}")
     assert tracking.finish("finished", {}, [model], model=WinningModel(model, "a-00", "d"), timeout=120)
+    assert capsys.readouterr().out == ""
     assert leaderboard(mlflow_uri) == ["a"]
     found = runs(mlflow_uri)
     assert set(found) == {PARENT, "a", *(f"a-{trial:02d}" for trial in range(6))}

@@ -75,10 +75,11 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
         if search_id is not None:
             run_folder.check_same(folder, content)
             from tuner import session
+            from tuner.conclusion import conclude
 
-            ledger = session.open_ledger(spec, search_id, variants, folder)
+            ledger = session.open_ledger(spec, search_id, variants, data, folder)
             if ledger.is_complete():
-                return session.conclude(ledger, console)
+                return conclude(ledger, console)
         try:
             resources = start_ray(spec)
             from tuner import session
@@ -89,7 +90,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
             program = run_folder.Program(time.time(), None, versions(), hardware(), resources.slots)
             run_folder.save(folder, spec, known_id, content, splits=data.note, program=program)
             if search_id is None:
-                ledger = session.open_ledger(spec, known_id, variants, folder)
+                ledger = session.open_ledger(spec, known_id, variants, data, folder)
             return session.train(ledger, resources, console)
         except KeyboardInterrupt:
             if (folder / run_folder.SPEC_FILE).exists():

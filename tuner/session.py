@@ -17,22 +17,20 @@ from rich.console import Console
 
 from search_spaces import Variant
 from tuner.cluster import Resources
-from tuner.command_line import PROGRAM, how_to_go_on
+from tuner.command_line import PROGRAM
+from tuner.conclusion import conclude
 from tuner.display import Display
 from tuner.errors import InvalidInput, masked
-from tuner.leaderboard import as_table, best_settings, rows, write_files
 from tuner.ledger import Ledger
 from tuner.plan import CHANGEABLE_ON_RESUME, DEFAULT_TRACKING_URI, SearchResult, SearchSpec, seconds
 from tuner.provenance import commit, hardware, versions
 from tuner.results import Search
-from tuner.run_folder import LOG, note_end, programs_of, splits_of
+from tuner.run_folder import note_end, programs_of, splits_of
 from tuner.settings import flatten
 from tuner.study import open_storage, open_studies, study_name
-from tuner.tracking import Tracking
+from tuner.tracking import DataSet, Tracking
 from tuner.tuning import Deadline, tune_all
-
-FLUSH_SECONDS, INTERRUPTED_FLUSH_SECONDS = 120.0, 6.0
-"""How long MLflow may take over what is left, at the end and after Ctrl-C."""
+from tuner.workloads.check import Prepared
 
 
 def check_storage(spec: SearchSpec) -> None:
@@ -44,7 +42,9 @@ def check_storage(spec: SearchSpec) -> None:
             raise InvalidInput(f"--name {spec.name}: {masked(spec.storage)} already holds a search of this name")
 
 
-def open_ledger(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], folder: Path) -> Ledger:
+def open_ledger(
+    spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], data: Prepared, folder: Path
+) -> Ledger:
     """The search's trials, from its studies and folders; makes them where there are none."""
     splits = splits_of(folder)
     tracking = Tracking(
@@ -58,6 +58,14 @@ def open_ledger(spec: SearchSpec, search_id: str, variants: tuple[Variant, ...],
             if name not in CHANGEABLE_ON_RESUME | {"name", "output"} and value is not None
         },
         tags={**_provenance(folder.name), "splits": splits},
+        dataset=DataSet(
+            name=spec.workload,
+            digest=data.digest,
+            source=spec.data_dir or "scikit-learn",
+            sizes=data.sizes,
+            num_classes=data.num_classes,
+        ),
+        system_metrics=spec.system_metrics,
     )
     storage = open_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
     studies = open_studies(spec, variants, storage, search=folder.name)
@@ -77,45 +85,6 @@ def train(ledger: Ledger, resources: Resources, console: Console) -> SearchResul
         return conclude(ledger, console, resources=resources, interrupted=True)
     note_end(ledger.search.folder, time.time())
     return conclude(ledger, console, resources=resources, cut_off=deadline.passed)
-
-
-def conclude(
-    ledger: Ledger,
-    console: Console,
-    *,
-    resources: Resources | None = None,
-    interrupted: bool = False,
-    cut_off: bool = False,
-) -> SearchResult:
-    """Writes the files, tells MLflow the end and prints the table."""
-    search, spec, folder = ledger.search, ledger.spec, ledger.search.folder
-    unfinished = interrupted or cut_off
-    search.programs = programs_of(folder)
-    table_rows = rows(search)
-    paths = write_files(search, table_rows)
-    # Of a cluster that grows and shrinks nobody knows the slots.
-    share = ledger.busy_share(resources.slots) if resources and spec.address is None else None
-    in_mlflow = ledger.tracking.finish(
-        "interrupted" if unfinished else "finished",
-        {"search/train_share": share} if share else {},
-        paths,
-        timeout=INTERRUPTED_FLUSH_SECONDS if interrupted else FLUSH_SECONDS,
-    )
-    console.print(as_table(search, table_rows))
-    best = table_rows[0].best
-    lines = [f"Best: {best.name}, {spec.objective}" if best else "No trial finished."]
-    if best:
-        for name, value in best_settings(table_rows[0], search.variants).items():
-            lines.append(f"  {name} = {value:.4g}" if isinstance(value, float) else f"  {name} = {value}")
-    if share:
-        lines.append(f"{share:.0%} of the workers' time was spent training.")
-    lines += [f"Data: {spec.workload}; {search.splits}.", f"Files: {folder}", f"MLflow: {_browse(spec.tracking_uri)}"]
-    if unfinished or not in_mlflow:
-        why = "Stopped." if unfinished else f"MLflow has not taken everything yet, see {folder / LOG}."
-        lines.append(f"{why} {how_to_go_on(spec)}")
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
-    return SearchResult(folder, best.name if best else None, interrupted)
 
 
 @contextmanager
@@ -142,12 +111,6 @@ def _with_login_apart(uri: str) -> str:
     os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
     os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _browse(uri: str | None) -> str:
-    if uri is None or uri == f"sqlite:///{Path(DEFAULT_TRACKING_URI.removeprefix('sqlite:///')).absolute()}":
-        return "mlflow ui"
-    return masked(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {masked(uri)}"
 
 
 def _provenance(search: str) -> dict[str, str]:

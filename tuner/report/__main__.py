@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m tuner.report",
-        description="Write the report of a search into its folder; of several, as workloads side by side, into another.",
+        description="Write the report of a search into its folder; of several, side by side, into another.",
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="a search, as it was named or as its folder is called")
     parser.add_argument("--output", default="runs", help="folder that holds the searches' folders (default: runs)")

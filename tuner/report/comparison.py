@@ -5,8 +5,8 @@ about *a variant* includes the luck of its search, and needs the random arms too
 a trial that was stopped cost inf; a training that failed or has not ended is no observation.
 
 The trials of a random arm are not quite independent: they cover the space evenly, and rungs stop some for the sake of
-others.  Simulated with both, two names of one variant are called different in none of 400 searches, and twice the speed
-is found in nine of ten searches of 32 trials, but in one of twelve of 8 (``benchmarks/calibration.py``).
+others.  Simulated with both, two names of one variant are called different in none of 400 searches; twice the speed is
+found in nine of ten searches of 32 trials, and in fewer than one of ten of 8 (``benchmarks/calibration.py``).
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from tuner.convergence import target_label
 from tuner.errors import InvalidInput
 from tuner.report import budgets, claims, curves, findings, marks, profiles
-from tuner.report.comparison import describe, times
+from tuner.report.comparison import UNITS, Time, describe, times
 from tuner.report.document import Picture, Report, Section, Table
 from tuner.report.leaderboard import exploration, leaderboard
-from tuner.results import Search
+from tuner.results import POINTS, Point, Search
 
 
 def report_of(search: Search) -> Report:
@@ -89,25 +89,31 @@ def _state(search: Search) -> list[str]:
 
 
 def _times(search: Search) -> tuple[Table, ...]:
-    rows = tuple(
-        (
-            time.variant,
-            "best settings" if time.point == "best" else "default point",
-            f"{target_label(time.target)}%",
-            time.unit.replace("_", " "),
-            describe(time.interval),
-            f"{time.reached}/{time.num_seeds}",
-        )
-        for point in ("best", "default")
-        for time in times(search, point)
-    )
+    """A table a target: what each point costs in each unit."""
     note = (
         "Median over fresh seeds, a miss being later than any time; the interval is of order statistics and holds at "
         "the level in round brackets, whatever the distribution. Seconds are of training: evaluation, compilation and "
         "warm-up are counted apart, under Budgets."
     )
-    columns = ("variant", "point", "target", "unit", "median", "reached")
-    return (Table("times", "Time to target", columns, rows, note),) if rows else ()
+    columns = ("variant", "point", *(unit.replace("_", " ") for unit in UNITS), "reached")
+    found = [time for point in POINTS for time in times(search, point)]
+    tables = []
+    for target in search.spec.targets if found else ():
+        rows: dict[tuple[str, str], list[Time]] = {}
+        for time in found:
+            if time.target == target:
+                rows.setdefault((time.variant, _said(time.point)), []).append(time)
+        cells = tuple(
+            (*place, *(describe(time.interval) for time in line), f"{line[0].reached}/{line[0].num_seeds}")
+            for place, line in rows.items()
+        )
+        label = target_label(target)
+        tables.append(Table(f"times_to_{label}", f"Time to {label}%", columns, cells, note if not tables else ""))
+    return tuple(tables)
+
+
+def _said(point: Point) -> str:
+    return "best settings" if point == "best" else "default point"
 
 
 def _drawn(draw: Callable[..., Picture | None], what: object) -> tuple[Picture, ...]:

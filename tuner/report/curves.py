@@ -170,9 +170,10 @@ def schedules(search: Search) -> Picture | None:
     figure, places = panels([name + (" (p = ∞)" if name in endless else "") for name in found])
     places[0].set(yscale="log", ylim=(bottom / 1.6, 1.6 * np.nanmax(drawn)))
     for axes, (name, record) in zip(places, found.items(), strict=True):
-        epochs, look = [metrics.epoch for metrics in record.history], {"color": looks[name][0], "linewidth": 1.8}
+        colour, epochs = looks[name][0], [metrics.epoch for metrics in record.history]
         for dashes, y in lines[name].items():
-            axes.plot(epochs, y, linestyle=dashes, marker=".", markevery=max(1, len(y) // 8), **look)
+            every = max(1, len(y) // 8)
+            axes.plot(epochs, y, color=colour, linestyle=dashes, linewidth=1.8, marker=".", markevery=every)
         numbers(axes.xaxis, "count")
         numbers(axes.yaxis, "log")
     label(figure, "epoch")

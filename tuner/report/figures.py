@@ -28,7 +28,7 @@ TEXT, SMALL = 11, 10
 GREY, PALE = "#595959", "#C8C8C8"
 CROWD = 6
 """Variants that share axes; where there are more, each has a panel of its own."""
-HEAVY = 3000
+HEAVY = 10**9
 """Points that are drawn one by one; more are an image."""
 
 Kind: TypeAlias = Literal["count", "percent", "plain", "log"]

@@ -57,8 +57,8 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float], level: float = 
     in which ties and unknown ratios count against a difference.  The estimate is then the geometric mean of the two
     middle ratios (1 of 0 and inf), so that exchanging ours and theirs inverts everything.
 
-    Costs of a few whole epochs tie, and t holds: over 20 laws of 3 to 10 epochs it covers 97% in the mean and 92% at
-    least, and where nothing differs p <= .05 in 6% at most (simulated, ``benchmarks/calibration.py``).
+    Costs of a few whole epochs tie, and t holds: over 20 laws of 3 to 10 epochs it covers 97% in the mean and 90% at
+    least, and where nothing differs p <= .05 in 5.5% at most (simulated, ``benchmarks/calibration.py``).
     Raises ValueError where there is no pair, a cost has no partner, or one is not above 0.
     """
     if len(ours) != len(theirs):

@@ -47,8 +47,8 @@ def leaderboard(search: Search) -> Table:
         "test accuracy",
     )
     note = (
-        f"Each variant's best settings, trained again with {search.spec.confirm_seeds} fresh seeds. To a target: median "
-        "gradient evaluations, the interval, and the level it holds at. Ratio: gradient evaluations to "
+        f"Each variant's best settings, trained again with {search.spec.confirm_seeds} fresh seeds. To a target: "
+        "median gradient evaluations, the interval, and the level it holds at. Ratio: gradient evaluations to "
         f"{goal}% by equal seeds, of these settings. Test accuracy: mean, smallest and largest at the end of training."
     )
     return Table("leaderboard", "Leaderboard", columns, tuple(rows), note)

@@ -108,7 +108,7 @@ def _interval(axes: Axes, y: int, interval: Interval, missed: float, colour: str
     face, dashes = (colour, "-") if interval.decided else ("white", ":")
     low, middle, high = (min(end, missed) for end in (interval.low, interval.estimate, interval.high))
     axes.plot([low, high], [y, y], color=colour, linestyle=dashes, linewidth=1.8, solid_capstyle="butt")
-    ends = [(middle, 6.5)] + ([(high, 5.0)] if False else [])
+    ends = [(middle, 6.5)] + ([(high, 5.0)] if high == missed > middle else [])
     for x, size in ends:
         axes.plot(
             x, y, marker=">" if x == missed else "o", color=colour, markerfacecolor=face, markersize=size,

@@ -37,7 +37,7 @@ def as_html(report: Report) -> str:
 
 
 def as_markdown(report: Report, pictures: str = "report") -> str:
-    """The same as Markdown; the pictures are PNG files in the folder ``pictures``, relative to where the text stands."""
+    """The same as Markdown; the pictures are PNG files in the folder ``pictures`` beside the text."""
     parts = [f"# {_plain(report.title)}"]
     for section in report.sections:
         parts += [f"## {_plain(section.title)}", *map(_plain, section.sentences)]

@@ -1,0 +1,136 @@
+"""The end of a program's work on a search: report, model, MLflow, and what the terminal says."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as TerminalTable
+
+from tuner.cluster import Resources
+from tuner.command_line import how_to_go_on
+from tuner.errors import masked
+from tuner.ledger import Ledger
+from tuner.plan import DEFAULT_TRACKING_URI, SearchResult
+from tuner.report.document import Report, Table
+from tuner.report.leaderboard import best_settings, leaderboard, metrics_and_tags
+from tuner.report.page import as_markdown
+from tuner.report.writing import write_report
+from tuner.results import Record, Search
+from tuner.run_folder import LOG, programs_of
+from tuner.settings import digest
+from tuner.tracking import WinningModel
+
+FLUSH_SECONDS, INTERRUPTED_FLUSH_SECONDS = 120.0, 6.0
+"""How long MLflow may take over what is left, at the end and after Ctrl-C."""
+DESCRIPTION_TAG = "mlflow.note.content"
+"""What MLflow shows as the description of a run."""
+
+
+def conclude(
+    ledger: Ledger,
+    console: Console,
+    *,
+    resources: Resources | None = None,
+    interrupted: bool = False,
+    cut_off: bool = False,
+) -> SearchResult:
+    """Writes the report, tells MLflow the end and prints the leaderboard; after Ctrl-C only what is quick."""
+    search, spec, folder = ledger.search, ledger.spec, ledger.search.folder
+    unfinished = interrupted or cut_off
+    search.programs = programs_of(folder)
+    table = leaderboard(search)
+    first = table.rows[0][0]
+    paths: list[Path] = []
+    sentences: tuple[str, ...] = ()
+    model, tags = None, {}
+    if not interrupted:
+        saving = None if cut_off else _save_model(search, first)
+        report, paths = write_report(search)
+        sentences = report.sections[0].sentences
+        tags = {DESCRIPTION_TAG: as_markdown(Report(report.title, report.sections[:1]))}
+        model = saving.wait() if saving else None
+        ledger.tracking.log_variants(metrics_and_tags(search))
+    # Of a cluster that grows and shrinks nobody knows the slots.
+    share = ledger.busy_share(resources.slots) if resources and spec.address is None else None
+    in_mlflow = ledger.tracking.finish(
+        "interrupted" if unfinished else "finished",
+        {"search/train_share": share} if share else {},
+        paths,
+        timeout=INTERRUPTED_FLUSH_SECONDS if interrupted else FLUSH_SECONDS,
+        tags=tags,
+        model=model,
+    )
+    console.print(_for_terminal(table))
+    best = search.best(first)
+    lines = [*sentences, f"Best settings of {first}, by trial {best.name}:" if best else "No trial finished."]
+    for name, value in best_settings(search, first).items():
+        lines.append(f"  {name} = {value:.4g}" if isinstance(value, float) else f"  {name} = {value}")
+    if share:
+        lines.append(f"{share:.0%} of the workers' time was spent training.")
+    lines += [f"Data: {spec.workload}; {search.splits}."]
+    lines += [f"Report: {path}" for path in paths if path.suffix == ".html"]
+    lines += [f"Files: {folder}", f"MLflow: {_browse(spec.tracking_uri)}"]
+    if unfinished or not in_mlflow:
+        why = "Stopped." if unfinished else f"MLflow has not taken everything yet, see {folder / LOG}."
+        lines.append(f"{why} {how_to_go_on(spec)}")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    return SearchResult(folder, best.name if best else None, interrupted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Saving:
+    """A program that saves the winning model; the driver has no torch."""
+
+    program: subprocess.Popen[bytes] | None
+    model: WinningModel
+
+    def wait(self) -> WinningModel | None:
+        """The model; None where it could not be saved, which the log says why."""
+        return self.model if self.program is None or self.program.wait() == 0 else None
+
+
+def _save_model(search: Search, winner: str) -> _Saving | None:
+    """Starts to save the winner's first confirmed run, unless it is there already; None where it has none."""
+    run = next((run for run in search.confirmed(winner).values() if run.test), None)
+    if run is None:
+        return None
+    out = search.folder / "model"
+    model = WinningModel(out, run.name, digest(run.spec))
+    if _holds(out, model.spec_digest):
+        return _Saving(None, model)
+    shutil.rmtree(out, ignore_errors=True)
+    return _Saving(_start(search, run, out), model)
+
+
+def _start(search: Search, run: Record, out: Path) -> subprocess.Popen[bytes]:
+    with (search.folder / LOG).open("ab") as log:
+        command = [sys.executable, "-m", "tuner.served_model", str(search.folder / run.folder_name), str(out)]
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def _holds(out: Path, spec_digest: str) -> bool:
+    with suppress(OSError):
+        return spec_digest in (out / "MLmodel").read_text()
+    return False
+
+
+def _for_terminal(table: Table) -> TerminalTable:
+    shown = TerminalTable(caption=table.note, caption_justify="left")
+    for index, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if index else "left", overflow="fold")
+    for index, row in enumerate(table.rows):
+        shown.add_row(*row, style="" if index else "bold")
+    return shown
+
+
+def _browse(uri: str | None) -> str:
+    if uri is None or uri == f"sqlite:///{Path(DEFAULT_TRACKING_URI.removeprefix('sqlite:///')).absolute()}":
+        return "mlflow ui"
+    return masked(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {masked(uri)}"
