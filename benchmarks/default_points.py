@@ -35,7 +35,7 @@ from benchmarks.recording import conditions, parser, record, show, spread
 from search_spaces import SPACES
 from tuner.convergence import best_accuracy, error_area, target_label, time_to_target
 from tuner.errors import InvalidInput
-from tuner.leaderboard import line_styles
+from tuner.report.figures import styles
 from tuner.settings import digest, from_dict, to_json, with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.variants import resolve_variants
@@ -217,14 +217,14 @@ def _cost(history: Sequence[EpochMetrics], target: float) -> str:
 
 def draw(trainings: Sequence[Training], title: str, path: Path) -> None:
     """Validation accuracy against gradient evaluations, a line a seed."""
-    styles = line_styles(list(dict.fromkeys(training.variant for training in trainings)))
+    looks = styles(training.variant for training in trainings)
     figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.add_subplot()
     labeled: set[str] = set()
     for training in trainings:
         if not (history := training.history):
             continue
-        colour, dashes = styles[training.variant]
+        colour, dashes = looks[training.variant]
         axes.plot(
             [metrics.gradient_evaluations for metrics in history],
             [metrics.validation_accuracy for metrics in history],

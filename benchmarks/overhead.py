@@ -38,7 +38,8 @@ def programs(num_trials: int) -> dict[str, Callable[[Path], Finished]]:
         BARE: lambda folder: run(bare, ["--trainings", count], folder),
         BARE_FOUR: lambda folder: run(bare, ["--trainings", count, "--variants", *VARIANTS], folder),
         OURS: lambda folder: search(
-            ["--epochs", "1", "--trials", each, "--variants", *VARIANTS, "--no-early-stopping"], folder
+            ["--epochs", "1", "--trials", each, "--variants", *VARIANTS, "--no-early-stopping", "--confirm-seeds", "0"],
+            folder,
         ),
         PEER: lambda folder: run(peer, ["--trials", count], folder),
         PEER_REUSE: lambda folder: run(peer, ["--trials", count, "--reuse-actors"], folder),

@@ -24,7 +24,7 @@ from tuner.plan import SearchSpec
 from tuner.report.comparison import cost, ranking, times
 from tuner.report.curves import convergence, profile, schedules, tuning_curves
 from tuner.report.document import Picture
-from tuner.report.figures import COLOURS, DASHES, HEAVY, mark, styles
+from tuner.report.figures import COLOURS, DASHES, mark, styles
 from tuner.report.findings import importances
 from tuner.report.marks import EDGE, MISSED, importance, learning_rates, times_to_target
 from tuner.report.profiles import performance_profiles
@@ -357,7 +357,7 @@ def test_where_nothing_is_known_nothing_is_drawn(four: Search) -> None:
 def test_a_search_of_a_thousand_trials_is_drawn_in_half_a_megabyte() -> None:
     search = simulated(*FOUR, confirm_seeds=0, early_stopping=False, trials=4, epochs=30)
     for record in list(search.records.values()):
-        search.records |= {f"{record.name}-{i}": dataclasses.replace(record) for i in range(HEAVY // 40)}
+        search.records |= {f"{record.name}-{i}": dataclasses.replace(record) for i in range(75)}
     assert len(search.records) > 1000
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         for picture in (convergence(search), learning_rates(search)):

@@ -24,6 +24,7 @@ from mlflow.tracking import MlflowClient
 from search_spaces import Variant
 from tuner import tracking as tracking_module
 from tuner.ledger import Ledger
+from tuner.mlflow_runs import Runs
 from tuner.results import Record
 from tuner.settings import to_json
 from tuner.spec import EpochMetrics
@@ -208,7 +209,8 @@ def test_more_trials_and_variants_are_added_to_a_complete_search(
 
 
 DRIVER = ("ledger.py", "study.py", "sampling.py", "trial_folder.py", "test_ledger.py")
-WRITER = ("_write", "_flush", "_synchronize", "order")
+WRITER = ("tracking.py", "mlflow_runs.py")
+WRITING = ("_write", "order", "look", "write", "write_status")
 
 
 @pytest.mark.slow
@@ -222,7 +224,7 @@ def test_programs_killed_at_any_statement_leave_a_search_that_is_finished_once(
         if in_driver:
             sys.settrace(kill_at(step, DRIVER))
         else:
-            threading.settrace(kill_at(step, ("tracking.py",), WRITER))
+            threading.settrace(kill_at(step, WRITER, WRITING))
         ledger = open_ledger([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
         work(ledger)
         if not ledger.tracking.finish("finished", {}, [], timeout=60):
@@ -245,7 +247,7 @@ def test_what_optuna_has_and_mlflow_has_not_is_written_by_the_next_program(
     open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def program() -> None:
-        monkeypatch.setattr(tracking_module.Tracking, "_flush", lambda *args: threading.Event().wait())
+        monkeypatch.setattr(Runs, "write", lambda *args: threading.Event().wait())
         work(open_ledger([toy("one")], trials=3, epochs=EPOCHS))
 
     assert in_a_program_of_its_own(program) == 0

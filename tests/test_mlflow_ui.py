@@ -67,7 +67,7 @@ def test_pages(server: str, finished: tuple[Path, object], tmp_path: Path) -> No
     experiment = f"{server}/#/experiments/{runs[0].info.experiment_id}/runs"
 
     table = page(experiment, tmp_path / "1")
-    assert ">a<" in table and "9</strong> matching runs" in table.replace("\u00a0", " ")
+    assert ">a<" in table and "25</strong> matching runs" in table.replace("\u00a0", " ")
 
     child = page(f"{experiment}/{by_name['lpsgdm-00'].info.run_id}", tmp_path / "2")
     for text in (
@@ -80,7 +80,7 @@ def test_pages(server: str, finished: tuple[Path, object], tmp_path: Path) -> No
     ):
         assert text in child, text
 
-    pictures = page(f"{experiment}/{by_name['a'].info.run_id}/artifacts/convergence.png", tmp_path / "3")
-    for text in ("convergence.png", "leaderboard.csv", "leaderboard.md"):
+    pictures = page(f"{experiment}/{by_name['a'].info.run_id}/artifacts/report/convergence.png", tmp_path / "3")
+    for text in ("convergence.png", "leaderboard.csv", "report.html", "report.md"):
         assert text in pictures, text
     assert "<img" in pictures.partition("convergence.png")[2]

@@ -32,7 +32,7 @@ def workload(epoch: Epoch) -> Workload:
                     del search.records[record.name]
                     continue
                 hit = epochs[k] or 99
-                record.history = [epoch(i, 0.95 if i >= hit else 0.4) for i in range(1, 11)]
+                record.history = [epoch(i, 0.95 if i >= hit else 0.4, seconds=1.0 * i**2) for i in range(1, 11)]
         return search
 
     return make

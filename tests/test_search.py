@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import check_whole, epochs_logged, mlflow_runs, search, studies
+from tests.command import check_whole, mlflow_runs, search, studies
+from tuner.results import load_search
 
 EPOCH_METRICS = {
     "train/loss",
@@ -38,10 +39,14 @@ def test_the_terminal_shows_trials_table_winner_and_where_to_look(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, ran = finished
-    assert len(re.findall(r"^\d/8 [a-z]+-0[01] (?:finished|stopped|diverged)", ran.stdout, re.M)) == 8
+    assert len(re.findall(r"^\d+/20 [a-z]+-0[01] (?:finished|stopped|diverged)", ran.stdout, re.M)) == 8
+    assert len(re.findall(r"^\d+/20 [a-z]+/confirm-[123] (?:finished|diverged)", ran.stdout, re.M)) == 12
     for variant in ("sgdm", "adamw", "lpsgdm", "critical"):
-        assert re.search(rf"│ {variant} +│ +0\.\d{{4}} │", ran.stdout), variant
-    assert "to 20%" in ran.stdout and "to 60%" in ran.stdout
+        assert re.search(rf"│ {variant} +│", ran.stdout), variant
+    for variant in ("adamw", "lpsgdm", "critical"):
+        assert re.search(rf"(Undecided between|The settings found for|Nothing can be said of) {variant}", ran.stdout)
+    assert "to 60%" in ran.stdout
+    assert f"Report: {folder}/runs/a/report.html" in ran.stdout
     assert re.search(r"lr\.peak = [\d.e-]+", ran.stdout)
     assert f"Files: {folder}/runs/a" in ran.stdout
     assert "MLflow: mlflow ui" in ran.stdout
@@ -54,13 +59,23 @@ def test_mlflow_holds_parameters_metrics_tags_and_pictures(finished: tuple[Path,
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     assert parent.info.run_name == "a"
     files = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert files == {"leaderboard.csv", "leaderboard.md", "convergence.png"}
+    assert files == {"report.html", "report.md", "report", "time_to_target.csv"}
+    pictures = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/convergence.png", "report/convergence.svg", "report/leaderboard.csv"} <= pictures
+    assert (
+        "The settings found for" in parent.data.tags["mlflow.note.content"]
+        or "ndecided" in parent.data.tags["mlflow.note.content"]
+    )
     assert parent.data.params["objective"] == "time-to-target"
     for run in runs:
         if run is parent:
             continue
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.data.tags["variant"] == run.info.run_name.rpartition("-")[0]
+        assert run.inputs is not None and run.inputs.dataset_inputs[0].dataset.name == "digits"
+        if run.data.tags["phase"] == "variant":
+            continue
+        assert run.data.tags["variant"] == re.split(r"-\d|/", run.info.run_name)[0]
+        assert {"explore": "arm", "confirm": "confirms"}[run.data.tags["phase"]] in run.data.tags
         assert run.data.tags["workload"] == "digits"
         assert run.data.tags["status"] in ("finished", "stopped", "diverged")
         assert {"version.torch", "version.ray", "mlflow.source.git.commit"} <= set(run.data.tags) | {
@@ -74,7 +89,7 @@ def test_final_metrics_follow_from_the_curves(finished: tuple[Path, object]) -> 
     client, runs = mlflow_runs(finished[0])
     num_reached = 0
     for run in runs:
-        if "mlflow.parentRunId" not in run.data.tags:
+        if run.data.tags.get("phase") not in ("explore", "confirm"):
             continue
         curve = client.get_metric_history(run.info.run_id, "validation/accuracy")
         spent = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "speed/gradient_evaluations")}
@@ -96,20 +111,50 @@ def test_optuna_holds_the_running_objective_in_its_direction(finished: tuple[Pat
                 assert trial.value == values[-1]
 
 
-def test_leaderboard_file(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    lines = list(csv.DictReader((finished[0] / "runs/a/leaderboard.csv").read_text().splitlines()))
-    assert {line["variant"] for line in lines} == {"sgdm", "adamw", "lpsgdm", "critical"}
-    logs = epochs_logged(finished[0])
-    for line in lines:
-        counts = sum(int(line[f"num_{status}"]) for status in ("finished", "stopped", "diverged", "failed"))
-        assert counts == 2
-        assert int(line["gradient_evaluations"]) == 16 * sum(len(logs[f"{line['variant']}-{n:02d}"]) for n in range(2))
+def test_the_run_table_of_mlflow_sorted_is_the_leaderboard(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    client, runs = mlflow_runs(finished[0])
+    lines = client.search_runs(
+        [runs[0].info.experiment_id], "tags.phase = 'variant'", order_by=["metrics.`leaderboard/rank` ASC"]
+    )
+    printed = list(csv.reader((finished[0] / "runs/a/report/leaderboard.csv").read_text().splitlines()))
+    assert [run.info.run_name for run in lines] == [line[0] for line in printed[1:]]
+    frame = load_search("a", output=str(finished[0] / "runs")).trials()
+    for run in lines:
+        tuned = frame[(frame.variant == run.info.run_name) & (frame.confirms == "best")]
+        assert len(tuned) == 2
+        assert run.data.metrics["test/accuracy"] == pytest.approx(tuned["test/accuracy"].mean())
+        missed = tuned["speed/gradient_evaluations_to_60"].isna().any()
+        median = tuned["speed/gradient_evaluations_to_60"].median(skipna=False)
+        assert missed or run.data.metrics["leaderboard/gradient_evaluations"] == median
+        assert run.data.tags["verdict"] in ("baseline", "undecided", "nothing to compare"), "two seeds decide nothing"
+
+
+def test_the_winning_model_can_be_loaded_from_mlflow(finished: tuple[Path, object]) -> None:
+    _, runs = mlflow_runs(finished[0])
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    program = (
+        "import sys, mlflow, numpy as np\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[2])\n"
+        "print(model.predict(np.zeros((3, 1, 8, 8), dtype=np.uint8)).sum(1).round(3).tolist())"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program, f"sqlite:///{finished[0]}/mlflow.db", parent.data.tags["winning_model"]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=finished[0],
+    )
+    assert shown.stdout.splitlines()[-1] == "[1.0, 1.0, 1.0]", shown.stderr
 
 
 def test_python_interface_is_the_same_dataclass(tmp_path: Path) -> None:
     program = (
-        "from tuner.plan import SearchSpec\nfrom tuner.search import run_search\n"
-        "result = run_search(SearchSpec(name='a', variants=('sgdm',), trials=1, epochs=1))\n"
+        "from tuner import load_search, run_search\nfrom tuner.plan import SearchSpec\n"
+        "result = run_search(SearchSpec(name='a', variants=('sgdm',), trials=1, epochs=1, confirm_seeds=1))\n"
+        "assert len(load_search('a').records) == 3\n"
         "assert result.exit_status == 0 and result.best_trial == 'sgdm-00'\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, timeout=120)
@@ -118,13 +163,13 @@ def test_python_interface_is_the_same_dataclass(tmp_path: Path) -> None:
 
 def test_all_diverged_is_a_result_and_exit_status_1(tmp_path: Path) -> None:
     ran = search(
-        tmp_path, "--name", "a", "--variants", "sgdm", "--trials", "2", "--epochs", "1",
+        tmp_path, "--name", "a", "--variants", "sgdm", "--trials", "2", "--epochs", "1", "--confirm-seeds", "1",
         "--space", "lr.peak=1e8:1e9:log", "decay.weight=.5:1",
     )  # fmt: skip
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "No trial finished" in ran.stdout
     _, runs = mlflow_runs(tmp_path)
-    assert {run.data.tags["status"] for run in runs if run.info.run_name != "a"} == {"diverged"}
+    assert {run.data.tags["status"] for run in runs if run.data.tags.get("phase") == "explore"} == {"diverged"}
     assert {run.info.status for run in runs} == {"FINISHED"}
     for trial in studies(tmp_path)["sgdm"].trials:
         assert trial.state.name == "COMPLETE" and trial.value == 2 * 16

@@ -221,9 +221,9 @@ def test_the_models_trace_is_the_best_so_far_of_all_arms(epoch: Epoch) -> None:
     found = tuning_curve(searched(trials, epoch, "random random model default model model model"), "sgdm")
     assert found is not None
     assert found.model_trace == ((5, 70), (6, 30), (7, 30))
-    larger = [[0.5] * 10, [0.6] * 10, [0.4] * 10, [0.7] * 10]
-    found = tuning_curve(searched(larger, epoch, "random random model model", objective="accuracy"), "sgdm")
-    assert found is not None and found.model_trace == ((3, 0.6), (4, 0.7))
+    larger = [[0.5] * 10, [0.6] * 10, [0.4] * 10, [0.89], [0.7] * 10]
+    found = tuning_curve(searched(larger, epoch, "random random model model model", objective="accuracy"), "sgdm")
+    assert found is not None and found.model_trace == ((3, 0.6), (4, 0.6), (5, 0.7)), "a stopped trial is no best"
     none = tuning_curve(searched([[0.2, -1]] * 3, epoch, "random random model"), "sgdm")
     assert none is not None and none.model_trace == ()
 

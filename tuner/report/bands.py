@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ NUM_SAMPLES = 20_000
 BATCH = 2_000_000
 """Most evaluations that are simulated at a time: 16 MB an array."""
 TARGET = 0.95
+DIMENSIONS = 8
+"""Settings that matter in the simulation, at most: each weighs half of the one before."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -145,7 +147,7 @@ def _outcomes(policy: Policy) -> Iterator[Floats]:
     value, worst = SIMULATED[policy.objective]
     size = max(1, BATCH // (policy.num_trials * policy.num_evaluations))
     for start in range(0, NUM_SEARCHES, size):
-        points = _points(policy, min(size, NUM_SEARCHES - start), generator)
+        points = _points(policy, start, min(size, NUM_SEARCHES - start), generator)
         accuracies = _accuracies(points, policy.num_evaluations, generator)
         lost = points[..., 0] > 1 - policy.diverging
         if policy.rungs:
@@ -153,15 +155,23 @@ def _outcomes(policy: Policy) -> Iterator[Floats]:
         yield np.where(lost, worst, value(accuracies))
 
 
-def _points(policy: Policy, num_searches: int, generator: np.random.Generator) -> Floats:
+def _points(policy: Policy, start: int, num_searches: int, generator: np.random.Generator) -> Floats:
     """Points in the unit cube: (searches, trials, dimension)."""
-    if not policy.sobol:
-        return generator.random((num_searches, policy.num_trials, policy.dimension))
+    dimension = min(policy.dimension, DIMENSIONS)
+    if policy.sobol:
+        return _sobol(policy.num_trials)[start : start + num_searches, :, :dimension]
+    return generator.random((num_searches, policy.num_trials, dimension))
+
+
+@lru_cache(maxsize=1)
+def _sobol(num_trials: int) -> Floats:
+    # One set for all variants of a search: the first coordinates of a scrambled sequence are one of that dimension.
     from scipy.stats import qmc
 
-    log2 = (policy.num_trials - 1).bit_length()
-    sequences = (qmc.Sobol(policy.dimension, rng=generator) for _ in range(num_searches))
-    return np.stack([sequence.random_base2(log2)[: policy.num_trials] for sequence in sequences])
+    generator = np.random.default_rng(1)
+    log2 = (num_trials - 1).bit_length()
+    sequences = (qmc.Sobol(DIMENSIONS, rng=generator) for _ in range(NUM_SEARCHES))
+    return np.stack([sequence.random_base2(log2)[:num_trials] for sequence in sequences])
 
 
 def _accuracies(points: Floats, num_evaluations: int, generator: np.random.Generator) -> Floats:

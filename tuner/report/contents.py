@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from tuner.convergence import target_label
 from tuner.errors import InvalidInput
 from tuner.report import budgets, claims, curves, findings, marks, profiles
-from tuner.report.comparison import UNITS, Time, describe, times
+from tuner.report.comparison import UNITS, Time, compare, describe, ranking, times
 from tuner.report.document import Picture, Report, Section, Table
+from tuner.report.figures import CROWD
 from tuner.report.leaderboard import exploration, leaderboard
 from tuner.results import POINTS, Point, Search
 
@@ -17,17 +18,22 @@ from tuner.results import POINTS, Point, Search
 def report_of(search: Search) -> Report:
     """The report of one search, however far it has come."""
     verdict = claims.verdict(search)
+    answer = verdict.sentences if len(verdict.sentences) < CROWD else _in_short(search)
     sections = [
-        Section("Result", (*_state(search), *verdict.sentences), tables=(leaderboard(search),)),
+        Section("Result", (*_state(search), *answer), tables=(leaderboard(search),)),
         Section("Convergence", pictures=_drawn(curves.convergence, search)),
         Section("Time to target", pictures=_drawn(marks.times_to_target, search), tables=_times(search)),
-        dataclasses.replace(verdict, title="Which differences are real", sentences=()),
-        claims.claims(search),
-        claims.tuned_against_default(search),
         Section("Tuning curves", pictures=_drawn(curves.tuning_curves, search)),
         Section("Schedules of the winners", pictures=_drawn(curves.schedules, search)),
         _with(findings.divergence(search), _drawn(marks.learning_rates, search)),
         _with(findings.importance(search), _drawn(marks.importance, search)),
+        Section(
+            "Which differences are real",
+            verdict.sentences if answer != verdict.sentences else (),
+            tables=verdict.tables,
+        ),
+        claims.claims(search),
+        claims.tuned_against_default(search),
         findings.edges(search),
         findings.stability(search),
         Section("Exploration", tables=(exploration(search),)),
@@ -73,6 +79,20 @@ def joint_report(searches: Sequence[Search]) -> Report:
     )
 
 
+def _in_short(search: Search) -> tuple[str, ...]:
+    """The verdicts on many variants, in a sentence for each kind."""
+    baseline, groups = search.baseline, dict[str, list[str]]()
+    for made in compare(search):
+        if made.verdict != "undecided":
+            group = f"{made.verdict.capitalize()} than {baseline}, the luck of both searches included"
+        elif made.settings_verdict != "undecided":
+            group = f"Undecided, but for the settings found, which by equal seeds are {made.settings_verdict}"
+        else:
+            group = f"Undecided against {baseline}"
+        groups.setdefault(group, []).append(made.variant)
+    return tuple(f"{group}: {', '.join(names)}." for group, names in sorted(groups.items()))
+
+
 def _state(search: Search) -> list[str]:
     """How far the search has come, where it has not come to its end."""
     trials = [record for record in search.records.values() if record.phase == "explore"]
@@ -96,8 +116,9 @@ def _times(search: Search) -> tuple[Table, ...]:
         "warm-up are counted apart, under Budgets."
     )
     columns = ("variant", "point", *(unit.replace("_", " ") for unit in UNITS), "reached")
-    found = [time for point in POINTS for time in times(search, point)]
-    tables = []
+    order = ranking(search)
+    found = [t for point in POINTS for t in sorted(times(search, point), key=lambda time: order.index(time.variant))]
+    tables: list[Table] = []
     for target in search.spec.targets if found else ():
         rows: dict[tuple[str, str], list[Time]] = {}
         for time in found:

@@ -28,7 +28,7 @@ TEXT, SMALL = 11, 10
 GREY, PALE = "#595959", "#C8C8C8"
 CROWD = 6
 """Variants that share axes; where there are more, each has a panel of its own."""
-HEAVY = 10**9
+HEAVY = 3000
 """Points that are drawn one by one; more are an image."""
 
 Kind: TypeAlias = Literal["count", "percent", "plain", "log"]
@@ -147,7 +147,7 @@ def observed(runs: Mapping[int, Record]) -> list[Record]:
 
 def budget(search: Search) -> int:
     """Gradient evaluations of a whole training; 0 where none has begun."""
-    return next((record.history[-1].budget for record in search.records.values() if record.history), 0)
+    return next((record.history[-1].budget for record in search.records.values() if record.history))
 
 
 def objective_axis(search: Search, axes: Axes) -> None:

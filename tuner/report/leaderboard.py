@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from tuner.convergence import best_accuracy, target_label, time_to_target
 from tuner.objectives import evaluate, rank
 from tuner.report.comparison import Comparison, Time, compare, describe, ranking, times
 from tuner.report.document import Table
+from tuner.report.intervals import Interval
 from tuner.results import Record, Search
 from tuner.settings import Setting, flatten
 
@@ -24,18 +26,20 @@ def leaderboard(search: Search) -> Table:
     targets, goal = search.spec.targets, target_label(search.spec.targets[-1])
     made = {comparison.variant: comparison for comparison in compare(search)}
     costs = {(time.variant, time.target): time for time in times(search) if time.unit == "gradient_evaluations"}
+    usual = statistics.mode(time.interval.level for time in costs.values())
     rows = []
     for name in ranking(search):
+        ratio = made[name].settings if name in made else None
         cells = [costs.get((name, target)) for target in targets]
         tested = _test_accuracies(search, name)
         rows.append(
             (
                 name,
-                *(describe(cell.interval) if cell else "-" for cell in cells),
+                *(_short(cell.interval, usual) if cell else "-" for cell in cells),
                 f"{cells[-1].reached}/{cells[-1].num_seeds}" if cells[-1] else "-",
-                _ratio(made.get(name)),
+                _short(ratio, 0.95) if ratio else "-",
                 verdict(search, name, made.get(name)),
-                f"{np.mean(tested):.4f} ({min(tested):.4f} to {max(tested):.4f})" if tested else "-",
+                f"{np.mean(tested):.1%} ({100 * min(tested):.1f} to {100 * max(tested):.1f})" if tested else "-",
             )
         )
     columns = (
@@ -48,8 +52,9 @@ def leaderboard(search: Search) -> Table:
     )
     note = (
         f"Each variant's best settings, trained again with {search.spec.confirm_seeds} fresh seeds. To a target: "
-        "median gradient evaluations, the interval, and the level it holds at. Ratio: gradient evaluations to "
-        f"{goal}% by equal seeds, of these settings. Test accuracy: mean, smallest and largest at the end of training."
+        f"median gradient evaluations and an interval, at {100 * usual:.0f}% where no other level is said. Ratio: of "
+        f"these settings' gradient evaluations to {goal}%, by equal seeds, at 95% where no other is said. Test "
+        "accuracy: mean, smallest and largest at the end of training."
     )
     return Table("leaderboard", "Leaderboard", columns, tuple(rows), note)
 
@@ -62,7 +67,7 @@ def verdict(search: Search, variant: str, made: Comparison | None) -> str:
         return "nothing to compare"
     if made.verdict != "undecided":
         return made.verdict
-    return "undecided" if made.settings_verdict == "undecided" else f"these settings {made.settings_verdict}"
+    return "undecided" if made.settings_verdict == "undecided" else f"settings {made.settings_verdict}"
 
 
 def exploration(search: Search) -> Table:
@@ -158,8 +163,9 @@ def _fastest(trials: Sequence[Record], target: float) -> str:
     return f"{time.epochs} / {time.gradient_evaluations} / {time.seconds:.1f}"
 
 
-def _ratio(made: Comparison | None) -> str:
-    return describe(made.settings) if made and made.settings else "-"
+def _short(interval: Interval, usual: float) -> str:
+    """An interval without its level where that is the usual one, so that the table fits a terminal."""
+    return describe(interval).removesuffix(f" ({100 * usual:.0f}%)")
 
 
 def _median(time: Time | None) -> float:
