@@ -36,8 +36,10 @@ benchmarks: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.default_points --workload digits --epochs 1 --seeds 0 --variants sgdm adamw \
 		--folder build/benchmarks/default_points --picture build/benchmarks/default_points.png \
 		--out build/benchmarks/default_points.json
-	$(BIN)/python -m benchmarks.share --out build/benchmarks/share.json -- --trials 2 --epochs 2
+	$(BIN)/python -m benchmarks.share --out build/benchmarks/share.json -- --trials 2 --epochs 2 --confirm-seeds 1
 	$(BIN)/python -m benchmarks.overhead --trials 8 --repeats 1 --skip-slow --out build/benchmarks/overhead.json
+	$(BIN)/python -m benchmarks.calibration --intervals 50 --searches 5 --out build/benchmarks/calibration.json
+	$(BIN)/python -m benchmarks.importance --studies 10 --out build/benchmarks/importance.json
 	$(BIN)/python -m benchmarks.memory --trials 1 --epochs 2 --out build/benchmarks/memory.json
 
 # The environment and the results of searches stay.

@@ -7,18 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuner.errors import InvalidInput
-from tuner.plan import BAD_INPUT, OK
-from tuner.preflight import check_folder
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+
+from tuner.errors import InvalidInput, masked
+from tuner.plan import BAD_INPUT, INTERRUPTED, OK
 from tuner.report.writing import write_joint_report, write_report
-from tuner.results import load_search
+from tuner.results import Search, load_search
 
 LONGEST_NAME = 200
 """Characters of the name of a folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; exit status 0, or 2 for bad input."""
+    """Runs the command; exit status 0, 2 for bad input, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m tuner.report",
         description="Write the report of a search into its folder; of several, side by side, into another.",
@@ -29,20 +31,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="where to write, instead of the search's own folder")
     arguments = parser.parse_args(argv)
     try:
-        names: list[str] = arguments.names
+        # A shell completes a folder's name with a slash.
+        names = [str(Path(name)) for name in arguments.names]
         if twice := [name for name in names if names.count(name) > 1]:
             raise InvalidInput(f"{twice[0]}: is named twice")
         if len(joint := "-".join(["report", *names])) > LONGEST_NAME and not arguments.folder:
             raise InvalidInput("--folder: so many searches need one to be given")
-        searches = [load_search(name, output=arguments.output, storage=arguments.storage) for name in names]
+        searches = [_load(name, arguments.output, arguments.storage) for name in names]
         folder = arguments.folder or (searches[0].folder if len(names) == 1 else Path(arguments.output) / joint)
-        check_folder("--folder", folder)
-        report, paths = write_report(searches[0], folder) if len(names) == 1 else write_joint_report(searches, folder)
+        try:
+            written = write_report(searches[0], folder) if len(names) == 1 else write_joint_report(searches, folder)
+        except OSError as error:
+            raise InvalidInput(f"--folder {folder}: cannot be written ({error.strerror})") from None
     except InvalidInput as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    report, paths = written
     print("\n".join([*report.sections[0].sentences, *(str(path) for path in paths)]))
     return OK
+
+
+def _load(name: str, output: str, storage: str | None) -> Search:
+    try:
+        search = load_search(name, output=output, storage=storage)
+    except (SQLAlchemyError, StorageInternalError, ImportError) as error:
+        why = masked(str(error.__cause__ or error).splitlines()[0])
+        raise InvalidInput(f"--storage: the studies of {name} cannot be read ({why})") from None
+    if storage and not search.studies:
+        raise InvalidInput(f"--storage {masked(storage)}: holds no study of {name}")
+    return search
 
 
 if __name__ == "__main__":

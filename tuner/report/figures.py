@@ -146,8 +146,8 @@ def observed(runs: Mapping[int, Record]) -> list[Record]:
 
 
 def budget(search: Search) -> int:
-    """Gradient evaluations of a whole training; 0 where none has begun."""
-    return next((record.history[-1].budget for record in search.records.values() if record.history))
+    """Gradient evaluations of a whole training, in a search where one has begun."""
+    return next(record.history[-1].budget for record in search.records.values() if record.history)
 
 
 def objective_axis(search: Search, axes: Axes) -> None:
