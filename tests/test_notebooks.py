@@ -1,29 +1,91 @@
-"""Every notebook runs from its first cell to its last on a small search."""
+"""Every notebook runs from its first cell to its last on a small search, draws, and leaves the search as it was."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
+from nbformat import NotebookNode
+
+from benchmarks.simulated_search import Truth, simulate
+from tests.command import search
+from tuner.plan import SearchSpec
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
+VARIANTS = ("sgdm", "lpsgdm", "lpsgdm-fixed", "critical", "hybrid", "critical-matched", "backward", "backward-forward")
+SHOWN = {
+    "01-first-search": (2, [f"small: 24 trials of {', '.join(VARIANTS)}", "32 confirmed runs", "lpsgdm-0"]),
+    "02-p-schedules": (3, ["small: 6 trials of lpsgdm, lpsgdm-fixed", "lpsgdm-fixed, its control"]),
+    "03-momentum": (4, ["small: 12 trials of sgdm, critical, hybrid, critical-matched", "critical-matched, its control"]),
+    "04-forward-and-backward": (3, ["small: 2 confirmed runs of backward, 2", "backward-forward, its control"]),
+}
+"""Notebook -> how many pictures it has at least, and what is in what it prints."""
+LONG = {"02-p-schedules": (4, ["small: 72 trials", "Nothing was confirmed", "More than chance"])}
+"""Of a longer search without confirmation."""
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a search of a linear model by all that the notebooks are about; easy targets, reached by some."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    (folder / "mine.py").write_text(
+        "import torch\n"
+        "def model(*, num_classes, channels, image_size):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * image_size ** 2, num_classes))\n"
+    )
+    ran = search(
+        folder, "--name", "small", "--variants", *VARIANTS, "--model", "mine:model", "--trials", "3", "--epochs", "3",
+        "--targets", ".3", ".7", "--confirm-seeds", "2",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return folder / "runs" / "small"
+
+
+def execute(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookNode:
+    """Runs a notebook on the search in a folder."""
+    monkeypatch.setenv("TUNER_SEARCH", str(folder))
+    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+    return notebook
+
+
+def check(notebook: NotebookNode, num_pictures: int, printed: list[str]) -> None:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= num_pictures
+    text = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    for words in printed:
+        assert words in text
+    assert not [output["text"] for output in outputs if output.get("name") == "stderr"], "warns"
+
+
+def files(folder: Path) -> dict[Path, int]:
+    """File -> when it was last changed; SQLite's log, which reading makes and removes, apart."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(("-wal", "-shm")))
+    return {path: path.stat().st_mtime_ns for path in found}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook(
-    path: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+def test_notebook(path: Path, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files(searched)
+    check(execute(path, searched, monkeypatch), *SHOWN[path.stem])
+    assert files(searched) == before
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem in LONG], ids=lambda path: path.stem)
+def test_notebook_of_a_long_search_without_confirmation(
+    path: Path, tmp_path: Path, quick_sqlite: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TUNER_SEARCH", str(finished[0] / "runs/a"))
-    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
-    pictures = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
-    ]
-    assert len(pictures) >= 2
-    printed = "".join(
-        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output
-    )
-    assert "8 trials of adamw, critical, lpsgdm, sgdm" in printed
+    spec = SearchSpec(name="small", variants=("sgdm", "lpsgdm", "lpsgdm-rms"), trials=36, confirm_seeds=0, epochs=4)
+    made = simulate(spec, {"sgdm": Truth(), "lpsgdm": Truth(lr_limit=0.1), "lpsgdm-rms": Truth()}, output=tmp_path)
+    check(execute(path, made.folder, monkeypatch), *LONG[path.stem])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
+def test_notebook_says_what_to_search_where_its_variants_are_missing(
+    path: Path, tmp_path: Path, quick_sqlite: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = simulate(SearchSpec(name="plain", variants=("sgdm",), trials=2), {"sgdm": Truth()}, output=tmp_path)
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match=r"plain has .*: python -m tuner\.search --variant"):
+        execute(path, made.folder, monkeypatch)

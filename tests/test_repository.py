@@ -24,6 +24,7 @@ TESTS_OF_NO_MODULE = {
     "test_resume": "the command, killed and resumed",
     "test_image_folder": "the workload that is a folder of images",
     "test_notebooks": "notebooks/",
+    "test_optuna_dashboard": "Optuna's studies in its dashboard",
     "test_repository": "the whole",
 }
 

@@ -225,9 +225,9 @@ def read_confirmed(folder: Path) -> dict[str, Record]:
     records = []
     for path in folder.glob(trial_folder.CONFIRMED):
         spec = trial_folder.read_spec(path)
-        if spec is None:
-            continue
         variant, _, number = path.name.rpartition(".confirm-")
+        if spec is None or not number.isdecimal():  # a copy somebody made
+            continue
         history = trial_folder.read_epochs(path)
         status = "running" if history else "pending"
         if (path / trial_folder.FAILURE).exists():

@@ -77,7 +77,8 @@ def check_same(folder: Path, content: Mapping[str, str | None]) -> None:
     """Refuses to go on where a variant's space or the images have changed since they were saved."""
     saved = json.loads((folder / SPEC_FILE).read_text()).get("content", {})
     for name, old in saved.items():
-        if name in content and content[name] != old:
+        # None in what was saved before data known by name had a digest.
+        if old is not None and name in content and content[name] != old:
             raise InvalidInput(f"--resume {folder.name}: {name} is not what it was when the search was started")
 
 

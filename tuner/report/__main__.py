@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # A shell completes a folder's name with a slash.
         names = [str(Path(name)) for name in arguments.names]
+        if apart := [name for name in names if name != Path(name).name]:
+            name = Path(apart[0])
+            raise InvalidInput(f"{name}: name the search alone, {name.name}, and its folder by --output {name.parent}")
         if twice := [name for name in names if names.count(name) > 1]:
             raise InvalidInput(f"{twice[0]}: is named twice")
         if len(joint := "-".join(["report", *names])) > LONGEST_NAME and not arguments.folder:

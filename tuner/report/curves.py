@@ -65,9 +65,8 @@ def convergence(search: Search) -> Picture | None:
     for i, name in enumerate(names):
         axes, (colour, dashes) = places[i if crowded else 0], looks[name]
         if crowded:
-            others = [np.column_stack(other) for other in middles.values() if other]
-            many = len(others) * sum(map(len, others)) > HEAVY
-            axes.add_collection(LineCollection(others, colors=PALE, linewidths=0.7, rasterized=many))
+            others = [np.column_stack(other)[:: -max(1, len(other[0]) // 10)] for other in middles.values() if other]
+            axes.add_collection(LineCollection(others, colors=PALE, linewidths=0.7))
         if confirmed:
             x, _, low, high = _band(runs[name])
             axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
@@ -77,7 +76,7 @@ def convergence(search: Search) -> Picture | None:
                 LineCollection(thin, colors=colour, linewidths=0.7, alpha=0.35 * min(1, MANY / most), rasterized=heavy)
             )
             ends = [line[-1] for line, record in zip(thin, runs[name], strict=True) if record.status == "diverged"]
-            axes.plot([x for x, _ in ends], [y for _, y in ends], "x", color=colour, markersize=4.5, clip_on=False)
+            axes.plot([x for x, _ in ends], [y for _, y in ends], "x", color=colour, markersize=4.5)
         if middle := middles[name]:
             every = max(1, len(middle[0]) // 8)
             axes.plot(

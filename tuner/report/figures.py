@@ -68,12 +68,12 @@ def panels(
     num_columns = min(len(titles), 2)
     num_rows = math.ceil(len(titles) / num_columns)
     height = height or (1.1 if num_rows > 4 else 1.9 if num_rows > 1 else 2.5 if num_columns > 1 else 2.9)
-    figure = Figure(figsize=(WIDTH, num_rows * height + 0.4), dpi=200, layout="constrained")
+    figure = Figure(figsize=(WIDTH, num_rows * height + 0.4), dpi=150, layout="constrained")
     grid = figure.subplots(num_rows, num_columns, sharex=sharex, sharey=sharey, squeeze=False)
     drawn, rest = list(grid.flat)[: len(titles)], list(grid.flat)[len(titles) :]
     for axes, title in zip(drawn, titles, strict=True):
         axes.set_title(title, loc="left", fontsize=SMALL, fontweight="bold", pad=3)
-        axes.tick_params(labelsize=SMALL, color=PALE, length=2.5)
+        axes.tick_params(labelsize=SMALL, left=False, bottom=False)
         axes.grid(color=PALE, alpha=0.5, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -39,13 +39,13 @@ def leaderboard(search: Search) -> Table:
                 f"{cells[-1].reached}/{cells[-1].num_seeds}" if cells[-1] else "-",
                 _short(ratio, 0.95) if ratio else "-",
                 verdict(search, name, made.get(name)),
-                f"{np.mean(tested):.1%} ({100 * min(tested):.1f} to {100 * max(tested):.1f})" if tested else "-",
+                f"{np.mean(tested):.1%} ({100 * min(tested):.1f}–{100 * max(tested):.1f})" if tested else "-",
             )
         )
     columns = (
         "variant",
         *(f"to {target_label(target)}%" for target in targets),
-        f"reached {goal}%",
+        "reached",
         f"ratio to {search.baseline}",
         "verdict",
         "test accuracy",
