@@ -21,7 +21,7 @@ import optuna
 
 from search_spaces import SPACES, Variant
 from tuner import run_folder, trial_folder
-from tuner.objectives import evaluate
+from tuner.objectives import OBJECTIVES, evaluate
 from tuner.plan import SearchSpec
 from tuner.results import Point, Record, Search
 from tuner.rungs import Rungs
@@ -186,7 +186,11 @@ def _write(search: Search, program: run_folder.Program) -> Search:
             trial_folder.write_test(place, record.test)
     storage = open_storage(f"sqlite:///{folder / 'optuna.db'}")
     for variant in search.variants:
-        study = optuna.create_study(storage=storage, study_name=study_name(folder.name, variant.name))
+        study = optuna.create_study(
+            storage=storage,
+            study_name=study_name(folder.name, variant.name),
+            directions=[goal.direction for goal in OBJECTIVES[search.spec.objective]],
+        )
         study.add_trials([_frozen(search, variant, record) for record in search.trials_of(variant.name)])
     search.studies = {
         variant.name: optuna.load_study(study_name=study_name(folder.name, variant.name), storage=storage)
@@ -208,7 +212,7 @@ def _frozen(search: Search, variant: Variant, record: Record) -> optuna.trial.Fr
         state=state,
         params=active,
         distributions={name: variant.searched[name] for name in active},
-        intermediate_values=reported,
+        intermediate_values=reported if len(OBJECTIVES[search.spec.objective]) == 1 else {},
         user_attrs={"status": record.status, "arm": record.arm},
         values=evaluate(search.spec.objective, record.history, search.spec.targets) if complete else None,
     )

@@ -135,7 +135,7 @@ def open_ledger(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Callable[.
             uri=mlflow_uri, experiment="e", search="s", search_id="id", parameters={"seed": spec.seed}, tags={}
         )
         by_variant = {name: study.study for name, study in studies.items()}
-        return Ledger(Search(spec, "id", tuple(variants), tmp_path / "s", by_variant), studies, tracking)
+        return Ledger(Search(spec, "id", tuple(variants), tmp_path / "s", by_variant), studies, tracking, storage)
 
     return open_it
 

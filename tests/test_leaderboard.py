@@ -126,7 +126,12 @@ OURS, THEIRS = (4, 4, 5, 4, 6, 4), (8, 9, 9, 7, 11, 10)
 @pytest.fixture
 def compared(made: Made) -> Search:
     """Of the trials the base is the best; confirmed, ours takes half its cost and lame misses in half its runs."""
-    trials = {"base": [[0.1, 0.9]], "ours": [[0.1, 0.1, 0.9]], "lame": [[0.1, 0.1, 0.1, 0.9]], "none": [NOT_RUN]}
+    trials: Curves = {
+        "base": [[0.1, 0.9]],
+        "ours": [[0.1, 0.1, 0.9]],
+        "lame": [[0.1, 0.1, 0.1, 0.9]],
+        "none": [NOT_RUN],
+    }
     whole = {name: [[*curve, *[0.9] * (12 - len(curve))] for curve in runs if curve] for name, runs in trials.items()}
     confirmed = {
         "base": confirmed_in(*THEIRS),

@@ -53,7 +53,7 @@ def dashboard(told: str, tmp_path: Path) -> Iterator[Callable[[str], Any]]:
     """Asks the dashboard's API."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = Path(sys.executable).parent / "optuna-dashboard"
+    command = str(Path(sys.executable).parent / "optuna-dashboard")
     log = tmp_path / "dashboard.log"
     # wsgiref is one process, which ends with its id.
     program = [command, told, "--host", "127.0.0.1", "--port", str(port), "--server", "wsgiref"]

@@ -7,7 +7,9 @@ import math
 import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -19,7 +21,7 @@ from search_spaces import SPACES
 from tuner import load_search, run_folder, trial_folder
 from tuner.errors import InvalidInput
 from tuner.ledger import Ledger
-from tuner.plan import SearchSpec
+from tuner.plan import Objective, SearchSpec
 from tuner.results import Search
 from tuner.settings import with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec
@@ -65,23 +67,28 @@ def test_a_search_is_read_as_it_was_written(written: Search) -> None:
         assert_frame_equal(ours, theirs, check_like=True)
 
 
-def test_best_is_the_finished_trial_with_the_smallest_objective(written: Search) -> None:
+@pytest.mark.parametrize("objective", ["time-to-target", "accuracy"])
+def test_best_is_the_finished_trial_with_the_best_objective_the_earliest_of_equals(objective: Objective) -> None:
+    spec = replace(SPEC, objective=objective, early_stopping=False, epochs=8)
+    search = simulate(spec, {"sgdm": Truth(lr_limit=0.3, noise=0.4), "hybrid": Truth(speed=0.4, noise=0.4)})
     for variant in VARIANTS:
-        study = written.studies[variant]
-        values = {
-            t.number: t.values[0]
-            for t in study.get_trials(states=(TrialState.COMPLETE,))
-            if t.user_attrs["status"] == "finished"
-        }
-        best = written.best(variant)
-        assert best and best.number == min(values, key=lambda number: (values[number], number))
+        values: dict[str, float] = {}
+        for record in search.trials_of(variant):
+            spent = [m.gradient_evaluations for m in record.history if m.validation_accuracy >= 0.8]
+            value = -record.history[-1].validation_accuracy if objective == "accuracy" else min(spent, default=math.inf)
+            if record.status == "finished":
+                values[record.name] = value
+        assert len(set(values.values())) > 1, "nothing to choose from"
+        best = search.best(variant)
+        assert best and best.name == min(values, key=lambda name: values[name])
 
 
 def test_a_row_of_trials_holds_settings_and_final_metrics(written: Search) -> None:
     frame = written.trials().set_index("name")
     assert list(frame.index) == list(written.records)
+    rows: dict[Any, dict[Any, Any]] = frame.to_dict("index")
     for name, record in written.records.items():
-        row, history = frame.loc[name], record.history
+        row, history = rows[name], record.history
         assert (row["variant"], row["phase"], row["status"]) == (record.variant, record.phase, record.status)
         assert row["seed"] == record.spec.seed
         assert row["gradient_evaluations"] == 16 * len(history) and row["seconds"] == history[-1].seconds
@@ -226,8 +233,8 @@ def test_a_confirmed_run_is_read_as_it_stands(copied: Path, written: Search) -> 
     assert [run.status for run in runs.values()] == ["finished", "failed", "running"]
     assert [run.test is None for run in runs.values()] == [True, False, False]
     assert len(runs[2].history) == 2
-    frame = search.trials().set_index("name")
-    assert math.isnan(frame.loc[runs[0].name]["test/accuracy"])
+    untested = search.trials().set_index("name")["test/accuracy"].isna()
+    assert [untested[run.name] for run in runs.values()] == [True, False, False]
 
 
 def test_a_run_of_settings_that_are_the_best_no_more_confirms_nothing(copied: Path, written: Search) -> None:
@@ -250,7 +257,7 @@ def test_what_is_no_search_is_refused_by_name(copied: Path) -> None:
     }.items():
         with pytest.raises(InvalidInput, match=said):
             load_search(name, output=output)
-    with pytest.raises(InvalidInput, match="search first: there is no search in .*nowhere"):
+    with pytest.raises(InvalidInput, match=r"search first: there is no search in .*nowhere"):
         load_search("first", output=str(copied.parent / "nowhere"))
 
 

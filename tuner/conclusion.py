@@ -24,6 +24,7 @@ from tuner.report.writing import write_report
 from tuner.results import Record, Search
 from tuner.run_folder import LOG, programs_of
 from tuner.settings import digest
+from tuner.study import close_storage
 from tuner.tracking import WinningModel
 
 FLUSH_SECONDS, INTERRUPTED_FLUSH_SECONDS = 120.0, 6.0
@@ -66,6 +67,7 @@ def conclude(
         tags=tags,
         model=model,
     )
+    close_storage(ledger.storage)
     console.print(_for_terminal(table))
     best = search.best(first)
     lines = [*sentences, f"Best settings of {first}, by trial {best.name}:" if best else "No trial finished."]
@@ -124,7 +126,7 @@ def _holds(out: Path, spec_digest: str) -> bool:
 def _for_terminal(table: Table) -> TerminalTable:
     shown = TerminalTable(caption=table.note, caption_justify="left")
     for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if index else "left", overflow="fold")
+        shown.add_column(column, justify="right" if index else "left", overflow="fold", no_wrap=index == 0)
     for index, row in enumerate(table.rows):
         shown.add_row(*row, style="" if index else "bold")
     return shown

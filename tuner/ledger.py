@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from optuna.storages import RDBStorage
+
 from tuner.convergence import is_over, speed_metrics, time_to_target
 from tuner.results import POINTS, Record, Search, read_confirmed
 from tuner.rungs import Rungs
@@ -26,12 +28,15 @@ END = object()
 class Ledger:
     """All trials and confirmed runs of a search; fills the search's records."""
 
-    def __init__(self, search: Search, studies: Mapping[str, VariantStudy], tracking: Tracking) -> None:
+    def __init__(
+        self, search: Search, studies: Mapping[str, VariantStudy], tracking: Tracking, storage: RDBStorage
+    ) -> None:
         self.search = search
         self.spec = search.spec
         self.records = search.records
         self.studies = studies
         self.tracking = tracking
+        self.storage = storage
         self.all_planned = False
         """Whether :meth:`next_trial` has nothing more to give, now or later."""
         self._live: list[Record] = []

@@ -88,7 +88,7 @@ class Search:
     splits: str = ""
     """How the data is split, for the reader."""
     records: dict[str, Record] = field(default_factory=dict)
-    """Trials and confirmed runs by name, in the order in which they were made."""
+    """Trials and confirmed runs by name; read from disk, variant by variant."""
 
     @property
     def baseline(self) -> str:
@@ -197,14 +197,19 @@ def load_search(name: str, *, output: str = "runs", storage: str | None = None) 
     for variant in variants:
         if variant.name in studies:
             for trial in studies[variant.name].get_trials(deepcopy=False):
-                record = _trial(search, variant, trial)
-                search.records[record.name] = record
+                if trial.state.is_finished() or _is_drawn(variant, trial):
+                    record = _trial(search, variant, trial)
+                    search.records[record.name] = record
     search.records |= read_confirmed(folder)
     return search
 
 
+def _is_drawn(variant: Variant, trial: FrozenTrial) -> bool:
+    """Whether a trial has all its settings; one that is just being made, or was when a program was killed, has not."""
+    return all(name in trial.params for name in variant.searched if variant.active(name, trial.params))
+
+
 def _trial(search: Search, variant: Variant, trial: FrozenTrial) -> Record:
-    # One that a killed program was just making lacks settings, which the specs' own defaults then stand for.
     optimizer = with_settings(OptimizerSpec(), {**variant.fixed, **trial.params})
     name = trial_name(variant.name, trial.number)
     history = trial_folder.read_epochs(search.folder / trial_folder.folder_name(name))

@@ -71,7 +71,7 @@ def open_ledger(
     studies = open_studies(spec, variants, storage, search=folder.name)
     by_variant = {name: study.study for name, study in studies.items()}
     search = Search(spec, search_id, variants, folder, by_variant, programs_of(folder), splits)
-    return Ledger(search, studies, tracking)
+    return Ledger(search, studies, tracking, storage)
 
 
 def train(ledger: Ledger, resources: Resources, console: Console) -> SearchResult:

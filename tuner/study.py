@@ -36,7 +36,7 @@ STATUSES = {
 """How a trial ended, and the state that Optuna is told."""
 
 
-def open_storage(url: str) -> BaseStorage:
+def open_storage(url: str) -> RDBStorage:
     """The Optuna storage of a URL.
 
     SQLite waits for a lock for a minute instead of five seconds, and writes ahead to a log: the settings of a trial are
@@ -48,6 +48,12 @@ def open_storage(url: str) -> BaseStorage:
         storage.engine.dispose()  # connections made before do not know yet
         return storage
     return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+
+
+def close_storage(storage: RDBStorage) -> None:
+    """Ends the connections; SQLite then puts what it has written ahead into the one file."""
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def existing_storage(url: str) -> BaseStorage | None:

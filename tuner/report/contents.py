@@ -18,9 +18,11 @@ from tuner.results import POINTS, Point, Search
 def report_of(search: Search) -> Report:
     """The report of one search, however far it has come."""
     verdict = claims.verdict(search)
-    answer = verdict.sentences if len(verdict.sentences) < CROWD else _in_short(search)
+    begun = any(record.phase == "explore" for record in search.records.values())
+    answer = () if not begun else verdict.sentences if len(verdict.sentences) < CROWD else _in_short(search)
+    board = leaderboard(search)
     sections = [
-        Section("Result", (*_state(search), *answer), tables=(leaderboard(search),)),
+        Section("Result", (*_state(search), *answer), tables=(board,)),
         Section("Convergence", pictures=_drawn(curves.convergence, search)),
         Section("Time to target", pictures=_drawn(marks.times_to_target, search), tables=_times(search)),
         Section("Tuning curves", pictures=_drawn(curves.tuning_curves, search)),
@@ -36,7 +38,7 @@ def report_of(search: Search) -> Report:
         claims.tuned_against_default(search),
         findings.edges(search),
         findings.stability(search),
-        Section("Exploration", tables=(exploration(search),)),
+        Section("Exploration", tables=(exploration(search),) if board.name == "leaderboard" else ()),
         budgets.budgets(search),
         budgets.provenance(search),
         budgets.limits(search),
@@ -86,7 +88,7 @@ def _in_short(search: Search) -> tuple[str, ...]:
         if made.verdict != "undecided":
             group = f"{made.verdict.capitalize()} than {baseline}, the luck of both searches included"
         elif made.settings_verdict != "undecided":
-            group = f"Undecided, but for the settings found, which by equal seeds are {made.settings_verdict}"
+            group = f"Settings found that are {made.settings_verdict} by equal seeds, the variant undecided"
         else:
             group = f"Undecided against {baseline}"
         groups.setdefault(group, []).append(made.variant)
@@ -102,9 +104,11 @@ def _state(search: Search) -> list[str]:
         return ["No trial has begun: nothing can be said yet."]
     if ended < planned:
         return [f"Unfinished: {ended} of {planned} trials have ended. What stands here may still change."]
-    runs = [record for record in search.records.values() if record.phase == "confirm"]
-    if any(not record.ended for record in runs) or (search.spec.confirm_seeds and not runs):
-        return [f"Unfinished: {sum(r.ended for r in runs)} of {len(runs)} confirmed runs have ended."]
+    # A run that confirms both points is made once.
+    wanted = {(v.name, spec) for v in search.variants for point in POINTS for spec in search.wanted(v.name, point)}
+    missing = wanted - {(r.variant, r.spec) for r in search.records.values() if r.phase == "confirm" and r.ended}
+    if missing:
+        return [f"Unfinished: {len(wanted) - len(missing)} of {len(wanted)} confirmed runs have ended."]
     return []
 
 

@@ -11,7 +11,7 @@ import html
 import io
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 
 import jinja2
@@ -51,6 +51,7 @@ def as_markdown(report: Report, pictures: str = "report") -> str:
     return "\n\n".join(parts) + "\n"
 
 
+@lru_cache(maxsize=16)  # once for its file and once for the page
 def svg(picture: Picture) -> bytes:
     """The picture as SVG, the same bytes for the same picture: neither date nor random names."""
     drawn = io.BytesIO()

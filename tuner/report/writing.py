@@ -23,9 +23,9 @@ def write_report(search: Search, folder: Path | None = None) -> tuple[Report, li
     """
     folder, report = folder or search.folder, report_of(search)
     times = folder / "time_to_target.csv"
-    paths = _write(report, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     write_csv(search, times)
-    return report, [*paths, times]
+    return report, [*_write(report, folder), times]
 
 
 def write_joint_report(searches: Sequence[Search], folder: Path) -> tuple[Report, list[Path]]:
