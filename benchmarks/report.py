@@ -1,18 +1,17 @@
 """Seconds and peak resident memory of the report of a large search, against their limits.
 
 The search is simulated (:mod:`benchmarks.simulated_search`) and stands on disk as a real one would, its studies in
-SQLite.  The report is the command, in a process of its own; its peak is the kernel's, shared pages included.
+SQLite.  The report is the command, in a process of its own.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.programs import scratch
+from benchmarks.memory import peak_mb
+from benchmarks.programs import run, scratch
 from benchmarks.recording import conditions, parser, record, show, spread
 from benchmarks.simulated_search import Truth, simulate
 from tuner.plan import SearchSpec
@@ -26,18 +25,17 @@ TRUTHS = {
 }
 
 
-def cost(name: str, output: Path) -> tuple[float, float, float]:
-    """Seconds, seconds of the processor, and peak in MB of 10^6 bytes, of the report of a search."""
-    start = time.perf_counter()
-    program = subprocess.Popen(
-        [sys.executable, "-m", "tuner.report", name, "--output", str(output)], stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(program.pid, 0)
-    seconds = time.perf_counter() - start
-    program.returncode = os.waitstatus_to_exitcode(status)
-    if program.returncode:
-        raise RuntimeError(f"the report ended with exit status {program.returncode}")
-    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6
+def cost(name: str, folder: Path) -> tuple[float, float]:
+    """Seconds, and peak in MB of 10^6 bytes, of the report of a search."""
+    peak = 0.0
+
+    def look(pid: int) -> None:
+        nonlocal peak
+        with suppress(OSError):
+            peak = max(peak, peak_mb(pid))
+
+    ran = run("tuner.report", [name, "--output", str(folder)], folder, watch=look)
+    return ran.ended_at - ran.started_at, peak
 
 
 def main() -> int:
@@ -53,13 +51,12 @@ def main() -> int:
         num_runs = len(simulate(spec, TRUTHS, output=folder).records)
         costs = [cost("large", folder) for _ in range(chosen.repeats)]
         size = (folder / "large" / "report.html").stat().st_size / 1e6
-    seconds, busy, peaks = ([one[i] for one in costs] for i in range(3))
+    seconds, peaks = ([one[i] for one in costs] for i in range(2))
     show(
         f"Report of {len(TRUTHS)} x {chosen.trials} trials, {num_runs} trainings of at most {chosen.epochs} epochs",
         ["", "measured", "limit"],
         [
             ["seconds", spread(seconds, ".1f"), f"{SECONDS_LIMIT:.0f}"],
-            ["seconds of the processor", spread(busy, ".1f"), ""],
             ["peak memory, MB", spread(peaks, ".0f"), f"{MEMORY_LIMIT_MB:.0f}"],
             ["page, MB", f"{size:.2f}", ""],
         ],
@@ -67,7 +64,7 @@ def main() -> int:
     record(
         chosen.out,
         before,
-        {"seconds": seconds, "cpu_seconds": busy, "peak_mb": peaks, "page_mb": size, "trainings": num_runs},
+        {"seconds": seconds, "peak_mb": peaks, "page_mb": size, "trainings": num_runs},
     )
     return int(max(seconds) > SECONDS_LIMIT or max(peaks) > MEMORY_LIMIT_MB)
 

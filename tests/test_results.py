@@ -169,7 +169,7 @@ def test_reading_neither_waits_for_a_program_that_writes_nor_disturbs_it(copied:
     # The reader's connections are open still.
     study.ask()
     assert len(search.studies["sgdm"].get_trials()) == 13
-    assert load_search("first", output=str(copied.parent)).records["sgdm-12"].status == "pending"
+    assert "sgdm-12" not in load_search("first", output=str(copied.parent)).records, "it has no settings yet"
 
 
 def test_a_running_search_is_read_as_far_as_it_has_come(
@@ -197,9 +197,9 @@ def test_a_running_search_is_read_as_far_as_it_has_come(
         log.write('{"training_iteration": 2, "metr')
     search = load_search("s", output=str(tmp_path), storage=storage_url)
     assert [(r.name, r.status, r.arm) for r in search.records.values()] == [
-        ("lpsgdm-00", "running", "random"), ("lpsgdm-01", "pending", "random"), ("lpsgdm-02", "pending", None),
+        ("lpsgdm-00", "running", "random"), ("lpsgdm-01", "pending", "random"),
     ]  # fmt: skip
-    assert [r.spec for r in search.records.values()][:2] == [spec.trial_spec(settings[n], n) for n in range(2)]
+    assert [r.spec for r in search.records.values()] == [spec.trial_spec(settings[n], n) for n in range(2)]
     assert search.records["lpsgdm-00"].history == [epoch(1, 0.5)]
     assert search.best("lpsgdm") is None and search.confirmed("lpsgdm") == {}
     assert search.trials()["gradient_evaluations"].tolist() == [10, 0, 0]

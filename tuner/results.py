@@ -186,7 +186,8 @@ def load_search(name: str, *, output: str = "runs", storage: str | None = None) 
     variants = resolve_variants(spec.variants, spec.space)
     opened = existing_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
     made = {} if opened is None else {s.study_name: s for s in opened.get_all_studies()}
-    names = {variant.name: study_name(name, variant.name) for variant in variants}
+    # Its folder may have been given another name since.
+    names = {variant.name: study_name(spec.name or name, variant.name) for variant in variants}
     studies = {
         variant: optuna.load_study(study_name=full, storage=opened)
         for variant, full in names.items()
