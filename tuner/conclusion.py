@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,8 @@ def conclude(
         sentences = report.sections[0].sentences
         tags = {DESCRIPTION_TAG: as_markdown(Report(report.title, report.sections[:1]))}
         model = saving.wait() if saving else None
+        if saving and model is None:
+            sentences += (f"The winning model could not be saved for MLflow, see {folder / LOG}.",)
         ledger.tracking.log_variants(metrics_and_tags(search))
     # Of a cluster that grows and shrinks nobody knows the slots.
     share = ledger.busy_share(resources.slots) if resources and spec.address is None else None
@@ -114,7 +117,9 @@ def _save_model(search: Search, winner: str) -> _Saving | None:
 def _start(search: Search, run: Record, out: Path) -> subprocess.Popen[bytes]:
     with (search.folder / LOG).open("ab") as log:
         command = [sys.executable, "-m", "tuner.served_model", str(search.folder / run.folder_name), str(out)]
-        return subprocess.Popen(command, stdout=log, stderr=log)
+        # A user's own model is found where this program finds it.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
 def _holds(out: Path, spec_digest: str) -> bool:
