@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 import threading
 import traceback
@@ -477,8 +478,50 @@ def test_a_confirmed_run_whose_worker_dies_is_failed_and_stays_so(
     assert tags["one/confirm-1"]["failure"] == "the worker died"
 
 
+def test_a_test_that_fails_costs_no_training_and_is_done_by_the_next_program(
+    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=1)
+    record_test, end = ledger.record_test, ledger.end
+    failure = {"one/confirm-1/test": "out of memory"}
+    monkeypatch.setattr(ledger, "record_test", lambda name, *rest: name in failure or record_test(name, *rest))
+    monkeypatch.setattr(ledger, "end", lambda name: end(name, failure=failure.get(name)))
+    work(ledger)
+    run = ledger.records["one/confirm-1"]
+    (ledger.search.folder / run.folder_name / TEST).unlink()
+    assert (run.status, run.test) == ("finished", None) and not ledger.is_complete()
+    assert ledger.tracking.finish("finished", {}, [], timeout=60)
+    again = open_ledger([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=1)
+    assert not again.is_complete()
+    work(again)
+    again.amend()
+    assert again.records["one/confirm-1"].test is not None
+    assert again.is_complete()
+    assert again.tracking.finish("finished", {}, [], timeout=60)
+    client = MlflowClient(mlflow_uri)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    found = next(run for run in runs if run.data.tags[TRIAL_TAG] == "one/confirm-1")
+    assert found.data.tags["test_failure"] == "out of memory" and found.info.status == "FINISHED"
+    assert [m.value for m in client.get_metric_history(found.info.run_id, "test/accuracy")] == [0.9]
+
+
+def test_a_copy_of_a_confirmed_run_takes_no_number_and_hides_nothing(open_ledger: Open, toy: Toy, work: Work) -> None:
+    first = open_ledger([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=1)
+    work(first)
+    first.tracking.finish("finished", {}, [], timeout=60)
+    folder = first.search.folder
+    for copy in ("one.confirm-9", "backup.one.confirm-1"):
+        shutil.copytree(folder / "one.confirm-1", folder / copy)
+    specs = {path.parent.name: path.read_text() for path in folder.glob("*/spec.json")}
+    more = open_ledger([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=2)
+    work(more)
+    more.tracking.finish("finished", {}, [], timeout=60)
+    assert {name: (folder / name / "spec.json").read_text() for name in specs} == specs
+    assert more.search.confirmed("one")[1].name == "one/confirm-3"
+
+
 def test_more_trials_may_find_another_best_which_is_confirmed_beside_the_earlier_one(
-    open_ledger: Open, toy: Toy, work: Work
+    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str
 ) -> None:
     few = open_ledger([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=3, objective="accuracy")
     work(few)
@@ -487,10 +530,17 @@ def test_more_trials_may_find_another_best_which_is_confirmed_beside_the_earlier
     many = open_ledger([toy("one")], trials=9, epochs=EPOCHS, confirm_seeds=3, objective="accuracy")
     assert not many.is_complete()
     work(many)
+    many.amend()
     many.tracking.finish("finished", {}, [], timeout=60)
     assert many.search.best("one") is not few.search.best("one"), "else this tests nothing"
     assert [run.name for run in many.search.confirmed("one").values()] == [f"one/confirm-{n}" for n in (6, 7, 8)]
     assert {name: many.records[name].history for name in earlier} == earlier, "nothing is lost"
+    client = MlflowClient(mlflow_uri)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    told = {run.data.tags[TRIAL_TAG]: run.data.tags.get("confirms") for run in runs}
+    assert [told[f"one/confirm-{number}"] for number in range(1, 9)] == [
+        *["an earlier best"] * 3, *["default"] * 2, *["best"] * 3,
+    ]  # fmt: skip
     assert [run.name for run in many.search.confirmed("one", "default").values()] == ["one/confirm-4", "one/confirm-5"]
 
 

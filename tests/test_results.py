@@ -22,7 +22,7 @@ from tuner import load_search, run_folder, trial_folder
 from tuner.errors import InvalidInput
 from tuner.ledger import Ledger
 from tuner.plan import Objective, SearchSpec
-from tuner.results import Search
+from tuner.results import Record, Search
 from tuner.settings import with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec
 from tuner.study import VariantStudy, open_storage
@@ -276,3 +276,19 @@ def test_a_variant_that_is_gone_is_named(copied: Path) -> None:
     (copied / "search.json").write_text(json.dumps(saved))
     with pytest.raises(InvalidInput, match="'hybird': did you mean 'hybrid'"):
         load_search("first", output=str(copied.parent))
+
+
+def test_the_best_has_a_log_finished_and_is_the_earliest_of_equals(epoch: Callable[..., EpochMetrics]) -> None:
+    search = Search(SPEC, "id", (SPACES["sgdm"],), Path("first"), {})
+    assert search.best("sgdm") is None
+    endings: list[tuple[str, list[float]]] = [
+        ("finished", []), ("stopped", [0.99]), ("diverged", [0.99]), ("finished", [0.6]), ("finished", [0.8]),
+        ("finished", [0.8]), ("failed", [0.99]),
+    ]  # fmt: skip
+    for number, (status, accuracies) in enumerate(endings):
+        history = [epoch(n, accuracy, diverged=status == "diverged") for n, accuracy in enumerate(accuracies, start=1)]
+        name = f"sgdm-{number:02d}"
+        spec = SPEC.trial_spec(OptimizerSpec(), number)
+        search.records[name] = Record(name, "sgdm", number, spec, status=status, history=history)
+    best = search.best("sgdm")
+    assert best is not None and best.number == 4

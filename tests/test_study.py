@@ -242,7 +242,7 @@ def test_a_failure_that_was_not_told_is_forgotten(
 
 
 @pytest.mark.parametrize("objective", ["time-to-target", "accuracy", "auc"])
-def test_a_diverged_trial_has_the_worst_value_and_is_never_best(toy: Toy, epoch: Epoch, objective: Objective) -> None:
+def test_a_diverged_trial_has_the_worst_value(toy: Toy, epoch: Epoch, objective: Objective) -> None:
     study = opened(InMemoryStorage(), toy(), objective=objective)
     curves = {
         "diverged": [epoch(1, 0.97), epoch(2, 0.99, diverged=True, train_loss=math.inf)],
@@ -254,17 +254,6 @@ def test_a_diverged_trial_has_the_worst_value_and_is_never_best(toy: Toy, epoch:
     diverged, poor = (trial.value for trial in study.study.get_trials())
     assert diverged is not None and poor is not None and math.isfinite(diverged)
     assert diverged < poor if objective == "accuracy" else diverged > poor
-    assert study.best() == 1
-
-
-def test_best_is_the_earliest_of_equals_and_stopped_trials_do_not_count(toy: Toy, epoch: Epoch) -> None:
-    study = opened(InMemoryStorage(), toy(), objective="accuracy", num_trials=8)
-    assert study.best() is None
-    for status, accuracy in [("stopped", 0.99), ("finished", 0.6), ("finished", 0.8), ("finished", 0.8)]:
-        study.settings(number := study.ask())
-        study.report(number, [epoch(1, accuracy)])
-        study.tell(number, status, [epoch(1, accuracy)])
-    assert study.best() == 2
 
 
 @pytest.mark.parametrize(("objective", "direction"), [("accuracy", "MAXIMIZE"), ("auc", "MINIMIZE")])
@@ -315,4 +304,3 @@ def test_two_objectives_have_two_directions_and_no_running_values(toy: Toy, epoc
         study.tell(number, "finished", [epoch(1, accuracy)])
     assert [trial.intermediate_values for trial in study.study.get_trials()] == [{}] * 4
     assert study.study.get_trials()[1].values == [10.0, 0.96]
-    assert study.best() == 2, "equally fast, and better in the end"

@@ -4,6 +4,7 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
 
     search           the command, and run_search for Python
     session          one program's work on a search: opens, trains, concludes
+    conclusion       its end: report, model, MLflow, what the terminal says
     dry_run          what is shown with nothing started: all variants, or the plan and its cost
     command_line     argv -> SearchSpec, and every mistake in one line
     tuning           the one Ray Tune run
@@ -17,7 +18,10 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     cluster          starts or joins Ray
     study            one Optuna study a variant
     tracking         everything into MLflow, once
+    mlflow_runs      the runs of one search in MLflow
+    logged_model     a trained model in MLflow, whole and once
     mlflow_database  MLflow's SQLite file, made whole or not at all
+    system_load      this machine's load
     trial            the Ray actor that trains and tests
     train_command    python -m tuner.train
     served_model     a confirmed run as a model that MLflow loads and serves

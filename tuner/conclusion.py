@@ -59,6 +59,7 @@ def conclude(
         model = saving.wait() if saving else None
         if saving and model is None:
             sentences += (f"The winning model could not be saved for MLflow, see {folder / LOG}.",)
+        ledger.amend()
         ledger.tracking.log_variants(metrics_and_tags(search))
     # Of a cluster that grows and shrinks nobody knows the slots.
     share = ledger.busy_share(resources.slots) if resources and spec.address is None else None

@@ -13,7 +13,7 @@ from tuner.errors import InvalidInput
 from tuner.network import Network
 from tuner.settings import digest, with_settings
 from tuner.spec import TrialSpec
-from tuner.workloads.data import load_data
+from tuner.workloads.data import cached_data
 
 FORMAT = 1
 
@@ -53,7 +53,7 @@ def score_on_test(spec: TrialSpec, path: Path, device: torch.device | None = Non
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     content = load_weights(path, spec)
-    data = load_data(spec.workload, device, sealed=False)
+    data = cached_data(spec.workload, device, sealed=False)
     if data.digest != content["data"]:
         raise InvalidInput(f"{path}: the data is not what these weights were trained on")
     # The weights are those of the average already, where there is one.

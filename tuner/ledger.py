@@ -8,6 +8,7 @@ everything is told again.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -67,7 +68,9 @@ class Ledger:
     @property
     def num_planned(self) -> int:
         """Trials and confirmed runs there will be, where a trial of each variant finishes."""
-        return len(self.search.variants) * (self.spec.trials + sum(map(self.spec.num_seeds, POINTS)))
+        num_runs = sum(map(self.spec.num_seeds, POINTS))
+        made = Counter(record.variant for record in list(self.records.values()) if record.phase == "confirm")
+        return sum(self.spec.trials + max(num_runs, made[variant.name]) for variant in self.search.variants)
 
     def is_complete(self) -> bool:
         """Whether there is nothing left to do."""
@@ -94,13 +97,15 @@ class Ledger:
                 record.status = study.existing_status(number)
                 record.history = read_epochs(self._folder(record))
                 self._at_rungs(record, record.history)
-        self.records |= read_confirmed(self.search.folder)
+        self.records |= read_confirmed(self.search)
         for record in self.records.values():
             if record.ended:
                 self._open(record)
                 for metrics in record.history:
                     self.tracking.log_epoch(record.name, metrics)
                 self._close(record)
+            else:
+                record.status, record.history = "pending", []  # its worker tells these epochs again
 
     def _plan(self) -> Iterator[Record | None]:
         yield from [record for record in self.records.values() if record.ended]
@@ -134,7 +139,10 @@ class Ledger:
                     exploring.remove(name)
                     ready += enumerate(self._confirmations(name))
             ready.sort(key=lambda turn: turn[0])
-            yield ready.pop(0)[1] if ready else None
+            if ready:
+                yield ready.pop(0)[1]
+            elif exploring:
+                yield None
 
     def _confirmations(self, variant: str) -> list[Record]:
         """The runs that are left of those that confirm a variant; makes the folders of those that are new."""
@@ -142,14 +150,12 @@ class Ledger:
         made: dict[TrialSpec, Record] = {record.spec: record for record in runs}
         for spec in [spec for point in POINTS for spec in self.search.wanted(variant, point)]:
             if spec not in made:
-                number = min(set(range(1, len(made) + 2)) - {record.number for record in made.values()})
+                number = min(set(range(1, len(runs) + 2)) - {record.number for record in runs})
                 record = Record(confirmed_name(variant, number), variant, number, spec, "confirm")
                 write_spec(self._folder(record), spec)
                 made[spec] = self.records[record.name] = record
-        left = [record for record in made.values() if not record.ended]
-        for record in left:
-            record.status, record.history = "pending", []  # its worker tells the epochs of earlier programs again
-        return left
+                runs.append(record)
+        return [record for record in made.values() if not record.ended]
 
     def _test(self) -> Iterator[Record | None]:
         """When every confirmed run has ended, the test split for those that finished."""
@@ -216,16 +222,15 @@ class Ledger:
         self.start(name)
         record.ended_at = time.time()
         if record.phase == "test":
+            # Its training has ended well all the same; a later program reads again.
             record.status = "finished" if failure is None else "failed"
-            record = self.records[_tested(name)]
-        if failure is not None:
-            record.status = "failed"
-            if record.phase == "confirm":
-                (self._folder(record) / FAILURE).write_text(failure + "\n")
-        elif record.phase == "explore" or not record.ended:
-            record.status = self._how_it_ended(record)
+            self._close(self.records[_tested(name)], {"test_failure": failure or ""})
+            return
+        record.status = "failed" if failure is not None else self._how_it_ended(record)
         if record.phase == "explore":
             self.studies[record.variant].tell(record.number, record.status, record.history, failure)
+        elif failure is not None:
+            (self._folder(record) / FAILURE).write_text(failure + "\n")
         self._close(record)
 
     def busy_share(self, slots: int) -> float | None:
@@ -255,13 +260,19 @@ class Ledger:
         }
         self.tracking.start_trial(record.name, parameters, tags)
 
-    def _close(self, record: Record) -> None:
-        if record.phase == "explore" or record.test or record.status != "finished":
+    def amend(self) -> None:
+        """Tells MLflow what each confirmed run confirms now, and the scores that an earlier program could not read."""
+        for record in self.records.values():
+            if record.phase == "confirm" and record.ended and record.history:
+                self.tracking.amend(record.name, self._tags(record), _scores(record), record.history[-1])
+
+    def _close(self, record: Record, tags: Mapping[str, str] | None = None) -> None:
+        """``tags`` are of a reading of the test split, after which a confirmed run has ended for MLflow too."""
+        if record.phase == "explore" or record.test or record.status != "finished" or tags:
             last = record.history[-1] if record.history else None
             summary = speed_metrics(record.history, self.spec.targets) if record.history else {}
-            if record.test:
-                summary |= {"test/accuracy": record.test.accuracy, "test/loss": record.test.loss}
-            self.tracking.end_trial(record.name, record.status, summary, last, self._tags(record))
+            summary |= _scores(record)
+            self.tracking.end_trial(record.name, record.status, summary, last, {**self._tags(record), **(tags or {})})
         # Only after Optuna was told: whoever resumes finds the end there, or the checkpoint here.
         for left in self._folder(record).glob(f"{CHECKPOINT}*"):
             left.unlink(missing_ok=True)
@@ -275,6 +286,10 @@ class Ledger:
 
     def _folder(self, record: Record) -> Path:
         return self.search.folder / record.folder_name
+
+
+def _scores(record: Record) -> dict[str, float]:
+    return {"test/accuracy": record.test.accuracy, "test/loss": record.test.loss} if record.test else {}
 
 
 def _tested(name: str) -> str:

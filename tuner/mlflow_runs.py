@@ -81,19 +81,25 @@ class RunState:
     metrics: list[Metric] = field(default_factory=list)
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    late_metrics: list[Metric] = field(default_factory=list)
+    """Written even where the run has ended; told twice, it is one row still.  The next likewise."""
+    late_tags: dict[str, str] = field(default_factory=dict)
     status: str | None = None
 
     def add(self, values: Mapping[str, float], *, at: float, step: int) -> None:
         """Metrics of a time in seconds since 1970; those that are not finite are left out."""
-        # MLflow stores inf as 1.8e308, which spoils its charts.
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self.metrics += [Metric(name, value, int(1000 * at), step) for name, value in finite.items()]
+        self.metrics += finite(values, at=at, step=step)
 
     def renew(self, values: Mapping[str, float], *, at: float) -> None:
         """Metrics that take the place of an earlier program's; where one is not finite any more, nan does."""
         self.add(values, at=at, step=0)
         gone = [name for name, value in values.items() if not math.isfinite(value) and name in self.metric_names]
         self.metrics += [Metric(name, math.nan, int(1000 * at), 0) for name in gone]
+
+
+def finite(values: Mapping[str, float], *, at: float, step: int) -> list[Metric]:
+    """Metrics of those that are: MLflow stores inf as 1.8e308, which spoils its charts."""
+    return [Metric(name, value, int(1000 * at), step) for name, value in values.items() if math.isfinite(value)]
 
 
 class Runs:
@@ -183,7 +189,14 @@ class Runs:
     def _write(self, name: str, run: RunState) -> None:
         if run.ended:
             run.metrics, run.params, run.tags, run.status = [], {}, {}, None
-            return
+        else:
+            self._write_to(name, run)
+        if (run.late_tags or run.late_metrics) and run.run_id is not None:
+            tags = [RunTag(key, value) for key, value in run.late_tags.items()]
+            self._client.log_batch(run.run_id, run.late_metrics, tags=tags)
+            run.late_metrics, run.late_tags = [], {}
+
+    def _write_to(self, name: str, run: RunState) -> None:
         if run.run_id is None:
             # None, too, where MLflow has refused the parent: its trials are then runs of their own.
             parent_id = self.by_name[PARENT].run_id

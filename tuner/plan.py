@@ -64,7 +64,7 @@ class SearchSpec:
     or (pareto) the first two at once, without early stopping."""
     confirm_seeds: int = 6
     """Fresh seeds with which each variant's best settings are trained again, in full, and then tested; half as many
-    for its default point. Fewer than 6 cannot decide at 95%; 0 skips both."""
+    for its default point. Fewer than 6 decide nothing where a target was missed; 0 skips both."""
     baseline: str | None = None
     """Variant that the others are compared with. Default: sgdm, or the first where that is not among them."""
     targets: tuple[float, ...] = (0.9, 0.95)

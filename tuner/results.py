@@ -102,7 +102,8 @@ class Search:
 
     def best(self, variant: str) -> Record | None:
         """The finished trial with the best objective, the earliest of equals; None where none finished."""
-        finished = [record for record in self.trials_of(variant) if record.status == "finished"]
+        # One whose log is gone has finished, but how is not known.
+        finished = [record for record in self.trials_of(variant) if record.status == "finished" and record.history]
         return min(finished, key=self._rank, default=None)
 
     def _rank(self, record: Record) -> tuple[float, ...]:
@@ -201,7 +202,7 @@ def load_search(name: str, *, output: str = "runs", storage: str | None = None) 
                 if trial.state.is_finished() or _is_drawn(variant, trial):
                     record = _trial(search, variant, trial)
                     search.records[record.name] = record
-    search.records |= read_confirmed(folder)
+    search.records |= read_confirmed(search)
     return search
 
 
@@ -226,13 +227,13 @@ def _trial(search: Search, variant: Variant, trial: FrozenTrial) -> Record:
     )
 
 
-def read_confirmed(folder: Path) -> dict[str, Record]:
+def read_confirmed(search: Search) -> dict[str, Record]:
     """The confirmed runs that a search's folder holds, by name, in the order of their numbers."""
-    records = []
-    for path in folder.glob(trial_folder.CONFIRMED):
+    records, variants = [], [variant.name for variant in search.variants]
+    for path in search.folder.glob(trial_folder.CONFIRMED):
         spec = trial_folder.read_spec(path)
         variant, _, number = path.name.rpartition(".confirm-")
-        if spec is None or not number.isdecimal():  # a copy somebody made
+        if spec is None or variant not in variants or not number.isdecimal():  # a copy that somebody made
             continue
         history = trial_folder.read_epochs(path)
         status = "running" if history else "pending"

@@ -62,9 +62,10 @@ def load(output: str, name: str, *, asked: str = "--resume") -> tuple[SearchSpec
     """A search as it was last started, and its id; ``asked`` is what messages say asked for it."""
     try:
         saved = json.loads((Path(output) / name / SPEC_FILE).read_text())
+        saved["spec"].setdefault("confirm_seeds", 0)  # begun when there was no confirmation
         # Where it was found, which from another folder reads otherwise than from where it was started.
         return dataclasses.replace(from_dict(SearchSpec, saved["spec"]), output=output), str(saved["id"])
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         searches = [path.parent.name for path in Path(output).glob(f"*/{SPEC_FILE}")]
         if searches:
             raise unknown(f"search in {output}", name, searches) from None

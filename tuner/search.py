@@ -79,6 +79,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
 
             ledger = session.open_ledger(spec, search_id, variants, data, folder)
             if ledger.is_complete():
+                run_folder.save(folder, spec, search_id, content, splits=data.note)
                 return conclude(ledger, console)
         try:
             resources = start_ray(spec)

@@ -25,7 +25,7 @@ from tuner.ledger import Ledger
 from tuner.plan import CHANGEABLE_ON_RESUME, DEFAULT_TRACKING_URI, SearchResult, SearchSpec, seconds
 from tuner.provenance import commit, hardware, versions
 from tuner.results import Search
-from tuner.run_folder import note_end, programs_of, splits_of
+from tuner.run_folder import note_end, programs_of
 from tuner.settings import flatten
 from tuner.study import open_storage, open_studies, study_name
 from tuner.tracking import DataSet, Tracking
@@ -46,7 +46,6 @@ def open_ledger(
     spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], data: Prepared, folder: Path
 ) -> Ledger:
     """The search's trials, from its studies and folders; makes them where there are none."""
-    splits = splits_of(folder)
     tracking = Tracking(
         uri=_with_login_apart(spec.tracking_uri or DEFAULT_TRACKING_URI),
         experiment=spec.experiment,
@@ -57,7 +56,7 @@ def open_ledger(
             for name, value in flatten(spec).items()
             if name not in CHANGEABLE_ON_RESUME | {"name", "output"} and value is not None
         },
-        tags={**_provenance(folder.name), "splits": splits},
+        tags={**_provenance(folder.name), "splits": data.note},
         dataset=DataSet(
             name=spec.workload,
             digest=data.digest,
@@ -70,7 +69,7 @@ def open_ledger(
     storage = open_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
     studies = open_studies(spec, variants, storage, search=folder.name)
     by_variant = {name: study.study for name, study in studies.items()}
-    search = Search(spec, search_id, variants, folder, by_variant, programs_of(folder), splits)
+    search = Search(spec, search_id, variants, folder, by_variant, programs_of(folder), data.note)
     return Ledger(search, studies, tracking, storage)
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
 from search_spaces import Variant
-from tuner.objectives import OBJECTIVES, evaluate, rank
+from tuner.objectives import OBJECTIVES, evaluate
 from tuner.plan import Objective, SearchSpec
 from tuner.sampling import Arm, ArmSampler, num_default, num_random
 from tuner.settings import Setting, with_settings
@@ -186,15 +186,6 @@ class VariantStudy:
         state = STATUSES[status]
         values = evaluate(self.objective, history, self.targets) if state == TrialState.COMPLETE else None
         self.study.tell(number, values, state=state)
-
-    def best(self) -> int | None:
-        """Number of the best trial that finished, None where none did; the earliest of equals."""
-        values = {
-            trial.number: rank(self.objective, trial.values)
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if trial.user_attrs.get("status") == "finished"
-        }
-        return min(values, key=lambda number: (values[number], number)) if values else None
 
     def _trial(self, number: int) -> Trial:
         if number not in self._trials:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tuner.convergence import epoch_metrics
 from tuner.errors import masked
-from tuner.mlflow_runs import PARENT, SEARCH_TAG, TRIAL_TAG, DataSet, Runs, RunState, WinningModel
+from tuner.mlflow_runs import PARENT, SEARCH_TAG, TRIAL_TAG, DataSet, Runs, RunState, WinningModel, finite
 from tuner.spec import EpochMetrics
 
 __all__ = ["DataSet", "PARENT", "SEARCH_TAG", "TRIAL_TAG", "Tracking", "WinningModel"]
@@ -112,6 +112,16 @@ class Tracking:
                 run.renew(metrics, at=time.time())
                 run.tags = {**tags, "phase": "variant", "variant": name}
                 run.status = "FINISHED"
+
+        self._orders.put(order)
+
+    def amend(self, name: str, tags: Mapping[str, str], summary: Mapping[str, float], last: EpochMetrics) -> None:
+        """Tags of a run that may have changed since it ended, and final metrics that may have been lacking then."""
+
+        def order() -> None:
+            run = self._runs.by_name[name]
+            run.late_metrics = finite(summary, at=last.finished_at, step=last.epoch)
+            run.late_tags = dict(tags)
 
         self._orders.put(order)
 

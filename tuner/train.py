@@ -9,7 +9,6 @@ all there is to keep.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 import os
@@ -32,7 +31,7 @@ from tuner.network import NORM_BATCHES, Network
 from tuner.order import Batch, Replay, last_iterate, legs, shuffled_batches
 from tuner.settings import digest, from_dict
 from tuner.spec import EpochMetrics, TrialSpec
-from tuner.workloads.data import Images, load_data
+from tuner.workloads.data import Images, cached_data
 
 CHECKPOINT_FORMAT = 2
 CUDA_CHECK_INTERVAL = 16
@@ -68,17 +67,13 @@ def train(
         yield metrics
 
 
-# A worker trains many trials on the same data.
-_load_data = functools.lru_cache(maxsize=1)(load_data)
-
-
 class Training:
     """A training as far as it has come."""
 
     def __init__(self, spec: TrialSpec, device: torch.device) -> None:
         self.spec = spec
         self.device = device
-        self.data: Images = _load_data(spec.workload, device)
+        self.data: Images = cached_data(spec.workload, device)
         self.steps_per_epoch = self.data.sizes["train"] // spec.workload.batch_size
         order, lengths = spec.optimizer.order, {"num_epochs": spec.epochs, "steps_per_epoch": self.steps_per_epoch}
         self.num_steps = last_iterate(order, **lengths)

@@ -68,10 +68,10 @@ def write_test(folder: Path, score: FinalScore) -> None:
 
 
 def read_test(folder: Path) -> FinalScore | None:
-    """The score, None where the test split has not been read."""
+    """The score, None where the test split has not been read, or the file cannot be."""
     try:
         return from_dict(FinalScore, json.loads((folder / TEST).read_text()))
-    except FileNotFoundError:
+    except (OSError, ValueError, TypeError):
         return None
 
 

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m tuner.report",
         description="Write the report of a search into its folder; of several, side by side, into another.",
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="a search, as it was named or as its folder is called")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a search, as its folder is called")
     parser.add_argument("--output", default="runs", help="folder that holds the searches' folders (default: runs)")
     parser.add_argument("--storage", help="Optuna storage URL, where the one that was kept lacks its password")
     parser.add_argument("--folder", type=Path, help="where to write, instead of the search's own folder")
@@ -33,12 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # A shell completes a folder's name with a slash.
         names = [str(Path(name)) for name in arguments.names]
+        if "" in arguments.names or {".", "..", "/"} & set(names):
+            raise InvalidInput("NAME: must be the name of a search")
         if apart := [name for name in names if name != Path(name).name]:
             name = Path(apart[0])
             raise InvalidInput(f"{name}: name the search alone, {name.name}, and its folder by --output {name.parent}")
         if twice := [name for name in names if names.count(name) > 1]:
             raise InvalidInput(f"{twice[0]}: is named twice")
-        if len(joint := "-".join(["report", *names])) > LONGEST_NAME and not arguments.folder:
+        joint = "-".join(["report", *names])
+        if len(names) > 1 and len(joint) > LONGEST_NAME and not arguments.folder:
             raise InvalidInput("--folder: so many searches need one to be given")
         searches = [_load(name, arguments.output, arguments.storage) for name in names]
         folder = arguments.folder or (searches[0].folder if len(names) == 1 else Path(arguments.output) / joint)

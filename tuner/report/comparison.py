@@ -158,6 +158,10 @@ def describe(interval: Interval, unit: str = "") -> str:
     """
     if interval.low == math.inf:
         shown = "not reached"
+    elif (interval.low, interval.high) == (0, math.inf):
+        shown = "any"
+    elif interval.high == 0:  # of a ratio: how much cheaper is not known
+        shown = "reached it alone"
     else:
         middle = "not reached" if interval.estimate == math.inf else _number(interval.estimate)
         ends = (

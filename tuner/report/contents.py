@@ -58,9 +58,14 @@ def joint_report(searches: Sequence[Search]) -> Report:
     if not made:
         raise InvalidInput(f"{' '.join(names)}: these searches have no variant in common")
     absent = profiles.left_out(searches)
+    states = [f"{search.folder.name}: {said}" for search in searches for said in _state(search)]
+    unconfirmed = [search.folder.name for search in searches if not times(search)]
     said = [f"{len(searches)} workloads, {len(made)} variants that all of them have."]
     if absent:
         said.append(f"Left out, as not every search has them: {', '.join(absent)}.")
+    if unconfirmed:
+        said.append(f"Nothing is confirmed in {', '.join(unconfirmed)}, which counts as not reached by anybody.")
+    said += states
     rows = []
     for search in searches:
         target = search.spec.targets[-1]
@@ -100,6 +105,8 @@ def _state(search: Search) -> list[str]:
     trials = [record for record in search.records.values() if record.phase == "explore"]
     ended = sum(record.ended for record in trials)
     planned = search.spec.trials * len(search.variants)
+    if not trials and (len(search.records) or search.programs) and not search.studies:
+        return ["Its Optuna studies are not there: which trials there were, and the best of them, cannot be said."]
     if not trials:
         return ["No trial has begun: nothing can be said yet."]
     if ended < planned:
@@ -109,6 +116,9 @@ def _state(search: Search) -> list[str]:
     missing = wanted - {(r.variant, r.spec) for r in search.records.values() if r.phase == "confirm" and r.ended}
     if missing:
         return [f"Unfinished: {len(wanted) - len(missing)} of {len(wanted)} confirmed runs have ended."]
+    finished = [r for r in search.records.values() if r.phase == "confirm" and r.status == "finished"]
+    if untested := sum(record.test is None for record in finished):
+        return [f"The test split has not been read for {untested} of {len(finished)} confirmed runs that finished."]
     return []
 
 

@@ -39,7 +39,7 @@ def leaderboard(search: Search) -> Table:
                 f"{cells[-1].reached}/{cells[-1].num_seeds}" if cells[-1] else "-",
                 _short(ratio, 0.95) if ratio else "-",
                 verdict(search, name, made.get(name)),
-                f"{np.mean(tested):.1%} ({100 * min(tested):.1f}–{100 * max(tested):.1f})" if tested else "-",
+                _accuracy(tested, len(search.confirmed(name))),
             )
         )
     columns = (
@@ -54,7 +54,7 @@ def leaderboard(search: Search) -> Table:
         f"Each variant's best settings, trained again with {search.spec.confirm_seeds} fresh seeds. To a target: "
         f"median gradient evaluations and an interval, at {100 * usual:.0f}% where no other level is said. Ratio: of "
         f"these settings' gradient evaluations to {goal}%, by equal seeds, at 95% where no other is said. Test "
-        "accuracy: mean, smallest and largest at the end of training."
+        "accuracy: mean, smallest and largest at the end of training, of the runs that came to it."
     )
     return Table("leaderboard", "Leaderboard", columns, tuple(rows), note)
 
@@ -125,10 +125,13 @@ def metrics_and_tags(search: Search) -> dict[str, tuple[dict[str, float], dict[s
         time, comparison = found.get((name, "gradient_evaluations")), made.get(name)
         settings = comparison.settings if comparison else None
         metrics["leaderboard/reached"] = time.reached / time.num_seeds if time else math.nan
-        metrics["leaderboard/ratio"] = settings.estimate if settings else math.nan
+        metrics["leaderboard/ratio"] = settings.estimate if settings and settings.estimate > 0 else math.nan
         metrics["leaderboard/ratio_low"] = settings.low if settings else math.nan
-        metrics["leaderboard/ratio_high"] = settings.high if settings else math.nan
-        metrics["test/accuracy"] = float(np.mean(_test_accuracies(search, name) or [math.nan]))
+        metrics["leaderboard/ratio_high"] = settings.high if settings and settings.high > 0 else math.nan
+        tested = _test_accuracies(search, name)
+        # Of the survivors alone it would flatter.
+        whole = tested and len(tested) == len(search.confirmed(name))
+        metrics["test/accuracy"] = float(np.mean(tested)) if whole else math.nan
         tags = {
             "verdict": verdict(search, name, comparison) if found else "unconfirmed",
             "cost": describe(time.interval, "gradient_evaluations") if time else "-",
@@ -170,6 +173,14 @@ def _short(interval: Interval, usual: float) -> str:
 
 def _median(time: Time | None) -> float:
     return time.interval.estimate if time else math.nan
+
+
+def _accuracy(tested: Sequence[float], num_runs: int) -> str:
+    """Mean and range; and of how many, where some runs have none because they diverged or failed."""
+    if not tested:
+        return "-"
+    shown = f"{np.mean(tested):.1%} ({100 * min(tested):.1f}–{100 * max(tested):.1f})"
+    return shown if len(tested) == num_runs else f"{shown}, {len(tested)} of {num_runs}"
 
 
 def _test_accuracies(search: Search, variant: str) -> list[float]:

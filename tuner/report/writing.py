@@ -37,6 +37,8 @@ def write_joint_report(searches: Sequence[Search], folder: Path) -> tuple[Report
 def _write(report: Report, folder: Path) -> list[Path]:
     parts = folder / PARTS
     parts.mkdir(parents=True, exist_ok=True)
+    for stale in [path for kind in ("csv", "png", "svg") for path in parts.glob(f"*.{kind}")]:
+        stale.unlink()
     for section in report.sections:
         for table in section.tables:
             _write_table(table, parts / f"{table.name}.csv")

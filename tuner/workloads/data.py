@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -97,6 +97,10 @@ def load_data(spec: WorkloadSpec, device: torch.device, *, sealed: bool = True) 
     if spec.batch_size > data.sizes["train"]:
         raise InvalidInput(f"--batch-size {spec.batch_size}: must be at most {data.sizes['train']}, the training split")
     return data
+
+
+cached_data = lru_cache(maxsize=1)(load_data)
+"""A worker trains many trials on the same data, and then tests on it: one copy at a time."""
 
 
 def _resident(
