@@ -179,8 +179,11 @@ def test_what_has_not_ended_is_told() -> None:
 
 
 def test_few_seeds_and_none_are_told() -> None:
-    assert "5 fresh seeds are too few" in said(limits(simulated(confirm_seeds=5)))
-    assert "too few" not in said(limits(simulated(confirm_seeds=6)))
+    assert "5 fresh seeds decide nothing" in said(limits(simulated(confirm_seeds=5)))
+    assert "decide nothing" not in said(limits(simulated(confirm_seeds=6))), "one comparison"
+    many = SearchSpec(name="x", variants=("sgdm", "adamw", "critical", "lpsgdm"), trials=4, confirm_seeds=6)
+    told = said(limits(simulate(many, dict.fromkeys(many.variants, Truth()))))
+    assert "6 fresh seeds decide nothing" in told and "3 comparisons 7 are the fewest" in told
     assert "Nothing was confirmed" in said(limits(simulated(confirm_seeds=0)))
 
 

@@ -234,7 +234,7 @@ class SearchResult:
 
     folder: Path
     best_trial: str | None
-    """Name of the best trial that finished, over all variants."""
+    """Name of the trial whose settings lead the leaderboard; None where no trial finished."""
     interrupted: bool
 
     @property

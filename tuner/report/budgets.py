@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from tuner.convergence import target_label
 from tuner.plan import SearchSpec, flag
-from tuner.report.comparison import cost
+from tuner.report.comparison import ERROR, cost
 from tuner.report.document import Section, Table
 from tuner.results import POINTS, Record, Search
 
@@ -18,8 +18,6 @@ NOT_REPEATED = frozenset(
     {"name", "resume", "output", "storage", "tracking_uri", "experiment", "address", "download", "dry_run", "list"}
 )
 """Fields of a search that say where it is kept or what is done with it, not what it is."""
-SEEDS_THAT_DECIDE = 6
-"""The fewest whose signs and order statistics attain 95%."""
 
 
 def budgets(search: Search) -> Section:
@@ -189,9 +187,13 @@ def _of_seeds(search: Search) -> list[str]:
             "Nothing was confirmed (--confirm-seeds 0): each variant's best trial was chosen because it was the best, "
             "so that it looks better than it is, and no difference can be called real."
         ]
-    if search.spec.confirm_seeds < SEEDS_THAT_DECIDE:
+    # The smallest p of signs is 2 / 2^n, and Holm's correction multiplies it.
+    num_comparisons = max(1, len(search.variants) - 1)
+    needed = math.ceil(math.log2(2 * num_comparisons / ERROR))
+    if search.spec.confirm_seeds < needed:
         return [
-            f"{search.spec.confirm_seeds} fresh seeds are too few: where a target is missed, or all costs are tied, "
-            f"{SEEDS_THAT_DECIDE} are the fewest that decide at 95% (--confirm-seeds)."
+            f"{search.spec.confirm_seeds} fresh seeds decide nothing where a target was missed or all costs are tied: "
+            f"with {num_comparisons} {'comparison' if num_comparisons == 1 else 'comparisons'} {needed} are the fewest "
+            "that do (--confirm-seeds)."
         ]
     return []
