@@ -28,7 +28,8 @@ from tuner.report.contents import joint_report, report_of
 from tuner.report.document import Report, Section, Table
 from tuner.report.figures import CROWD
 from tuner.report.page import as_html, as_markdown
-from tuner.results import Search
+from tuner.report.writing import write_report
+from tuner.results import Search, load_search
 
 TRUTHS = {"sgdm": Truth(speed=0.4), "adamw": Truth(speed=0.9, lr_best=0.003), "critical": Truth(speed=0.7)}
 SPEC = SearchSpec(name="whole", variants=tuple(TRUTHS), trials=4)
@@ -304,3 +305,25 @@ def test_the_reading_order_names_every_module_and_imports_go_down_it() -> None:
         wholes = re.findall(r"^from tuner\.report import (.+)$", text, re.MULTILINE)
         imported = {*froms, *(part for whole in wholes for part in whole.split(", "))}
         assert imported <= set(order[place + 1 :]), f"{name} imports upwards"
+
+
+def test_how_often_the_bands_hold_is_printed(written: Path) -> None:
+    text = (written / "report.md").read_text().partition("## Tuning curves")[2].partition("## ")[0]
+    assert re.search(r"\d+% band.*: it held in [\d.]+% \[[\d.]+%, [\d.]+%\] of 1,000 simulated searches", text)
+
+
+def test_nothing_stale_is_left_among_the_parts(tmp_path: Path) -> None:
+    search = simulate(SearchSpec(name="x", variants=("sgdm",), trials=2), {"sgdm": Truth()})
+    (tmp_path / "report").mkdir()
+    for name in ("edges_of_before.csv", "importance_of_before.svg", "notes.txt"):
+        (tmp_path / "report" / name).touch()
+    write_report(search, tmp_path)
+    assert not list((tmp_path / "report").glob("*_of_before*"))
+    assert (tmp_path / "report" / "notes.txt").exists(), "somebody's own"
+
+
+def test_without_its_studies_a_search_does_not_say_that_nothing_has_begun(tmp_path: Path) -> None:
+    simulate(SearchSpec(name="x", variants=("sgdm",), trials=2), {"sgdm": Truth()}, output=tmp_path)
+    (tmp_path / "x" / "optuna.db").unlink()
+    report, _ = write_report(load_search("x", output=str(tmp_path)))
+    assert "studies are not there" in report.sections[0].sentences[0]

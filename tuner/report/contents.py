@@ -12,6 +12,7 @@ from tuner.report.comparison import UNITS, Time, compare, describe, ranking, tim
 from tuner.report.document import Picture, Report, Section, Table
 from tuner.report.figures import CROWD
 from tuner.report.leaderboard import exploration, leaderboard
+from tuner.report.tuning_curves import tuning_curve
 from tuner.results import POINTS, Point, Search
 
 
@@ -25,7 +26,7 @@ def report_of(search: Search) -> Report:
         Section("Result", (*_state(search), *answer), tables=(board,)),
         Section("Convergence", pictures=_drawn(curves.convergence, search)),
         Section("Time to target", pictures=_drawn(marks.times_to_target, search), tables=_times(search)),
-        Section("Tuning curves", pictures=_drawn(curves.tuning_curves, search)),
+        Section("Tuning curves", _coverages(search), _drawn(curves.tuning_curves, search)),
         Section("Schedules of the winners", pictures=_drawn(curves.schedules, search)),
         _with(findings.divergence(search), _drawn(marks.learning_rates, search)),
         _with(findings.importance(search), _drawn(marks.importance, search)),
@@ -120,6 +121,15 @@ def _state(search: Search) -> list[str]:
     if untested := sum(record.test is None for record in finished):
         return [f"The test split has not been read for {untested} of {len(finished)} confirmed runs that finished."]
     return []
+
+
+def _coverages(search: Search) -> tuple[str, ...]:
+    """How often such bands hold, once for the variants of which the same is said."""
+    notes: dict[str, list[str]] = {}
+    for variant in search.variants:
+        if curve := tuning_curve(search, variant.name):
+            notes.setdefault(curve.note, []).append(variant.name)
+    return tuple(f"{', '.join(names)}: {note}" for note, names in notes.items())
 
 
 def _times(search: Search) -> tuple[Table, ...]:
