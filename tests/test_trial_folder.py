@@ -97,3 +97,11 @@ def test_logs_are_read_while_they_grow(tmp_path: Path, epoch: Epoch, last: float
     for number in range(1, 51):
         append_epoch(tmp_path, epoch(number, last or number / 100))
         assert len(read_epochs(tmp_path)) == number
+
+
+def test_a_log_cut_in_its_first_line_is_begun_anew(tmp_path: Path, epoch: Callable[..., EpochMetrics]) -> None:
+    (tmp_path / LOG).write_text('{"training_iter')
+    assert mend_log(tmp_path) == set()
+    append_epoch(tmp_path, epoch(1, 0.5))
+    assert read_epochs(tmp_path) == [epoch(1, 0.5)]
+    assert [json.loads(line)["training_iteration"] for line in (tmp_path / LOG).read_text().splitlines()] == [1]

@@ -51,7 +51,7 @@ def folder_name(name: str) -> str:
 def write_spec(folder: Path, spec: TrialSpec) -> None:
     """Makes the folder and writes the spec, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / SPEC, to_json(spec))
+    _write(folder / SPEC, to_json(spec) + "\n")
 
 
 def read_spec(folder: Path) -> TrialSpec | None:
@@ -64,7 +64,7 @@ def read_spec(folder: Path) -> TrialSpec | None:
 
 def write_test(folder: Path, score: FinalScore) -> None:
     """Writes the score, whole or not at all."""
-    _write(folder / TEST, to_json(score))
+    _write(folder / TEST, to_json(score) + "\n")
 
 
 def read_test(folder: Path) -> FinalScore | None:
@@ -78,7 +78,7 @@ def read_test(folder: Path) -> FinalScore | None:
 def _write(path: Path, text: str) -> None:
     # Of two workers that write the same, each has a draft of its own.
     draft = path.with_name(f"{path.name}.new{os.getpid()}")
-    draft.write_text(text + "\n")
+    draft.write_text(text)
     draft.replace(path)
 
 
@@ -94,7 +94,7 @@ def mend_log(folder: Path) -> set[int]:
     kept = "".join(_line(metrics) for metrics in history)
     log = folder / LOG
     if log.exists() and log.read_text() != kept:
-        _write(log, kept.removesuffix("\n"))
+        _write(log, kept)
     return {metrics.epoch for metrics in history}
 
 
