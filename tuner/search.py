@@ -70,10 +70,12 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
     # What is decided once: a resumed search, from wherever, has the same databases and reads its images the same way.
     spec = replace(spec, stream=data.stream).located()
     with run_folder.claimed(folder), only_display(folder / run_folder.LOG) as console:
-        threading.Thread(target=lambda: list(map(importlib.import_module, SLOW_IMPORTS)), daemon=True).start()
+        importing = threading.Thread(target=lambda: list(map(importlib.import_module, SLOW_IMPORTS)), daemon=True)
+        importing.start()
         content = run_folder.content_of(variants, data.digest)
         if search_id is not None:
             run_folder.check_same(folder, content)
+            importing.join()  # who imports parts of a package beside another thread may find them half made
             from tuner import session
             from tuner.conclusion import conclude
 
@@ -83,6 +85,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
                 return conclude(ledger, console)
         try:
             resources = start_ray(spec)
+            importing.join()
             from tuner import session
 
             if search_id is None:
