@@ -17,7 +17,7 @@ from tuner.spec import TrialSpec
 from tuner.train import train
 
 VARIANTS = ["sgdm", "lpsgdm"]
-LONG = ["--name", "a", "--epochs", "6", "--trials", "3", "--confirm-seeds", "2", "--variants", *VARIANTS]
+LONG = ["--name", "a", "--epochs", "6", "--trials", "3", "--confirm-seeds", "1", "--variants", *VARIANTS]
 
 
 def _num_asked(folder: Path) -> int:
