@@ -74,16 +74,18 @@ def test_killed_again_and_again_the_numbers_are_those_of_trainings_nobody_killed
 
 
 def test_a_finished_search_resumed_trains_nothing_and_may_grow(tmp_path: Path) -> None:
-    first = search(tmp_path, "--name", "a", "--epochs", "2", "--trials", "2", "--variants", "sgdm")
+    first = search(
+        tmp_path, "--name", "a", "--epochs", "2", "--trials", "2", "--variants", "sgdm", "--confirm-seeds", "2"
+    )
     assert first.returncode == 0, first.stdout + first.stderr
     logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/a/*/result.json")}
-    tables = [first.stdout.partition("Best:")[2]]
+    tables = [first.stdout.partition("Best settings of ")[2]]
 
     again = search(tmp_path, "--resume", "a")
     assert again.returncode == 0, again.stderr
-    tables.append(again.stdout.partition("Best:")[2])
+    tables.append(again.stdout.partition("Best settings of ")[2])
     assert {path: path.stat().st_mtime_ns for path in logs} == logs, "nothing was trained"
-    assert tables[1].splitlines()[:4] == tables[0].splitlines()[:4], "the same winner and settings"
+    assert tables[1].splitlines()[:4] == tables[0].splitlines()[:4] != [], "the same winner and settings"
     check_whole(tmp_path, {"sgdm": 2})
 
     (tmp_path / "elsewhere").mkdir()
@@ -97,7 +99,7 @@ def test_a_finished_search_resumed_trains_nothing_and_may_grow(tmp_path: Path) -
     grown = search(tmp_path, "--resume", "a", "--trials", "3", "--variants", "sgdm", "adamw", "--max-concurrent", "1")
     assert grown.returncode == 0, grown.stdout + grown.stderr
     assert {path: path.stat().st_mtime_ns for path in logs} == logs
-    check_whole(tmp_path, {"sgdm": 3, "adamw": 3})
+    check_whole(tmp_path, {"sgdm": 3, "adamw": 3}, grown=True)
 
 
 def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
