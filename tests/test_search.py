@@ -208,8 +208,9 @@ def test_a_failing_trial_is_failed_everywhere_and_the_rest_goes_on(tmp_path: Pat
 @pytest.mark.parametrize("objective", ["accuracy", "auc", "pareto"])
 def test_other_objectives(objective: str, tmp_path: Path) -> None:
     ran = search(
-        tmp_path, "--name", "a", "--variants", "sgdm", "--trials", "2", "--epochs", "1", "--objective", objective
-    )
+        tmp_path, "--name", "a", "--variants", "sgdm", "--trials", "2", "--epochs", "1", "--confirm-seeds", "1",
+        "--objective", objective,
+    )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
     study = studies(tmp_path)["sgdm"]
     assert [d.name for d in study.directions] == {
