@@ -63,6 +63,11 @@ class Record:
         return self.status not in ("pending", "running")
 
     @property
+    def observed(self) -> bool:
+        """Whether it ended by itself: a failure says nothing of the settings."""
+        return self.ended and self.status != "failed"
+
+    @property
     def folder_name(self) -> str:
         """Name of its folder in the search's."""
         return trial_folder.folder_name(self.name)

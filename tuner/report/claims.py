@@ -224,7 +224,7 @@ def _goal(search: Search) -> str:
 
 
 def _observed(search: Search, place: Place) -> dict[int, Record]:
-    return {k: run for k, run in search.confirmed(*place).items() if run.ended and run.status != "failed"}
+    return {k: run for k, run in search.confirmed(*place).items() if run.observed}
 
 
 def _cost(search: Search, record: Record) -> float:

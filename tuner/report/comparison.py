@@ -180,7 +180,7 @@ def cost(record: Record, target: float, unit: Unit) -> float:
 
 
 def _observed(records: Mapping[int, Record]) -> dict[int, Record]:
-    return {k: record for k, record in records.items() if record.ended and record.status != "failed"}
+    return {k: record for k, record in records.items() if record.observed}
 
 
 def _paired(ours: Mapping[int, Record], theirs: Mapping[int, Record], target: float, unit: Unit) -> Interval | None:

@@ -142,7 +142,7 @@ def value(search: Search, record: Record) -> float:
 
 def observed(runs: Mapping[int, Record]) -> list[Record]:
     """The confirmed runs that ended, failed ones apart."""
-    return [record for record in runs.values() if record.ended and record.status != "failed" and record.history]
+    return [record for record in runs.values() if record.observed and record.history]
 
 
 def budget(search: Search) -> int:

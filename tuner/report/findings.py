@@ -106,7 +106,7 @@ def stability(search: Search) -> Section:
     """How steadily each variant trained."""
     rows, unconfirmed = [], []
     for variant in search.variants:
-        runs = [run for run in search.confirmed(variant.name).values() if run.status in ("finished", "diverged")]
+        runs = [run for run in search.confirmed(variant.name).values() if run.observed]
         if not runs:
             unconfirmed.append(variant.name)
             runs = [record for record in search.trials_of(variant.name) if record.status == "finished"]
