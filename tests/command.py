@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ def search(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.Co
 class Running:
     """A search that is being run, to be killed or interrupted."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, program: Sequence[str] = ("-m", "tuner.search")) -> None:
         self.printed = folder / "out.txt"
         with self.printed.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tuner.search", *arguments],
+                [sys.executable, *program, *arguments],
                 cwd=folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -79,25 +79,36 @@ def epochs_logged(folder: Path, name: str = "a") -> dict[str, list[int]]:
     }
 
 
-def studies(folder: Path, name: str = "a") -> dict[str, optuna.Study]:
+def studies(folder: Path, name: str = "a", storage: str | None = None) -> dict[str, optuna.Study]:
     """Variant -> its study."""
-    storage = f"sqlite:///{folder}/runs/{name}/optuna.db"
+    storage = storage or f"sqlite:///{folder}/runs/{name}/optuna.db"
     names = optuna.get_all_study_names(storage)
     return {study.removeprefix(f"{name}/"): optuna.load_study(study_name=study, storage=storage) for study in names}
 
 
-def mlflow_runs(folder: Path) -> tuple[MlflowClient, list[Run]]:
-    """The client and all runs of the default experiment."""
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("sgd-tuner")
+def mlflow_runs(
+    folder: Path, tracking_uri: str | None = None, experiment_name: str = "sgd-tuner"
+) -> tuple[MlflowClient, list[Run]]:
+    """The client and all runs of the experiment."""
+    client = MlflowClient(tracking_uri or f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name(experiment_name)
     assert experiment is not None
     return client, list(client.search_runs([experiment.experiment_id], max_results=1000))
 
 
-def check_whole(folder: Path, trials: dict[str, int], name: str = "a", *, grown: bool = False) -> None:
+def check_whole(
+    folder: Path,
+    trials: dict[str, int],
+    name: str = "a",
+    *,
+    grown: bool = False,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+    experiment: str = "sgd-tuner",
+) -> None:
     """Exactly the planned trials and confirmed runs, each ended and each epoch once, in Optuna, in MLflow and for
     Tune's own tools; the test split read once, and last, unless the search has ``grown`` after it had ended."""
-    seen = load_search(name, output=str(folder / "runs"))
+    seen = load_search(name, output=str(folder / "runs"), storage=storage)
     explored = {f"{variant}-{number:02d}" for variant, count in trials.items() for number in range(count)}
     confirmed = {record.name for record in seen.records.values() if record.phase == "confirm"}
     logs = epochs_logged(folder, name)
@@ -105,7 +116,7 @@ def check_whole(folder: Path, trials: dict[str, int], name: str = "a", *, grown:
     for trial, epochs in logs.items():
         assert epochs == list(range(1, len(epochs) + 1)), trial
 
-    for variant, study in studies(folder, name).items():
+    for variant, study in studies(folder, name, storage).items():
         assert [trial.number for trial in study.trials] == list(range(trials[variant]))
         assert all(trial.state.is_finished() for trial in study.trials)
         for recorded in study.trials:
@@ -124,7 +135,7 @@ def check_whole(folder: Path, trials: dict[str, int], name: str = "a", *, grown:
         if record.test is not None and not grown:
             assert (seen.folder / record.folder_name / TEST).stat().st_mtime > last_training, "before its time"
 
-    client, runs = mlflow_runs(folder)
+    client, runs = mlflow_runs(folder, tracking_uri, experiment)
     phases = {run.info.run_name: run for run in runs if run.data.tags.get("phase") in ("explore", "confirm")}
     assert set(phases) == explored | confirmed
     assert all("mlflow.parentRunId" in run.data.tags for run in phases.values())
@@ -139,7 +150,7 @@ def check_whole(folder: Path, trials: dict[str, int], name: str = "a", *, grown:
         assert [metric.value for metric in tests] == ([score.accuracy] if score else [])
         assert {"optimizer.lr.peak", "seed"} <= set(run.data.params)
 
-    assert not list((folder / "runs" / name).glob("*/checkpoint.pt*")), "left over"
+    assert not list((folder / "runs" / name).glob("*/checkpoint*")), "left over"
     # In a process of its own: Tune's reading starts parts of Ray.
     program = (
         "import json, sys\nfrom ray.tune import ExperimentAnalysis\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sqlite3
 import subprocess
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 from optuna.distributions import FloatDistribution
+from sqlalchemy import Engine
 
 from search_spaces import Variant
 from tests.command import search
+from tests.postgres import BINARIES, Postgres
 from tuner.ledger import Ledger
 from tuner.plan import SearchSpec
 from tuner.results import Search
@@ -87,7 +90,7 @@ def toy() -> Callable[..., Variant]:
 @pytest.fixture(scope="session")
 def quick_sqlite() -> Iterator[None]:
     """SQLite that does not wait for the disk: programs are killed here, machines are not."""
-    from sqlalchemy import Engine, event
+    from sqlalchemy import event
 
     def hurry(connection: object, record: object) -> None:
         if isinstance(connection, sqlite3.Connection):
@@ -120,6 +123,26 @@ def mlflow_uri(databases: Path, tmp_path: Path) -> str:
 def storage_url(databases: Path, tmp_path: Path) -> str:
     """An Optuna storage of this test's own."""
     return f"sqlite:///{shutil.copy(databases / 'optuna.db', tmp_path)}"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL server for all tests; each makes databases of its own."""
+    if BINARIES is None:
+        pytest.skip("PostgreSQL is not installed")
+    with Postgres(loopback=True) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(postgres_server: Postgres) -> Iterator[Postgres]:
+    """The same, which a test may stop."""
+    yield postgres_server
+    # Of this process: readers, MLflow's and Optuna's too, leave them open, which psycopg warns of.
+    for engine in [thing for thing in gc.get_objects() if isinstance(thing, Engine)]:
+        engine.dispose()
+    if not postgres_server.is_up():
+        postgres_server.start()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import copy
 import os
 import re
@@ -17,7 +18,9 @@ from ray.autoscaler._private.aws import config as aws
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "cluster.yaml").read_text()
-COMMANDS = ["setup_commands", "head_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"]
+SETUPS = ["setup_commands", "head_setup_commands", "worker_setup_commands"]
+TYPES = "available_node_types"
+COMMANDS = [*SETUPS, "head_start_ray_commands", "worker_start_ray_commands"]
 
 
 @pytest.fixture
@@ -45,6 +48,12 @@ def starts(config: dict[str, Any], option: str) -> list[str]:
     found = [command for command in commands if "ray start" in command and option in command]
     assert found
     return found
+
+
+def the_command(config: dict[str, Any], key: str, text: str) -> str:
+    """The one command under the key that has this text in it."""
+    (command,) = [command for command in config[key] if text in command]
+    return str(command)
 
 
 def test_ray_accepts_it_as_written_and_as_completed(config: dict[str, Any], prepared: dict[str, Any]) -> None:
@@ -100,13 +109,49 @@ def test_workers_join_the_head_by_the_address_ray_hands_them(config: dict[str, A
 
 
 def test_pages_are_served_on_loopback_only(config: dict[str, Any]) -> None:
-    commands = [command for key in COMMANDS for command in config[key]]
-    for program in ("ray start --head", "mlflow server"):
-        (command,) = [command for command in commands if program in command]
+    for program in ("ray start --head", "mlflow server --"):
+        command = the_command(config, "head_start_ray_commands", program)
         hosts = re.findall(r"--(?:dashboard-)?host[ =](\S+)", command)
         assert hosts == ["127.0.0.1"], program
-    (server,) = [command for command in commands if "mlflow server" in command]
+
+
+def test_mlflow_wants_a_login_and_keeps_to_the_head(config: dict[str, Any]) -> None:
+    server = the_command(config, "head_start_ray_commands", "mlflow server --")
+    assert "--app-name basic-auth" in server
     assert "export MLFLOW_DISABLE_TELEMETRY=true" in server
+    assert "--backend-store-uri 'postgresql+psycopg:///mlflow?host=/var/run/postgresql'" in server
+    assert "--artifacts-destination $storage/mlflow" in server
+
+
+def test_every_port_is_fixed_and_none_has_metrics(config: dict[str, Any]) -> None:
+    for option in ("--head", "--address"):
+        (command,) = starts(config, option)
+        environment, _, arguments = command.partition("ray start")
+        ports = dict(re.findall(r"--([\w-]+)-port=(\d+)", arguments))
+        wanted = (
+            "object-manager",
+            "node-manager",
+            "runtime-env-agent",
+            "dashboard-agent-grpc",
+            "dashboard-agent-listen",
+        )
+        assert [ports[name] for name in wanted] == ["8076", "8077", "8078", "8079", "8080"]
+        assert "RAY_enable_metrics_collection=0" in environment
+    (head,) = starts(config, "--head")
+    # Ray has no switch for these two pages: a port that is none keeps them from opening.
+    assert "DASHBOARD_METRIC_PORT=-1 AUTOSCALER_METRIC_PORT=-1" in head
+
+
+def test_nothing_is_fetched_that_is_there(config: dict[str, Any]) -> None:
+    installs = [command for key in SETUPS for command in config[key] if "apt-get" in command]
+    assert len(installs) == 2
+    for command in installs:
+        assert re.match(r"(test -x|dpkg -s) .*\|\| \(", command), command
+
+
+def test_the_storage_is_a_bucket_that_one_names(config: dict[str, Any]) -> None:
+    assert config["metadata"]["storage"].startswith("s3://amzn-s3-demo-bucket/")
+    assert TEXT.count("amzn-s3-demo-bucket") == 1
 
 
 def test_nothing_names_the_whole_internet() -> None:
@@ -123,6 +168,17 @@ def test_ray_leaves_the_security_group_to_us(prepared: dict[str, Any], monkeypat
     assert {tuple(kind["node_config"]["SecurityGroupIds"]) for kind in configured["available_node_types"].values()} == {
         (prepared["metadata"]["security_group"],)
     }
+
+
+def test_ray_makes_no_role_that_may_do_everything(prepared: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("Ray would make a role that may touch every bucket")
+
+    monkeypatch.setattr(aws, "_resource", refuse)
+    configured = aws._configure_iam_role(prepared)
+    profiles = {name: kind["node_config"]["IamInstanceProfile"] for name, kind in configured[TYPES].items()}
+    head = profiles.pop(configured["head_node_type"])
+    assert head not in profiles.values(), "a worker could start nodes"
 
 
 def test_ray_would_open_ssh_to_all_beside_narrower_rules() -> None:
@@ -149,7 +205,8 @@ def test_ray_keeps_our_image(prepared: dict[str, Any]) -> None:
 @pytest.mark.parametrize("role", ["head_setup_commands", "worker_setup_commands"])
 def test_both_roles_install_our_pins_and_nothing_else(prepared: dict[str, Any], role: str) -> None:
     installs = [command for command in prepared[role] if "pip install" in command]
-    assert installs == ["cd ~/sgd-tuner && ~/venv/bin/pip install --quiet -c constraints.txt '.[cluster]'"]
+    (install,) = installs
+    assert install.endswith(" && ~/venv/bin/pip install --quiet -c constraints.txt '.[cluster]'")
 
 
 def test_all_that_the_installation_needs_is_copied(prepared: dict[str, Any]) -> None:
@@ -176,7 +233,7 @@ def in_home(command: str, home: Path) -> None:
 
 
 def test_the_head_makes_one_token_for_its_user_alone_and_hands_it_out(config: dict[str, Any], tmp_path: Path) -> None:
-    (command,) = [command for command in config["head_setup_commands"] if "get-auth-token" in command]
+    command = the_command(config, "head_setup_commands", "get-auth-token")
     token = tmp_path / ".ray" / "auth_token"
     in_home(command, tmp_path)
     made = token.read_text()
@@ -187,8 +244,28 @@ def test_the_head_makes_one_token_for_its_user_alone_and_hands_it_out(config: di
     assert config["cluster_synced_files"] == ["~/.ray/auth_token"]
 
 
+def test_the_head_makes_one_login_for_mlflow_that_server_and_clients_read(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    command = the_command(config, "head_setup_commands", ".mlflow/credentials")
+    file = tmp_path / ".mlflow" / "credentials"
+    in_home(command, tmp_path)
+    made = file.read_text()
+    assert file.stat().st_mode & 0o077 == 0
+    settings = configparser.ConfigParser()
+    settings.read(file)
+    login = settings["mlflow"]
+    assert (login["admin_username"], login["admin_password"]) == (
+        login["mlflow_tracking_username"],
+        login["mlflow_tracking_password"],
+    )
+    assert len(login["admin_password"]) == 40
+    in_home(command, tmp_path)
+    assert file.read_text() == made, "a second `ray up` would change the password"
+
+
 def test_later_shells_are_in_token_mode(config: dict[str, Any], tmp_path: Path) -> None:
-    (command,) = [command for command in config["setup_commands"] if ".bashrc" in command]
+    command = the_command(config, "setup_commands", ".bashrc")
     (tmp_path / ".bashrc").touch()
     in_home(command, tmp_path)
     once = (tmp_path / ".bashrc").read_text()

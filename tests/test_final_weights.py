@@ -5,20 +5,20 @@ from __future__ import annotations
 import ast
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from search_spaces import SPACES
-from tuner import final_weights
 from tuner.errors import InvalidInput
 from tuner.final_weights import load_weights, score_on_test
 from tuner.network import Network
 from tuner.settings import with_settings
 from tuner.spec import OptimizerSpec, TrialSpec
+from tuner.store import WEIGHTS, Store
 from tuner.train import Training, train
-from tuner.trial import _test, _train
-from tuner.trial_folder import WEIGHTS
+from tuner.trial import Order, work
 from tuner.workloads.data import load_data
 from tuner.workloads.splits import SealedSplit
 
@@ -31,11 +31,11 @@ def spec_of(optimizer: OptimizerSpec = OptimizerSpec(), **changes: object) -> Tr
     return TrialSpec(optimizer=optimizer, **{"epochs": 2, "seed": 5, **changes})  # type: ignore[arg-type]
 
 
-def accuracy_of(spec: TrialSpec, path: Path, split: str) -> tuple[float, float]:
+def accuracy_of(spec: TrialSpec, store: Store, split: str) -> tuple[float, float]:
     """As :func:`score_on_test`, for any split, by a plain loop."""
     data = load_data(spec.workload, CPU, sealed=False)
     network = Network(dataclasses.replace(spec, optimizer=OptimizerSpec()), data, CPU, num_steps=1)
-    network.model.load_state_dict(load_weights(path, spec)["model"])
+    network.model.load_state_dict(load_weights(store, spec)["model"])
     network.model.eval()
     losses, correct = [], []
     with torch.inference_mode():
@@ -55,53 +55,52 @@ def accuracy_of(spec: TrialSpec, path: Path, split: str) -> tuple[float, float]:
     ],
 )
 def test_the_weights_are_those_that_were_evaluated_last(optimizer: OptimizerSpec, tmp_path: Path) -> None:
-    spec, path = spec_of(optimizer), tmp_path / "weights.pt"
-    *_, last = train(spec, weights=path)
-    loss, accuracy = accuracy_of(spec, path, "validation")
+    spec, store = spec_of(optimizer), Store(tmp_path)
+    *_, last = train(spec, store=store, keep_weights=True)
+    loss, accuracy = accuracy_of(spec, store, "validation")
     assert accuracy == last.validation_accuracy
     assert loss == pytest.approx(last.validation_loss, rel=1e-5)
-    score = score_on_test(spec, path, CPU)
-    loss, accuracy = accuracy_of(spec, path, "test")
+    score = score_on_test(spec, store, CPU)
+    loss, accuracy = accuracy_of(spec, store, "test")
     assert score[0] == pytest.approx(loss, rel=1e-5) and score[1] == accuracy
     assert score[2] == load_data(spec.workload, CPU).digest
 
 
 def test_they_are_written_before_the_last_epoch_is_told_and_not_before(tmp_path: Path) -> None:
-    path, spec = tmp_path / "weights.pt", spec_of()
-    there = [(metrics.epoch, path.exists()) for metrics in train(spec, weights=path)]
-    assert there == [(1, False), (2, True)]
-    assert [file.name for file in tmp_path.iterdir()] == ["weights.pt"], "no draft is left"
+    path, training = tmp_path / "weights.pt", train(spec_of(), store=Store(tmp_path), keep_weights=True)
+    assert [(metrics.epoch, path.exists()) for metrics in training] == [(1, False), (2, True)]
 
 
 def test_an_interrupted_training_leaves_the_same_weights(tmp_path: Path) -> None:
     spec = spec_of(AVERAGED)
-    list(train(spec, weights=tmp_path / "whole.pt"))
-    training = train(spec, checkpoint=tmp_path / "checkpoint.pt", weights=tmp_path / "weights.pt")
+    list(train(spec, store=Store(tmp_path / "whole"), keep_weights=True))
+    cut = Store(tmp_path / "cut")
+    training = train(spec, store=cut, keep_weights=True)
     next(training)
     training.close()  # type: ignore[attr-defined]
-    list(train(spec, checkpoint=tmp_path / "checkpoint.pt", weights=tmp_path / "weights.pt"))
-    whole, resumed = (load_weights(tmp_path / name, spec)["model"] for name in ("whole.pt", "weights.pt"))
+    list(train(spec, store=cut, keep_weights=True))
+    whole, resumed = (load_weights(store, spec)["model"] for store in (Store(tmp_path / "whole"), cut))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_a_divergence_leaves_none(tmp_path: Path) -> None:
     spec = spec_of(with_settings(OptimizerSpec(), {"lr.peak": 1e6}))
-    assert [metrics.diverged for metrics in train(spec, weights=tmp_path / "weights.pt")] == [True]
-    assert not list(tmp_path.iterdir())
+    assert [metrics.diverged for metrics in train(spec, store=Store(tmp_path), keep_weights=True)] == [True]
+    assert not list(tmp_path.glob("weights*"))
 
 
 def test_weights_of_another_training_or_other_data_are_refused(tmp_path: Path) -> None:
-    path, spec = tmp_path / "weights.pt", spec_of(epochs=1)
-    list(train(spec, weights=path))
+    store, path, spec = Store(tmp_path), tmp_path / "weights.pt", spec_of(epochs=1)
+    list(train(spec, store=store, keep_weights=True))
     with pytest.raises(InvalidInput, match="has the weights of another training"):
-        score_on_test(dataclasses.replace(spec, seed=6), path)
+        score_on_test(dataclasses.replace(spec, seed=6), store)
     with pytest.raises(InvalidInput, match="is not there"):
-        score_on_test(spec, tmp_path / "no.pt")
+        score_on_test(spec, store / "no")
     content = torch.load(path, weights_only=True)
     torch.save({**content, "data": "other"}, path)
     with pytest.raises(InvalidInput, match="the data is not what these weights were trained on"):
-        score_on_test(spec, path)
+        score_on_test(spec, store)
 
 
 def test_a_training_that_asked_for_the_test_split_would_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,17 +129,30 @@ def test_one_place_unseals_the_test_split() -> None:
     assert sorted(opened) == ["data.py", "final_weights.py", "images.py", "streaming.py"]
 
 
-def test_a_worker_reads_the_test_split_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that died after the reading and is taken up again tells what was written."""
+def worked(root: Path, spec: TrialSpec, phase: str) -> list[dict[str, Any]]:
+    """What a worker tells."""
+    order = Order(
+        trial="a",
+        phase=phase,
+        spec=dataclasses.asdict(spec),
+        root=str(root),
+        folder="a",
+        checkpoint_seconds=None,
+        threads=1,
+        gpu_share=1.0,
+    )
+    return list(work(order))
+
+
+def test_a_worker_tests_the_weights_that_a_confirmed_run_left(tmp_path: Path) -> None:
     spec = spec_of(epochs=1)
-    (trained,) = _train(tmp_path, spec, "confirm")
-    assert trained["done"] and (tmp_path / WEIGHTS).exists()
-    (first,) = _test(tmp_path, spec)
-    monkeypatch.setattr(final_weights, "score_on_test", lambda *_: pytest.fail("read again"))
-    assert list(_test(tmp_path, spec)) == [first]
-    assert first["test"]["data"] == load_data(spec.workload, CPU).digest
+    (trained,) = worked(tmp_path, spec, "confirm")
+    assert trained["done"] and (tmp_path / "a" / WEIGHTS).exists()
+    (first,) = worked(tmp_path, spec, "test")
+    assert first["test"]["data"] == load_data(spec.workload, CPU).digest and first["done"]
+    assert worked(tmp_path, spec, "test") == [first]
 
 
 def test_a_trial_of_the_exploration_keeps_no_weights(tmp_path: Path) -> None:
-    list(_train(tmp_path, spec_of(epochs=1), "explore"))
-    assert not (tmp_path / WEIGHTS).exists()
+    worked(tmp_path, spec_of(epochs=1), "explore")
+    assert not (tmp_path / "a" / WEIGHTS).exists()

@@ -29,17 +29,13 @@ from tuner.mlflow_runs import Runs
 from tuner.results import Record
 from tuner.settings import to_json
 from tuner.spec import EpochMetrics
+from tuner.store import WEIGHTS
 from tuner.tracking import PARENT, TRIAL_TAG
 from tuner.trial_folder import (
-    CHECKPOINT,
     TEST,
-    WEIGHTS,
     FinalScore,
     append_epoch,
     read_epochs,
-    read_test,
-    write_spec,
-    write_test,
 )
 
 Open = Callable[..., Ledger]
@@ -71,13 +67,10 @@ def work(epoch: Epoch) -> Work:
         ledger.start(record.name)
         if record.phase == "test":
             assert (folder / WEIGHTS).read_text() == to_json(record.spec)
-            score = read_test(folder) or FinalScore(0.5, 0.9, "data")
-            write_test(folder, score)
-            ledger.record_test(record.name, score, 0.1)
+            ledger.record_test(record.name, FinalScore(0.5, 0.9, "data"), 0.1)
             ledger.end(record.name)
             return
-        write_spec(folder, record.spec)
-        checkpoint = folder / CHECKPOINT
+        checkpoint = folder / "checkpoint-000001.pt"
         height = 0.3 + 0.6 * (record.spec.optimizer.lr.peak**0.3) * (1 - 0.3 * record.spec.optimizer.momentum.value)
         for number in range(1, EPOCHS + 1):
             diverges = record.number == 2 and number == 5
@@ -88,7 +81,6 @@ def work(epoch: Epoch) -> Work:
             draft.write_text(str(max(number, int(checkpoint.read_text()) if checkpoint.exists() else 0)))
             draft.replace(checkpoint)  # whole or not at all, as in a training
             last = diverges or number == EPOCHS
-            append_epoch(folder, metrics)
             goes_on = last or ledger.goes_on(record.name, metrics)
             ledger.record(record.name, metrics, 0.1)
             if diverges or not goes_on:
@@ -139,7 +131,7 @@ def assert_whole(ledger: Ledger, uri: str, num_trials: int, num_confirmed: int =
             steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
             assert steps == list(range(1, len(history) + 1)), f"{name}: {key}"
         assert len(client.get_metric_history(run.info.run_id, "speed/auc")) == 1
-        assert not (folder / CHECKPOINT).exists()
+        assert not list(folder.glob("checkpoint*"))
 
 
 def in_a_program_of_its_own(task: Callable[[], None]) -> int:
@@ -262,7 +254,7 @@ class Killed(BaseException):
     """Stands for a program's end: nothing catches it."""
 
 
-@pytest.mark.parametrize("where", ["tell", "end_trial", "unlink"])
+@pytest.mark.parametrize("where", ["tell", "end_trial", "submit"])
 def test_a_program_killed_while_a_trial_ends(
     open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -270,7 +262,7 @@ def test_a_program_killed_while_a_trial_ends(
     num_killed = 0
     for number in range(1, 4):
         ledger = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
-        target: Any = {"tell": ledger.studies["one"].study, "end_trial": ledger.tracking, "unlink": Path}[where]
+        target: Any = {"tell": ledger.studies["one"], "end_trial": ledger.tracking, "submit": ledger._pruning}[where]
         num_calls, original = 0, getattr(target, where)
 
         def die(*args: Any, number: int = number, original: Any = original, **named: Any) -> Any:
@@ -352,13 +344,13 @@ def test_a_trial_that_was_let_through_is_let_through_by_the_next_program(
     early, late = first.next_trial(), first.next_trial()
     assert early is not None and late is not None
     for record, accuracy in [(early, 0.2), (late, 0.8)]:
-        (first.search.folder / record.name).mkdir(parents=True)
         first.start(record.name)
         for number in (1, 2, 3, 4):
-            append_epoch(first.search.folder / record.name, epoch(number, accuracy))
             if number < 4 or record is early:
                 assert first.goes_on(record.name, epoch(number, accuracy))
                 first.record(record.name, epoch(number, accuracy), 0.1)
+            else:
+                append_epoch(first.search.folder / record.name, epoch(number, accuracy))
     first.tracking.finish("interrupted", {}, [], timeout=60)
     second = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
     for _ in range(3):
@@ -461,8 +453,6 @@ def test_a_confirmed_run_whose_worker_dies_is_failed_and_stays_so(
         assert record is not None and record.name == name
         ledger.start(name)
         if record.phase == "explore":
-            write_spec(ledger.search.folder / name, record.spec)
-            append_epoch(ledger.search.folder / name, epoch(1, 0.9))
             ledger.record(name, epoch(1, 0.9), 0.1)
         ledger.end(name, failure="the worker died" if record.phase == "confirm" else None)
     ledger.tracking.finish("interrupted", {}, [], timeout=60)
@@ -488,7 +478,6 @@ def test_a_test_that_fails_costs_no_training_and_is_done_by_the_next_program(
     monkeypatch.setattr(ledger, "end", lambda name: end(name, failure=failure.get(name)))
     work(ledger)
     run = ledger.records["one/confirm-1"]
-    (ledger.search.folder / run.folder_name / TEST).unlink()
     assert (run.status, run.test) == ("finished", None) and not ledger.is_complete()
     assert ledger.tracking.finish("finished", {}, [], timeout=60)
     again = open_ledger([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=1)

@@ -50,6 +50,12 @@ def test_names_that_are_no_plain_folder_names_are_refused(field: str, name: str)
         ({"gpus_per_trial": -0.5}, "--gpus-per-trial -0.5: must be at least 0"),
         ({"gpus_per_trial": math.nan}, "--gpus-per-trial nan: must be at least 0"),
         ({"gpus_per_trial": math.inf}, "--gpus-per-trial inf"),
+        ({"workers_per_trial": 0}, "--workers-per-trial 0: must be at least 1"),
+        ({"workers_per_trial": 3}, "--batch-size 64: must be a multiple of --workers-per-trial 3"),
+        (
+            {"workers_per_trial": 2, "gpus_per_trial": 0.5},
+            "--gpus-per-trial 0.5: must be whole with --workers-per-trial 2",
+        ),
         ({"cpus_per_trial": 0.0}, "--cpus-per-trial 0.0: must be above 0"),
         ({"cpus_per_trial": math.nan}, "--cpus-per-trial nan: must be above 0"),
         ({"targets": ()}, "--targets"),

@@ -83,6 +83,7 @@ def test_a_good_search_passes_and_makes_nothing(good: dict[str, Any], tmp_path: 
         ({"variants": ("adamv",)}, "did you mean 'adamw'?"),
         ({"space": ("lr.peek=1:2",)}, "did you mean 'lr.peak'?"),
         ({"cpus_per_trial": 1e5}, "--cpus-per-trial 100000: this machine has"),
+        ({"workers_per_trial": 1024, "batch_size": 1024}, "--workers-per-trial 1024: must be at most"),
         ({"workload": "digit"}, "did you mean 'digits'?"),
         ({"output": "/dev/null"}, "--output /dev/null: /dev/null is not a folder"),
         ({"output": "/dev/null/below"}, "--output /dev/null/below: /dev/null is not a folder"),

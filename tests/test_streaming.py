@@ -138,6 +138,21 @@ def test_replays_are_the_same_bits_with_any_number_of_workers(small: Path) -> No
                 assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
 
 
+def test_parts_of_batches_and_splits_are_the_bits_of_the_whole_and_the_rest_is_not_read(small: Path) -> None:
+    data = load(small)
+    (batch,) = shuffled_batches(36, 10, seed=3, epoch=1)[:1]
+    ((images, labels),) = data.train_batches([batch])
+    halves = [next(data.train_batches([batch], part)) for part in (slice(0, 5), slice(5, 10))]
+    assert torch.equal(torch.cat([x for x, _ in halves]), images)
+    assert torch.equal(torch.cat([y for _, y in halves]), labels)
+    evaluated = [y for part in (slice(0, 3), slice(3, 10)) for _, y in data.evaluation_batches("test", part)]
+    assert torch.equal(torch.cat(evaluated), torch.cat([y for _, y in data.evaluation_batches("test")]))
+    unreadable_body(data._files._listing.path(int(data._files._splits["train"][int(batch.indices[2])])))
+    assert torch.equal(next(data.train_batches([batch], slice(5, 10)))[0], halves[1][0])
+    with pytest.raises(InvalidInput, match="cannot read image"):
+        next(data.train_batches([batch], slice(0, 5)))
+
+
 def test_the_seed_moves_the_crops(small: Path) -> None:
     indices = torch.zeros(3, dtype=torch.int64)
     for augment in (True, False):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import SPACES, Variant
-from tuner.plan import Objective
-from tuner.spec import EpochMetrics, OptimizerSpec
-from tuner.study import VariantStudy, open_storage, study_name, trial_name
+from tuner.errors import InvalidInput
+from tuner.plan import Objective, SearchSpec
+from tuner.spec import EpochMetrics
+from tuner.study import VariantStudy, open_storage, open_studies, study_name, trial_name
 
 Epoch = Callable[..., EpochMetrics]
 Toy = Callable[..., Variant]
@@ -31,6 +34,10 @@ def opened(storage: BaseStorage, variant: Variant, **changes: Any) -> VariantStu
     return VariantStudy(storage=storage, search="s", variant=variant, **{**values, **changes})
 
 
+def stored(storage: BaseStorage, variant: str = "toy") -> list[FrozenTrial]:
+    return storage.get_all_trials(storage.get_study_id_from_name(f"s/{variant}"))
+
+
 def test_names() -> None:
     assert study_name("first", "sgdm") == "first/sgdm"
     assert trial_name("sgdm", 7) == "sgdm-07"
@@ -41,7 +48,7 @@ def test_settings_are_the_fixed_and_the_drawn_ones(storage: BaseStorage) -> None
     study = opened(storage, SPACES["lpsgdm"])
     optimizer = study.settings(study.ask())
     assert (optimizer.rule, optimizer.norm.interval, optimizer.norm.scale) == ("lpsgd", "epoch", "none")
-    assert set(study.study.get_trials()[0].params) == set(SPACES["lpsgdm"].searched)
+    assert set(stored(storage, "lpsgdm")[0].params) == set(SPACES["lpsgdm"].searched)
 
 
 def test_settings_asked_again_are_the_same(storage: BaseStorage, toy: Toy) -> None:
@@ -92,7 +99,7 @@ def test_raised_trials_fill_both_arms_and_repeat_no_point(toy: Toy, epoch: Epoch
     large = opened(storage, toy(), num_trials=12)
     for _ in range(8):
         large.settings(large.ask())
-    trials = large.study.get_trials()
+    trials = stored(storage)
     arms = [trial.user_attrs["arm"] for trial in trials]
     assert arms == ["random"] * 2 + ["model"] * 2 + ["random"] * 4 + ["model"] * 4
     for arm in ("random", "model"):
@@ -136,51 +143,96 @@ def test_raised_trials_go_on_with_the_enqueued_points(toy: Toy) -> None:
 @pytest.mark.parametrize(
     ("num_before", "arm", "num_trials"), [(0, "random", 4), (1, "model", 2), (2, "default", 4)], ids=str
 )
-def test_a_program_killed_at_any_write_while_asking_is_completed(
-    toy: Toy, epoch: Epoch, monkeypatch: pytest.MonkeyPatch, num_before: int, arm: str, num_trials: int
+@pytest.mark.parametrize("done", [False, True])
+def test_a_program_killed_while_it_asks_leaves_a_whole_trial_or_none(
+    toy: Toy, epoch: Epoch, monkeypatch: pytest.MonkeyPatch, num_before: int, arm: str, num_trials: int, done: bool
 ) -> None:
     """Every trial ends up with the settings, the arm and the place in it that it would have had."""
     variant = toy(enqueued=PARTS)
 
-    def killed_at(write: int) -> tuple[list[OptimizerSpec], bool]:
+    def asked(*, killed: bool) -> list[tuple[Any, ...]]:
         storage = InMemoryStorage()
-        study, finished = opened(storage, variant, num_trials=num_trials), True
+        study = opened(storage, variant, num_trials=num_trials)
         for _ in range(num_before):
-            study.settings(number := study.ask())
+            number = study.ask()
             study.tell(number, "finished", [epoch(10, 0.5)])
-        num_writes = 0
-        with monkeypatch.context() as patch:
-            for name in ("create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_system_attr"):
-                original = getattr(storage, name)
+        create = storage.create_new_trial
 
-                def write_or_die(*args: Any, original: Any = original, **named: Any) -> Any:
-                    nonlocal num_writes
-                    num_writes += 1
-                    if num_writes == write:
-                        raise KeyboardInterrupt
-                    return original(*args, **named)
+        def create_and_die(*args: Any, **named: Any) -> None:
+            if done:
+                create(*args, **named)
+            raise KeyboardInterrupt
 
-                patch.setattr(storage, name, write_or_die)
-            try:
-                study.settings(study.ask())
-            except KeyboardInterrupt:
-                finished = False
-        again = opened(storage, variant, num_trials=num_trials)
-        numbers = again.existing(ended=False)
-        settings = [again.settings(number) for number in numbers or [again.ask()]]
-        attributes = [trial.user_attrs for trial in again.study.get_trials()]
-        assert [(a["arm"], a["arm_index"]) for a in attributes[:-1]] == [("random", i) for i in range(num_before)]
-        assert attributes[-1] == {"arm": arm, "arm_index": 0, **({"part": "a"} if arm == "default" else {})}
-        return settings, finished
+        if killed:
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(storage, "create_new_trial", create_and_die)
+                study.ask()
+            study = opened(storage, variant, num_trials=num_trials)
+            assert study.existing(ended=False) == ([num_before] if done else [])
+        if not (killed and done):
+            study.ask()
+        assert study.settings(num_before) == opened(storage, variant, num_trials=num_trials).settings(num_before)
+        return [(trial.params, trial.user_attrs) for trial in stored(storage)]
 
-    expected, finished = killed_at(10**6)
-    assert finished
-    write, finished = 1, False
-    while not finished:
-        settings, finished = killed_at(write)
-        assert settings == expected, f"killed at write {write}"
-        write += 1
-    assert write > 5
+    expected = asked(killed=False)
+    assert [attributes["arm"] for _, attributes in expected] == ["random"] * num_before + [arm]
+    assert asked(killed=True) == expected
+
+
+def test_a_trial_is_one_write(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nothing of it has to be mended, and a database far away is asked once."""
+    storage = InMemoryStorage()
+    study = opened(storage, toy(enqueued=PARTS), num_trials=9)
+    calls: list[str] = []
+    for name in (name for name in dir(BaseStorage) if not name.startswith("_")):
+        original = getattr(storage, name)
+
+        def noted(*args: Any, name: str = name, original: Any = original, **named: Any) -> Any:
+            calls.append(name)
+            return original(*args, **named)
+
+        monkeypatch.setattr(storage, name, noted)
+    for _ in range(9):
+        study.settings(study.ask())
+    assert calls == ["create_new_trial"] * 9
+
+
+@pytest.mark.parametrize("status", ["finished", "diverged", "stopped", "failed"])
+def test_the_storage_holds_what_optuna_itself_would_have_written(toy: Toy, epoch: Epoch, status: str) -> None:
+    storage = InMemoryStorage()
+    study = opened(storage, toy())
+    number = study.ask()
+    history = [epoch(1, 0.2), epoch(2, 0.4, diverged=status == "diverged")]
+    for length in (1, 2):
+        study.report(number, history[:length])
+    theirs = optuna.create_study()
+    trial = theirs.ask()
+    for step, value in stored(storage)[0].intermediate_values.items():
+        trial.report(value, step)
+    study.tell(number, status, history)
+    (ours,) = stored(storage)
+    theirs.tell(trial, ours.values if ours.state == TrialState.COMPLETE else None, ours.state)
+    assert ours.values == theirs.trials[0].values
+    assert study.study.trials == [ours] or _alike(study.study.trials[0], ours)
+
+
+def _alike(one: FrozenTrial, other: FrozenTrial) -> bool:
+    times = ("datetime_complete", "_trial_id")
+    return {**vars(one), **dict.fromkeys(times)} == {**vars(other), **dict.fromkeys(times)}
+
+
+def test_a_folder_with_trials_that_the_storage_lacks_is_refused(toy: Toy, tmp_path: Path) -> None:
+    storage = InMemoryStorage()
+    spec = SearchSpec(name="s", output=str(tmp_path), trials=4)
+    open_studies(spec, [toy("a"), toy("a-b")], storage, search="s")["a-b"].ask()
+    for folder in ("a-b-00", "a.confirm-1", "a-01.confirm-1", "model"):
+        (tmp_path / "s" / folder).mkdir(parents=True)
+    open_studies(spec, [toy("a"), toy("a-b")], storage, search="s")
+    (tmp_path / "s/a-b-01").mkdir()
+    for there in (storage, empty := InMemoryStorage()):
+        with pytest.raises(InvalidInput, match=r"^--storage: study 's/a-b' lacks trial a-b-0\d, .*copy"):
+            open_studies(spec, [toy("a"), toy("a-b")], there, search="s")
+    assert empty.get_all_studies() == [], "nothing was made there, where copies are to come"
 
 
 def test_existing_trials_are_told_apart(storage: BaseStorage, toy: Toy, epoch: Epoch) -> None:
@@ -197,16 +249,16 @@ def test_existing_trials_are_told_apart(storage: BaseStorage, toy: Toy, epoch: E
     assert again.tags(3)["failure"] == "it broke"
     assert "failure" not in again.tags(0)
     states = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING]
-    assert [trial.state for trial in again.study.get_trials()] == states
+    assert [trial.state for trial in stored(storage)] == states
 
 
 def test_a_trial_told_again_keeps_what_was_told_first(storage: BaseStorage, toy: Toy, epoch: Epoch) -> None:
     study = opened(storage, toy())
     study.settings(study.ask())
     study.tell(0, "finished", [epoch(10, 0.8)])
-    value = study.study.get_trials()[0].value
+    value = stored(storage)[0].value
     study.tell(0, "failed", [epoch(10, 0.1)], "late")
-    trial = study.study.get_trials()[0]
+    trial = stored(storage)[0]
     assert (trial.state, trial.value, trial.user_attrs["status"]) == (TrialState.COMPLETE, value, "finished")
     assert "failure" not in trial.user_attrs
 
@@ -219,20 +271,13 @@ def test_a_resumed_trial_that_fails_says_why(storage: BaseStorage, toy: Toy) -> 
     assert again.tags(0) == {"arm": "random", "failure": "out of memory"}
 
 
-def test_a_trial_killed_before_its_arm_was_written_has_one_afterwards(storage: BaseStorage, toy: Toy) -> None:
-    opened(storage, toy()).ask()
-    again = opened(storage, toy())
-    again.settings(0)
-    assert again.tags(0) == {"arm": "random"}
-
-
 def test_a_failure_that_was_not_told_is_forgotten(
     storage: BaseStorage, toy: Toy, epoch: Epoch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = opened(storage, toy())
     study.settings(study.ask())
     with monkeypatch.context() as patch:
-        patch.setattr(study.study, "tell", lambda *args, **named: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(storage, "set_trial_state_values", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             study.tell(0, "failed", [], "the worker died")
     again = opened(storage, toy())
@@ -243,7 +288,8 @@ def test_a_failure_that_was_not_told_is_forgotten(
 
 @pytest.mark.parametrize("objective", ["time-to-target", "accuracy", "auc"])
 def test_a_diverged_trial_has_the_worst_value(toy: Toy, epoch: Epoch, objective: Objective) -> None:
-    study = opened(InMemoryStorage(), toy(), objective=objective)
+    storage = InMemoryStorage()
+    study = opened(storage, toy(), objective=objective)
     curves = {
         "diverged": [epoch(1, 0.97), epoch(2, 0.99, diverged=True, train_loss=math.inf)],
         "finished": [epoch(number, 0.02) for number in range(1, 11)],
@@ -251,7 +297,7 @@ def test_a_diverged_trial_has_the_worst_value(toy: Toy, epoch: Epoch, objective:
     for status, history in curves.items():
         study.settings(number := study.ask())
         study.tell(number, status, history)
-    diverged, poor = (trial.value for trial in study.study.get_trials())
+    diverged, poor = (trial.value for trial in stored(storage))
     assert diverged is not None and poor is not None and math.isfinite(diverged)
     assert diverged < poor if objective == "accuracy" else diverged > poor
 
@@ -260,24 +306,26 @@ def test_a_diverged_trial_has_the_worst_value(toy: Toy, epoch: Epoch, objective:
 def test_running_values_are_in_the_directions_of_the_study(
     toy: Toy, epoch: Epoch, objective: Objective, direction: str
 ) -> None:
-    study = opened(InMemoryStorage(), toy(), objective=objective)
+    storage = InMemoryStorage()
+    study = opened(storage, toy(), objective=objective)
     assert study.study.direction == StudyDirection[direction]
     for accuracy in (0.2, 0.9):
         study.settings(number := study.ask())
         study.report(number, [epoch(1, accuracy)])
-    poor, good = (trial.intermediate_values[10] for trial in study.study.get_trials())
+    poor, good = (trial.intermediate_values[10] for trial in stored(storage))
     assert good > poor if direction == "MAXIMIZE" else good < poor
 
 
 @pytest.mark.parametrize("objective", ["time-to-target", "accuracy", "auc"])
 def test_the_last_running_value_is_the_final_value(toy: Toy, epoch: Epoch, objective: Objective) -> None:
-    study = opened(InMemoryStorage(), toy(), objective=objective)
+    storage = InMemoryStorage()
+    study = opened(storage, toy(), objective=objective)
     study.settings(study.ask())
     history = [epoch(number, number / 10.4) for number in range(1, 11)]
     for length in range(1, 11):
         study.report(0, history[:length])
     study.tell(0, "finished", history)
-    trial = study.study.get_trials()[0]
+    trial = stored(storage)[0]
     assert list(trial.intermediate_values) == [10 * number for number in range(1, 11)]
     assert trial.intermediate_values[100] == trial.value
 
@@ -292,15 +340,16 @@ def test_epochs_reported_under_an_earlier_program_are_not_reported_again(
     again = opened(storage, toy())
     for length in (1, 2):
         again.report(0, history[:length])
-    assert list(again.study.get_trials()[0].intermediate_values) == [10, 20]
+    assert list(stored(storage)[0].intermediate_values) == [10, 20]
 
 
 def test_two_objectives_have_two_directions_and_no_running_values(toy: Toy, epoch: Epoch) -> None:
-    study = opened(InMemoryStorage(), toy(), objective="pareto")
+    storage = InMemoryStorage()
+    study = opened(storage, toy(), objective="pareto")
     assert study.study.directions == [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]
     for accuracy in (0.5, 0.96, 0.97, 0.4):
         study.settings(number := study.ask())
         study.report(number, [epoch(1, accuracy)])
         study.tell(number, "finished", [epoch(1, accuracy)])
-    assert [trial.intermediate_values for trial in study.study.get_trials()] == [{}] * 4
-    assert study.study.get_trials()[1].values == [10.0, 0.96]
+    assert [trial.intermediate_values for trial in stored(storage)] == [{}] * 4
+    assert stored(storage)[1].values == [10.0, 0.96]

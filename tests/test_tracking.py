@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +16,11 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.tracking import MlflowClient
 
-from tests.tracked import killed_at, opened, runs, tell
+from tests.tracked import Between, Server, killed_at, opened, runs, tell
 from tuner import tracking as module
 from tuner.convergence import epoch_metrics
 from tuner.spec import EpochMetrics
@@ -176,6 +174,55 @@ def test_a_run_whose_creation_was_not_answered_is_not_made_twice(
     tell(tracking, "a-00", history, "finished")
     assert tracking.finish("finished", {}, [], timeout=60)
     assert set(runs(mlflow_uri)) == {PARENT, "a-00"}
+
+
+def test_a_run_that_is_made_after_its_caller_gave_up_is_taken_back(
+    mlflow_uri: str, history: list[EpochMetrics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that waits for its database does what it was asked when nobody listens any more."""
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.01)
+    original = MlflowClient.create_run
+    calls = itertools.count()
+    unanswered: list[Callable[[], Run]] = []
+
+    def create_run(client: MlflowClient, *args: Any, **named: Any) -> Run:
+        if next(calls) in (0, 2):  # the parent's and the trial's
+            unanswered.append(lambda: original(client, *args, **named))
+            raise ConnectionError("no answer in time")
+        run = original(client, *args, **named)
+        while unanswered:
+            unanswered.pop()()
+        return run
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    tracking = opened(mlflow_uri)
+    tell(tracking, "a-00", history, "finished")
+    assert tracking.finish("finished", {}, [], timeout=60)
+    assert_each_epoch_once(mlflow_uri, runs(mlflow_uri)["a-00"], history)
+
+
+def test_trials_whose_parent_was_refused_get_it_from_the_next_program(
+    mlflow_uri: str, history: list[EpochMetrics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = MlflowClient.create_run
+
+    def create_run(client: MlflowClient, *args: Any, **named: Any) -> Run:
+        if named["run_name"] == "s":
+            raise MlflowException("no", INVALID_PARAMETER_VALUE)
+        return original(client, *args, **named)
+
+    for refused in (True, False, False):
+        with monkeypatch.context() as patch:
+            if refused:
+                patch.setattr(MlflowClient, "create_run", create_run)
+            tracking = opened(mlflow_uri)
+            tell(tracking, "a-00", history, "finished")
+            tell(tracking, "a-01", history[:3])
+            assert tracking.finish("interrupted", {}, [], timeout=60) != refused
+        found = runs(mlflow_uri)
+        parent = found.pop(PARENT).info.run_id if not refused else None
+        assert [run.data.tags.get("mlflow.parentRunId") for run in found.values()] == [parent] * 2
+        assert_each_epoch_once(mlflow_uri, found["a-00"], history)
 
 
 def test_one_run_that_mlflow_refuses_keeps_no_other_out(
@@ -341,52 +388,14 @@ def test_finish_says_when_mlflow_is_away(history: list[EpochMetrics], monkeypatc
 
 
 @pytest.fixture
-def server(mlflow_uri: str, tmp_path: Path) -> Iterator[Callable[[], tuple[str, Callable[[], None]]]]:
-    """Starts an MLflow server on one port and returns its address and what kills it; can be called again after that."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-    running: list[subprocess.Popen[bytes]] = []
-
-    def kill() -> None:
-        process = running.pop()
-        # The server's workers are its children: the whole group, which holds nothing else.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def start() -> tuple[str, Callable[[], None]]:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-        command += [
-            "--backend-store-uri",
-            mlflow_uri,
-            "--workers",
-            "1",
-            "--default-artifact-root",
-            str(tmp_path / "art"),
-        ]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        log = (tmp_path / "server.log").open("ab")
-        with log:
-            running.append(
-                subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment, cwd=tmp_path)
-            )
-        address = f"http://127.0.0.1:{port}"
-        while True:
-            assert running[-1].poll() is None, (tmp_path / "server.log").read_text()
-            try:
-                with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
-                    assert answer.read() == b"OK"
-                return address, kill
-            except OSError:
-                time.sleep(0.1)
-
-    yield start
-    while running:
-        kill()
+def server(mlflow_uri: str, tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path, mlflow_uri) as started:
+        yield started
 
 
 @pytest.mark.slow
 def test_a_server_that_dies_and_comes_back_has_everything_once(
-    server: Callable[[], tuple[str, Callable[[], None]]],
+    server: Server,
     mlflow_uri: str,
     history: list[EpochMetrics],
     tmp_path: Path,
@@ -394,8 +403,7 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    address, kill = server()
-    tracking = opened(address, dataset=DIGITS)
+    tracking = opened(server.address, dataset=DIGITS)
     told = threading.Event()
 
     def tell_all() -> None:
@@ -411,9 +419,9 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
     teller = threading.Thread(target=tell_all)
     teller.start()
     time.sleep(1.2)
-    kill()
+    server.kill()
     time.sleep(1)
-    server()
+    server.start()
     teller.join()
     assert told.is_set()
     for trial in range(6):
@@ -429,12 +437,41 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
     assert set(found) == {PARENT, "a", *(f"a-{trial:02d}" for trial in range(6))}
     client = MlflowClient(mlflow_uri)
     logged = client.get_logged_model(found[PARENT].data.tags["winning_model"].removeprefix("models:/"))
-    assert (Path(logged.artifact_location) / "MLmodel").read_text() == "flavors: {}"
+    stored = tmp_path / "artifacts" / logged.artifact_location.removeprefix("mlflow-artifacts:/")
+    assert (stored / "MLmodel").read_text() == "flavors: {}"
     assert [file.path for file in client.list_artifacts(found[PARENT].info.run_id, "model")] == ["model/MLmodel"]
     for name, run in found.items():
         assert run.info.status == "FINISHED"
         assert_dataset_once(run)
         if name not in (PARENT, "a"):
+            assert_each_epoch_once(mlflow_uri, run, history)
+
+
+@pytest.mark.slow
+def test_answers_that_are_lost_or_refused_double_and_lose_nothing(
+    server: Server, mlflow_uri: str, history: list[EpochMetrics], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server behind a bad line and a busy gateway, whose database is restarted and whose login runs out."""
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.01)
+    (tmp_path / "table.md").write_text("| a |")
+    turns: dict[str, Iterator[int | None]] = {}
+
+    def judge(path: str) -> int | None:
+        fates = (Between.LOST, None, 500, 503, 429, 401, 403, 404, Between.LOST)
+        return next(turns.setdefault(path, iter(fates)), None)
+
+    with Between(server.address, judge) as between:
+        tracking = opened(between.address, dataset=DIGITS)
+        for name in ("a-00", "a-01"):
+            tell(tracking, name, history, "finished")
+        assert tracking.finish("finished", {}, [tmp_path / "table.md"], timeout=120)
+    assert len(turns) >= 8, turns
+    found = runs(mlflow_uri)
+    assert set(found) == {PARENT, "a-00", "a-01"}
+    for name, run in found.items():
+        assert run.info.status == "FINISHED"
+        assert_dataset_once(run)
+        if name != PARENT:
             assert_each_epoch_once(mlflow_uri, run, history)
 
 

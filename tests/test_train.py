@@ -8,7 +8,7 @@ import math
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from search_spaces import SPACES
+from tuner.checkpoints import Checkpoints
 from tuner.convergence import is_over
 from tuner.damping import damping_ratio
 from tuner.errors import InvalidInput
 from tuner.knobs import knobs_at
 from tuner.order import Batch, shuffled_batches
-from tuner.settings import Setting, with_settings
+from tuner.settings import Setting, digest, with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec
+from tuner.store import Store
 from tuner.train import Training, train
 from tuner.train_command import main
 from tuner.workloads.data import load_data
@@ -54,20 +56,30 @@ def numbers(history: list[EpochMetrics]) -> list[dict[str, object]]:
     return [{k: v for k, v in dataclasses.asdict(metrics).items() if k not in TIMES} for metrics in history]
 
 
+def kept(spec: TrialSpec, store: Store) -> Iterator[EpochMetrics]:
+    """Trains on the CPU with a checkpoint every epoch."""
+    return train(spec, store=store, checkpoint_seconds=0, device=CPU)
+
+
+def newest(spec: TrialSpec, folder: Path) -> dict[str, Any]:
+    content = Checkpoints(Store(folder), spec_digest=digest(spec)).newest()
+    assert content is not None
+    return content
+
+
 @pytest.mark.parametrize("variant", sorted(SPACES))
 def test_a_training_resumed_after_each_epoch_is_bit_for_bit_the_uninterrupted_one(variant: str, tmp_path: Path) -> None:
     spec = small(variant)
     whole = Training(spec, CPU)
     while not is_over(spec, whole.history):
         whole.run_leg()
-    checkpoint = tmp_path / "checkpoint.pt"
     for num_epochs in range(1, len(whole.history) + 1):
         torch.manual_seed(num_epochs)  # a resumed training owes nothing to the process it runs in
-        history = list(itertools.islice(train(spec, checkpoint=checkpoint, device=CPU), num_epochs))
+        history = list(itertools.islice(kept(spec, Store(tmp_path)), num_epochs))
     assert numbers(history) == numbers(whole.history)
     assert history[-1].gradient_evaluations == history[-1].budget
     resumed = Training(spec, CPU)
-    resumed.restore(checkpoint)
+    resumed.restore(newest(spec, tmp_path))
     for name, tensor in whole.network.model.state_dict().items():
         assert torch.equal(tensor, resumed.network.model.state_dict()[name]), name
 
@@ -100,30 +112,28 @@ def test_every_variant_descends_on_a_convex_problem(variant: str) -> None:
 
 
 def test_seconds_go_on_counting_over_a_resumption(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint.pt"
-    first = next(train(small(), checkpoint=checkpoint, device=CPU))
-    replayed, second, *_ = train(small(), checkpoint=checkpoint, device=CPU)
+    first = next(kept(small(), Store(tmp_path)))
+    replayed, second, *_ = kept(small(), Store(tmp_path))
     assert replayed == first
     assert second.seconds > first.seconds and second.evaluation_seconds > first.evaluation_seconds
 
 
-def test_a_checkpoint_cut_short_is_as_none_and_a_draft_is_never_taken(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint.pt"
-    first = next(train(small(), checkpoint=checkpoint, device=CPU))
+def test_a_checkpoint_cut_short_is_as_none(tmp_path: Path) -> None:
+    first = next(kept(small(), Store(tmp_path)))
+    (checkpoint,) = tmp_path.iterdir()
     content = checkpoint.read_bytes()
     for length in (0, 10, len(content) // 2, len(content) - 1):
         checkpoint.write_bytes(content[:length])
-        again = next(train(small(), checkpoint=checkpoint, device=CPU))
+        again = next(kept(small(), Store(tmp_path)))
         assert numbers([again]) == numbers([first])
         assert again.finished_at > first.finished_at, "trained again, not replayed"
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert list(tmp_path.iterdir()) == [checkpoint]
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint.pt"
-    next(train(small(), checkpoint=checkpoint, device=CPU))
+    next(kept(small(), Store(tmp_path)))
     with pytest.raises(InvalidInput, match="another training"):
-        next(train(small(seed=1), checkpoint=checkpoint, device=CPU))
+        next(kept(small(seed=1), Store(tmp_path)))
 
 
 def test_same_seed_same_numbers_other_seed_others() -> None:
@@ -310,9 +320,9 @@ def test_all_knobs_at_once_are_resumed_bit_for_bit_in_the_middle_of_blocks(
     whole = list(train(spec, device=CPU))
     for num_epochs in range(1, len(whole) + 1):
         torch.manual_seed(num_epochs)
-        history = list(itertools.islice(train(spec, checkpoint=tmp_path / "c.pt", device=CPU), num_epochs))
+        history = list(itertools.islice(kept(spec, Store(tmp_path / "c")), num_epochs))
     assert numbers(history) == numbers(whole)
-    assert torch.load(tmp_path / "c.pt", weights_only=True)["anchor"] is not None
+    assert newest(spec, tmp_path / "c")["anchor"] is not None
     assert history[-1].lr < 0.02 and history[-1].p == 2.0, "schedules end with the last iterate"
 
 
@@ -342,12 +352,12 @@ def test_the_hybrid_switches_at_the_accuracy_and_stays_over_a_resumption(tmp_pat
         "momentum.value": 0.77,
     }
     spec = small(optimizer=with_settings(OptimizerSpec(), settings), epochs=6)
-    history = list(train(spec, checkpoint=tmp_path / "whole.pt", device=CPU))
+    history = list(kept(spec, Store(tmp_path / "whole")))
     reached = next(m.epoch for m in history if m.validation_accuracy >= 0.12)
     assert 1 <= reached < 6
     assert [m.epoch for m in history if m.momentum == 0.77] == list(range(reached + 1, 7))
     for _ in range(2):
-        resumed = list(itertools.islice(train(spec, checkpoint=tmp_path / "c.pt", device=CPU), reached + 1))
+        resumed = list(itertools.islice(kept(spec, Store(tmp_path / "c")), reached + 1))
     assert numbers(resumed) == numbers(history)[: reached + 1]
 
 
@@ -433,7 +443,8 @@ def test_training_needs_neither_ray_nor_optuna_nor_mlflow(tmp_path: Path) -> Non
         (["--set", "workload.model=resnet9"], "resnet8"),
         (["--spec", "/nowhere.json"], "--spec /nowhere.json"),
         (["--threads", "0"], "--threads 0: must be at least 1"),
-        (["--checkpoint", "/nowhere/c.pt"], "--checkpoint /nowhere/c.pt: there is no such folder"),
+        (["--checkpoints", "/dev/null/c"], "--checkpoints /dev/null/c: cannot be written to"),
+        (["--checkpoints", "nowhere://c"], "--checkpoints nowhere://c: cannot be written to"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -468,8 +479,8 @@ def test_a_validation_loss_that_is_not_finite_is_a_divergence(monkeypatch: pytes
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint.pt"
-    next(train(small(), checkpoint=checkpoint, device=CPU))
+    next(kept(small(), Store(tmp_path)))
+    (checkpoint,) = tmp_path.iterdir()
     torch.save({**torch.load(checkpoint, weights_only=True), "format": 1}, checkpoint)
     with pytest.raises(InvalidInput, match="another training"):
-        next(train(small(), checkpoint=checkpoint, device=CPU))
+        next(kept(small(), Store(tmp_path)))

@@ -139,6 +139,18 @@ def test_a_batch_gives_the_same_bits_again(digits: Images) -> None:
         assert torch.equal(images, images_again) and torch.equal(labels, labels_again)
 
 
+def test_parts_of_batches_and_splits_are_the_bits_of_the_whole(digits: Images) -> None:
+    (batch,) = shuffled_batches(digits.sizes["train"], 64, seed=1, epoch=2)[:1]
+    ((images, labels),) = digits.train_batches([batch])
+    parts = [next(digits.train_batches([batch], part)) for part in (slice(0, 24), slice(24, 64))]
+    assert torch.equal(torch.cat([x for x, _ in parts]), images)
+    assert torch.equal(torch.cat([y for _, y in parts]), labels)
+    parts = [*digits.evaluation_batches("test", slice(0, 300)), *digits.evaluation_batches("test", slice(300, None))]
+    whole = list(digits.evaluation_batches("test"))
+    assert torch.equal(torch.cat([x for x, _ in parts]), torch.cat([x for x, _ in whole]))
+    assert torch.equal(torch.cat([y for _, y in parts]), torch.cat([y for _, y in whole]))
+
+
 def test_the_seed_moves_the_images_and_not_the_labels(digits: Images) -> None:
     indices = torch.arange(64)
     (images, labels), (others, others_labels) = digits.train_batches([Batch(indices, 0), Batch(indices, 1)])

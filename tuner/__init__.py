@@ -23,6 +23,7 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     mlflow_database  MLflow's SQLite file, made whole or not at all
     system_load      this machine's load
     trial            the Ray actor that trains and tests
+    replica_actor    its other processes, where a trial has several
     train_command    python -m tuner.train
     served_model     a confirmed run as a model that MLflow loads and serves
     variants         names, a user's own variants, changed ranges
@@ -35,6 +36,8 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     train            train(spec): pure PyTorch, like everything below
     final_weights    final weights, and the one place where the test split is read
     network          model, optimizer and average: what a step changes
+    replicas         several processes that train one network
+    batch_norm       BatchNorm over a batch that they share
     knobs            what the knobs stand at in each step
     optimizers       update rules: the direction and the length of a step
     workloads        data and models

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from dataclasses import dataclass
 
 import ray
@@ -16,6 +17,7 @@ from tuner.plan import SearchSpec
 OBJECT_STORE_BYTES = 256 * 2**20
 """Trials send metrics alone; Ray would set a third of the memory aside."""
 MOST_MACHINES = 1000
+RECOUNT_SECONDS = 2.0
 PROBE_SECONDS = 10
 """How long a cluster's address may take to answer."""
 
@@ -34,10 +36,31 @@ class Resources:
         return max(1, int(self.cpus))
 
 
+class Slots:
+    """How many trials fit at a time into a cluster that grows and shrinks."""
+
+    def __init__(self, spec: SearchSpec, resources: Resources) -> None:
+        self._spec, self._resources = spec, resources
+        self._slots, self._counted_at = resources.slots, time.monotonic()
+
+    def now(self) -> int:
+        """As many as at the last count, a few seconds ago at most."""
+        if self._spec.address is not None and time.monotonic() - self._counted_at > RECOUNT_SECONDS:
+            bundles = _num_fitting(_machines(), self._resources.cpus, self._resources.gpus)
+            self._slots = bundles // self._spec.workers_per_trial
+            self._counted_at = time.monotonic()
+        return self._slots
+
+
 def check_local_cpus(spec: SearchSpec) -> None:
     """Refuses more CPUs a trial than this machine has, before anything is started."""
     if spec.address is None and spec.cpus_per_trial > cpu_count():
         raise InvalidInput(f"--cpus-per-trial {spec.cpus_per_trial:g}: this machine has {cpu_count()}")
+    if spec.address is None and spec.workers_per_trial * spec.cpus_per_trial > cpu_count():
+        raise InvalidInput(
+            f"--workers-per-trial {spec.workers_per_trial}: must be at most {cpu_count() // spec.cpus_per_trial:g} "
+            f"with --cpus-per-trial {spec.cpus_per_trial:g}, this machine has {cpu_count()}"
+        )
 
 
 def start_ray(spec: SearchSpec) -> Resources:
@@ -81,8 +104,7 @@ def _probe(address: str) -> None:
 
 
 def _share(spec: SearchSpec) -> Resources:
-    # A cluster that can grow is taken at its full size, so that trials wait for the machines that are to be started.
-    machines = _startable_machines() or [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = _machines()
     most_gpus = max(machine.get("GPU", 0.0) for machine in machines)
     gpus = spec.gpus_per_trial if spec.gpus_per_trial is not None else float(most_gpus >= 1)
     where = "this machine" if spec.address is None else "the largest machine of the cluster"
@@ -90,12 +112,26 @@ def _share(spec: SearchSpec) -> Resources:
         most = max(machine.get(kind, 0.0) for machine in machines)
         if wanted > most:
             raise InvalidInput(f"--{name}-per-trial {wanted:g}: {where} has {most:g}")
-    fitting = sum(_fit(machine, spec.cpus_per_trial, gpus) for machine in machines)
+    fitting = _num_fitting(machines, spec.cpus_per_trial, gpus)
     if fitting == 0:
         raise InvalidInput(
             f"--cpus-per-trial {spec.cpus_per_trial:g} --gpus-per-trial {gpus:g}: no machine of the cluster has both"
         )
-    return Resources(spec.cpus_per_trial, gpus, min(fitting, spec.max_concurrent or fitting))
+    slots = fitting // spec.workers_per_trial
+    if slots == 0:
+        where = "this machine" if spec.address is None else "the cluster"
+        raise InvalidInput(f"--workers-per-trial {spec.workers_per_trial}: {where} has room for {fitting}")
+    return Resources(spec.cpus_per_trial, gpus, min(slots, spec.max_concurrent or slots))
+
+
+def _machines() -> list[dict[str, float]]:
+    """Resources of each machine; a cluster that can grow is taken at its full size, so that trials wait for machines
+    that are to be started."""
+    return _startable_machines() or [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _num_fitting(machines: list[dict[str, float]], cpus: float, gpus: float) -> int:
+    return sum(_fit(machine, cpus, gpus) for machine in machines)
 
 
 def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:

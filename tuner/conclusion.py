@@ -25,7 +25,6 @@ from tuner.report.writing import write_report
 from tuner.results import Record, Search
 from tuner.run_folder import LOG, programs_of
 from tuner.settings import digest
-from tuner.study import close_storage
 from tuner.tracking import WinningModel
 
 FLUSH_SECONDS, INTERRUPTED_FLUSH_SECONDS = 120.0, 6.0
@@ -41,17 +40,20 @@ def conclude(
     resources: Resources | None = None,
     interrupted: bool = False,
     cut_off: bool = False,
+    storage_failed: str | None = None,
 ) -> SearchResult:
-    """Writes the report, tells MLflow the end and prints the leaderboard; after Ctrl-C only what is quick."""
+    """Writes the report, tells MLflow the end and prints the leaderboard; after Ctrl-C, and where the storage failed
+    (the sentence says how), only what is quick and needs none."""
     search, spec, folder = ledger.search, ledger.spec, ledger.search.folder
-    unfinished = interrupted or cut_off
+    unfinished = interrupted or cut_off or storage_failed is not None
+    quick = interrupted or storage_failed is not None
     search.programs = programs_of(folder)
     table = leaderboard(search)
     first = table.rows[0][0]
     paths: list[Path] = []
     sentences: tuple[str, ...] = ()
     model, tags = None, {}
-    if not interrupted:
+    if not quick:
         saving = None if cut_off else _save_model(search, first)
         report, paths = write_report(search)
         sentences = report.sections[0].sentences
@@ -67,11 +69,11 @@ def conclude(
         "interrupted" if unfinished else "finished",
         {"search/train_share": share} if share else {},
         paths,
-        timeout=INTERRUPTED_FLUSH_SECONDS if interrupted else FLUSH_SECONDS,
+        timeout=INTERRUPTED_FLUSH_SECONDS if quick else FLUSH_SECONDS,
         tags=tags,
         model=model,
     )
-    close_storage(ledger.storage)
+    ledger.close()
     console.print(_for_terminal(table))
     best = search.best(first)
     lines = [*sentences, f"Best settings of {first}, by trial {best.name}:" if best else "No trial finished."]
@@ -83,11 +85,12 @@ def conclude(
     lines += [f"Report: {path}" for path in paths if path.suffix == ".html"]
     lines += [f"Files: {folder}", f"MLflow: {_browse(spec.tracking_uri)}"]
     if unfinished or not in_mlflow:
-        why = "Stopped." if unfinished else f"MLflow has not taken everything yet, see {folder / LOG}."
+        why = f"Stopped: {storage_failed}." if storage_failed else "Stopped."
+        why = why if unfinished else f"MLflow has not taken everything yet, see {folder / LOG}."
         lines.append(f"{why} {how_to_go_on(spec)}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    return SearchResult(folder, best.name if best else None, interrupted)
+    return SearchResult(folder, best.name if best else None, interrupted, storage_failed is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,8 @@ def _save_model(search: Search, winner: str) -> _Saving | None:
 
 def _start(search: Search, run: Record, out: Path) -> subprocess.Popen[bytes]:
     with (search.folder / LOG).open("ab") as log:
-        command = [sys.executable, "-m", "tuner.served_model", str(search.folder / run.folder_name), str(out)]
+        folder, weights = search.folder / run.folder_name, search.store(run).place
+        command = [sys.executable, "-m", "tuner.served_model", str(folder), str(out), "--weights", weights]
         # A user's own model is found where this program finds it.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 
@@ -31,7 +34,7 @@ def only_display(log: Path) -> Iterator[Console]:
     to_log.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logging.getLogger("tuner").addHandler(to_log)
     try:
-        with os.fdopen(os.dup(saved[0]), "w") as terminal:
+        with os.fdopen(os.dup(saved[0]), "w") as terminal, _outliving(terminal, log):
             yield Console(file=terminal, width=None if terminal.isatty() else PLAIN_WIDTH)
     finally:
         sys.stdout.flush()
@@ -40,3 +43,22 @@ def only_display(log: Path) -> Iterator[Console]:
             os.dup2(original, descriptor)
             os.close(original)
         logging.getLogger("tuner").removeHandler(to_log)
+
+
+@contextmanager
+def _outliving(terminal: TextIO, log: Path) -> Iterator[None]:
+    """When the terminal is lost, a window closed or a connection cut, the program goes on; the log gets the rest."""
+    if threading.current_thread() is not threading.main_thread() or not terminal.isatty():
+        yield
+        return
+
+    def hang_up(*_: object) -> None:
+        with log.open("a") as file:
+            for descriptor in (0, terminal.fileno()):
+                os.dup2(file.fileno(), descriptor)
+
+    before = signal.signal(signal.SIGHUP, hang_up)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from pathlib import Path
+import io
 from typing import Any
 
 import torch
 
 from tuner.errors import InvalidInput
 from tuner.network import Network
+from tuner.outage import patiently
 from tuner.settings import digest, with_settings
 from tuner.spec import TrialSpec
+from tuner.store import WEIGHTS, Store
 from tuner.workloads.data import cached_data
 
 FORMAT = 1
 
 
-def save_weights(network: Network, path: Path) -> None:
-    """Writes the weights and buffers that evaluation uses, on the CPU, whole or not at all; with the spec's digest and
-    that of the images and their splits."""
+def save_weights(network: Network, store: Store) -> None:
+    """Writes the weights and buffers that evaluation uses, on the CPU, with the spec's digest and that of the images
+    and their splits.  Raises :class:`StorageFailed` where the storage stays away."""
     content = {
         "format": FORMAT,
         "spec": digest(network.spec),
         "data": network.data.digest,
         "model": network.evaluated_state(),
     }
-    draft = path.with_name(f"{path.name}.new{os.getpid()}")
-    torch.save(content, draft)
-    draft.replace(path)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    patiently(f"{store.place}/{WEIGHTS}", lambda: store.write(WEIGHTS, buffer.getvalue()))
 
 
-def load_weights(path: Path, spec: TrialSpec) -> dict[str, Any]:
+def load_weights(store: Store, spec: TrialSpec) -> dict[str, Any]:
     """What :func:`save_weights` wrote: ``model`` and ``data``.
 
     Raises :class:`InvalidInput` for weights that are not there or of another training.
     """
+    path = f"{store.place}/{WEIGHTS}"
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(io.BytesIO(store.read(WEIGHTS)), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InvalidInput(f"{path} is not there") from None
     if content.get("format") != FORMAT or content.get("spec") != digest(spec):
@@ -46,16 +48,16 @@ def load_weights(path: Path, spec: TrialSpec) -> dict[str, Any]:
     return content
 
 
-def score_on_test(spec: TrialSpec, path: Path, device: torch.device | None = None) -> tuple[float, float, str]:
+def score_on_test(spec: TrialSpec, store: Store, device: torch.device | None = None) -> tuple[float, float, str]:
     """Loss and accuracy of final weights on the test split, and the digest of the data.
 
     Raises :class:`InvalidInput` where the data is not what the weights were trained on.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    content = load_weights(path, spec)
+    content = load_weights(store, spec)
     data = cached_data(spec.workload, device, sealed=False)
     if data.digest != content["data"]:
-        raise InvalidInput(f"{path}: the data is not what these weights were trained on")
+        raise InvalidInput(f"{store.place}: the data is not what these weights were trained on")
     # The weights are those of the average already, where there is one.
     network = Network(
         dataclasses.replace(spec, optimizer=with_settings(spec.optimizer, {"average.decay": 0.0})),

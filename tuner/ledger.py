@@ -7,21 +7,37 @@ everything is told again.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from optuna.storages import RDBStorage
 
 from tuner.convergence import is_over, speed_metrics, time_to_target
+from tuner.outage import patiently
 from tuner.results import POINTS, Record, Search, read_confirmed
 from tuner.rungs import Rungs
 from tuner.settings import flatten
 from tuner.spec import EpochMetrics, TrialSpec
-from tuner.study import VariantStudy, trial_name
+from tuner.store import CHECKPOINT
+from tuner.study import VariantStudy, close_storage, trial_name
 from tuner.tracking import Tracking
-from tuner.trial_folder import CHECKPOINT, FAILURE, FinalScore, confirmed_name, read_epochs, write_spec
+from tuner.trial_folder import (
+    FAILURE,
+    FinalScore,
+    append_epoch,
+    confirmed_name,
+    mend_log,
+    read_epochs,
+    write_spec,
+    write_test,
+    write_whole,
+)
+
+logger = logging.getLogger(__name__)
 
 END = object()
 
@@ -41,6 +57,9 @@ class Ledger:
         self.all_planned = False
         """Whether :meth:`next_trial` has nothing more to give, now or later."""
         self._live: list[Record] = []
+        self._logged: dict[str, set[int]] = {}
+        """Epochs in the logs of trainings that earlier programs began."""
+        self._pruning = ThreadPoolExecutor(1, thread_name_prefix="pruning")
         self._tests: dict[str, Record] = {}
         """Readings of the test split, by name: no trainings, so no records."""
         self._rungs = {variant.name: Rungs() for variant in search.variants}
@@ -106,6 +125,7 @@ class Ledger:
                 self._close(record)
             else:
                 record.status, record.history = "pending", []  # its worker tells these epochs again
+        self._pruning.submit(self._prune, {record.folder_name for record in self.records.values() if record.ended})
 
     def _plan(self) -> Iterator[Record | None]:
         yield from [record for record in self.records.values() if record.ended]
@@ -152,7 +172,7 @@ class Ledger:
             if spec not in made:
                 number = min(set(range(1, len(runs) + 2)) - {record.number for record in runs})
                 record = Record(confirmed_name(variant, number), variant, number, spec, "confirm")
-                write_spec(self._folder(record), spec)
+                self._write(record, lambda folder, spec=spec: write_spec(folder, spec))  # type: ignore[misc]
                 made[spec] = self.records[record.name] = record
                 runs.append(record)
         return [record for record in made.values() if not record.ended]
@@ -186,15 +206,30 @@ class Ledger:
         if record.status == "pending":
             record.status = "running"
             if record.phase != "test":
+                self._write(record, lambda folder: self._begin(record, folder))
                 self._open(record)
+
+    def _begin(self, record: Record, folder: Path) -> None:
+        write_spec(folder, record.spec)
+        self._logged[record.name] = mend_log(folder)
+
+    def lost_machine(self, name: str) -> None:
+        """The machine that trained it is gone; it goes on elsewhere from its last checkpoint."""
+        record = self.records.get(name) or self._tests[name]
+        record.num_lost_machines += 1
+        if record.phase != "test":
+            self._open(record)
 
     def record(self, name: str, metrics: EpochMetrics, busy_seconds: float) -> None:
         """A trial has told an epoch; one that it told before changes nothing."""
+        self.start(name)
         record = self.records[name]
         record.busy_seconds += busy_seconds
         if record.history and metrics.epoch <= record.history[-1].epoch:
             return
         record.history.append(metrics)
+        if metrics.epoch not in self._logged[name]:
+            self._write(record, lambda folder: append_epoch(folder, metrics))
         if record.phase == "explore":
             self.studies[record.variant].report(record.number, record.history)
         self.tracking.log_epoch(name, metrics)
@@ -202,7 +237,9 @@ class Ledger:
     def record_test(self, name: str, score: FinalScore, busy_seconds: float) -> None:
         """The test split has been read for a confirmed run."""
         self._tests[name].busy_seconds += busy_seconds
-        self.records[_tested(name)].test = score
+        record = self.records[_tested(name)]
+        self._write(record, lambda folder: write_test(folder, score))
+        record.test = score
 
     def goes_on(self, name: str, metrics: EpochMetrics) -> bool:
         """Whether a trial with this epoch, not its last, behind it trains on; confirmed runs always do."""
@@ -230,7 +267,7 @@ class Ledger:
         if record.phase == "explore":
             self.studies[record.variant].tell(record.number, record.status, record.history, failure)
         elif failure is not None:
-            (self._folder(record) / FAILURE).write_text(failure + "\n")
+            self._write(record, lambda folder: write_whole(folder / FAILURE, failure + "\n"))
         self._close(record)
 
     def busy_share(self, slots: int) -> float | None:
@@ -274,14 +311,34 @@ class Ledger:
             summary |= _scores(record)
             self.tracking.end_trial(record.name, record.status, summary, last, {**self._tags(record), **(tags or {})})
         # Only after Optuna was told: whoever resumes finds the end there, or the checkpoint here.
-        for left in self._folder(record).glob(f"{CHECKPOINT}*"):
-            left.unlink(missing_ok=True)
+        self._pruning.submit(self._prune, {record.folder_name})
+
+    def _prune(self, ended: set[str]) -> None:
+        """Deletes the checkpoints of trainings that have ended; in a thread, as storage may be slow to answer."""
+        try:
+            for name in self.search.root.names(*ended):
+                folder, _, file = name.rpartition("/")
+                if folder in ended and CHECKPOINT.fullmatch(file):
+                    self.search.root.delete(name)
+        except OSError as error:
+            logger.warning("Checkpoints of ended trials stay until the search is resumed: %s", error)
+
+    def close(self) -> None:
+        """Ends what this program has open; what was told stands."""
+        self._pruning.shutdown()
+        close_storage(self.storage)
+
+    def _write(self, record: Record, write: Callable[[Path], None]) -> None:
+        """Writes into a training's folder.  Raises :class:`StorageFailed` where the disk stays away or full."""
+        folder = self._folder(record)
+        patiently(str(folder), lambda: write(folder))
 
     def _tags(self, record: Record) -> dict[str, str]:
+        lost = {"lost_machines": str(record.num_lost_machines)} if record.num_lost_machines else {}
         if record.phase == "explore":
-            return self.studies[record.variant].tags(record.number)
+            return self.studies[record.variant].tags(record.number) | lost
         failure = self._folder(record) / FAILURE
-        tags = {"confirms": " ".join(self.search.points_of(record)) or "an earlier best"}
+        tags = {"confirms": " ".join(self.search.points_of(record)) or "an earlier best", **lost}
         return {**tags, "failure": failure.read_text().strip()} if record.status == "failed" else tags
 
     def _folder(self, record: Record) -> Path:

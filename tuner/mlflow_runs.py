@@ -19,7 +19,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 # It would print two lines into the display for each run that ends.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
@@ -73,6 +73,8 @@ class RunState:
     """What is known to be in MLflow of one run, and what is waiting to go there."""
 
     run_id: str | None = None
+    parent_id: str | None = None
+    """The run that it names as its parent."""
     ended: bool = False
     logged_epoch: int = 0
     has_dataset: bool = False
@@ -136,12 +138,20 @@ class Runs:
         self._experiment_id = (
             experiment.experiment_id if experiment else client.create_experiment(self._experiment, tags=EXPERIMENT_TAGS)
         )
+        found: dict[str, list[Run]] = {}
         for run in self._existing():
-            name = run.data.tags[TRIAL_TAG]
+            found.setdefault(run.data.tags[TRIAL_TAG], []).append(run)
+        for name, same in found.items():
             state = self.by_name.setdefault(name, RunState())
+            run = max(same, key=lambda run: _worth(run, state.run_id))
+            for other in same:
+                # Asked for in vain, as it seemed, and made long after: by a server that had waited for its database.
+                if other is not run and other.info.lifecycle_stage == LifecycleStage.ACTIVE:
+                    client.delete_run(other.info.run_id)
             if state.run_id is not None:
                 continue
             state.run_id = run.info.run_id
+            state.parent_id = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
             state.has_dataset = bool(run.inputs and run.inputs.dataset_inputs)
             state.metric_names = frozenset(run.data.metrics)
             if name == PARENT:
@@ -191,6 +201,9 @@ class Runs:
             run.metrics, run.params, run.tags, run.status = [], {}, {}, None
         else:
             self._write_to(name, run)
+        if name != PARENT and run.run_id and run.parent_id != (parent_id := self.by_name[PARENT].run_id) and parent_id:
+            # Made while MLflow refused the parent, or in the place of a database that was lost.
+            run.late_tags[MLFLOW_PARENT_RUN_ID] = run.parent_id = parent_id
         if (run.late_tags or run.late_metrics) and run.run_id is not None:
             tags = [RunTag(key, value) for key, value in run.late_tags.items()]
             self._client.log_batch(run.run_id, run.late_metrics, tags=tags)
@@ -198,7 +211,7 @@ class Runs:
 
     def _write_to(self, name: str, run: RunState) -> None:
         if run.run_id is None:
-            # None, too, where MLflow has refused the parent: its trials are then runs of their own.
+            # None, too, where MLflow has refused the parent: its trials are runs of their own until one is made.
             parent_id = self.by_name[PARENT].run_id
             parent = {MLFLOW_PARENT_RUN_ID: parent_id} if parent_id else {}
             created = self._client.create_run(
@@ -206,7 +219,7 @@ class Runs:
                 run_name=name or self._search,
                 tags={**self._shared_tags, TRIAL_TAG: name, **parent, **run.tags},
             )
-            run.run_id, run.tags = created.info.run_id, {}
+            run.run_id, run.parent_id, run.tags = created.info.run_id, parent_id, {}
         if self._inputs and not run.has_dataset:
             # Told twice, after a lost answer, it is one input still.
             self._client.log_inputs(run.run_id, self._inputs)
@@ -248,6 +261,12 @@ class Runs:
             tags = {SEARCH_TAG: self._search_id, SPEC_TAG: model.spec_digest}
             uri = log_model(self._client, self._experiment_id, name, model.folder, tags=tags, run_ids=run_ids)
             self._client.set_tag(run_ids[-1], MODEL_TAG, uri)
+
+
+def _worth(run: Run, known: str | None) -> tuple[bool, bool, bool, int]:
+    """Of several runs of one training, the one that this program knows is kept, else the one that holds most."""
+    active = run.info.lifecycle_stage == LifecycleStage.ACTIVE
+    return run.info.run_id == known, active, run.info.status != "RUNNING", len(run.data.metrics)
 
 
 def _input(dataset: DataSet) -> DatasetInput:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -19,10 +19,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from tuner.batch_norm import taken_alone
 from tuner.curvature import Curvature, estimate_curvature
 from tuner.knobs import Knobs
 from tuner.optimizers import RandomScaling, make_optimizer, set_knobs
 from tuner.order import Batch
+from tuner.replicas import ALONE, Replicas
 from tuner.spec import TrialSpec
 from tuner.workloads.data import Images
 from tuner.workloads.models import build_model
@@ -37,22 +39,32 @@ SCALE_STREAM = 0x5CA1E
 
 
 class Network:
-    """The state of a training and the maps of it.  Seeds torch's global generators."""
+    """The state of a training and the maps of it.  Seeds torch's global generators.
 
-    def __init__(self, spec: TrialSpec, data: Images, device: torch.device, *, num_steps: int) -> None:
+    Several replicas hold it alike, and have to call the methods that change or evaluate it alike.  Their steps are
+    those of one process on the whole batches, but for rounding, where the model treats each image by itself or by
+    BatchNorm, and has no dropout: replicas draw other masks than one process.
+    """
+
+    def __init__(
+        self, spec: TrialSpec, data: Images, device: torch.device, *, num_steps: int, replicas: Replicas = ALONE
+    ) -> None:
         self.spec = spec
         self.data = data
         self.device = device
+        self.replicas = replicas
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
         torch.manual_seed(spec.seed)
         model = build_model(
             spec.workload, num_classes=data.num_classes, channels=data.channels, image_size=data.image_size
         )
-        self.model: nn.Module = model.to(device=device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(device=device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = replicas.whole_batches(model)
         self.optimizer = make_optimizer(self.model.parameters(), spec.optimizer, num_steps=num_steps)
         decay = spec.optimizer.average.decay
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay > 0 else None
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if spec.compile else self.model
+        self.forward: nn.Module = torch.compile(self.model) if spec.compile else self.model  # type: ignore[assignment]
+        self.train_forward = replicas.averaged(self.forward)
 
     def state(self) -> dict[str, Any]:
         """Everything that a step changes; the tensors are the live ones."""
@@ -79,23 +91,30 @@ class Network:
         return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
     def step(self, number: int, batch: Batch, images: Tensor, labels: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
-        """The map of step ``number`` (from 0) and its batch; the loss before it and how many images were right."""
+        """The map of step ``number`` (from 0) and its batch; the loss before it and how many images were right.
+
+        ``images`` and ``labels`` are this replica's part; what is returned is of the whole batch.
+        """
         set_knobs(self.optimizer, **knobs._asdict(), rescale=self.spec.optimizer.momentum.rescale)
         if isinstance(self.optimizer, RandomScaling):
             self.optimizer.seek(number, batch.seed ^ SCALE_STREAM)
         self._seed(batch.seed)
         with self._autocast():
-            logits = self.forward(images.to(self.dtype))
+            logits = self.train_forward(images.to(self.dtype))
             loss = cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.model)
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        mean, num_correct = loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        if self.replicas.size > 1:
+            mean, num_correct = self.replicas.sums(mean / self.replicas.size, num_correct)
+        return mean, num_correct
 
     def evaluate(self, split: str, newest: Iterable[Batch] = ()) -> tuple[float, float]:
-        """Mean loss (inf where it is not finite) and accuracy over a whole split, in evaluation mode.
+        """Mean loss (inf where it is not finite) and accuracy over a whole split, in evaluation mode; each replica
+        takes a part of it.
 
         With an average its weights are evaluated, whose BatchNorm statistics are taken anew from ``newest``, the last
         batches of the training.
@@ -106,26 +125,26 @@ class Network:
             self._seed(self.spec.seed)
             with self._autocast():
                 # A short-lived name for each batch, no list of them.
-                update_bn((images.to(self.dtype) for images, _ in self.data.train_batches(newest)), self.average)
+                update_bn((images.to(self.dtype) for images, _ in self.train_batches(newest)), self.average)
             self.average.eval()
         self.model.eval()
         total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         total_correct = torch.zeros((), dtype=torch.int64, device=self.device)
         with torch.inference_mode():
-            for images, labels in self.data.evaluation_batches(split):
+            for images, labels in self.data.evaluation_batches(split, self.replicas.part(self.data.sizes[split])):
                 with self._autocast():
                     logits = forward(images.to(self.dtype))
                 total_loss += cross_entropy(logits.to(self.dtype), labels, reduction="sum")
                 total_correct += (logits.argmax(1) == labels).sum()
         self.model.train()
+        loss, num_correct = map(float, self.replicas.sums(total_loss, total_correct))
         size = self.data.sizes[split]
-        mean_loss = float(total_loss) / size
-        return mean_loss if math.isfinite(mean_loss) else math.inf, float(total_correct) / size
+        return loss / size if math.isfinite(loss) else math.inf, num_correct / size
 
     def curvature(self) -> Curvature | None:
         """The curvature of the training loss at the last weights on a fixed batch, BatchNorm in training mode.
 
-        In full precision; None where it is not finite.
+        In full precision; None where it is not finite.  A replica computes it alone, and asks no other.
         """
         generator = torch.Generator().manual_seed(self.spec.seed)
         indices = torch.randperm(self.data.sizes["train"], generator=generator)[:CURVATURE_IMAGES]
@@ -137,16 +156,20 @@ class Network:
             return cross_entropy(self.model(images), labels)
 
         # Fused attention has no second derivative.
-        with self._buffers_kept(), sdpa_kernel(SDPBackend.MATH):
+        with self._buffers_kept(), taken_alone(self.model), sdpa_kernel(SDPBackend.MATH):
             return estimate_curvature(loss, list(self.model.parameters()), seed=self.spec.seed)
+
+    def train_batches(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """This replica's part of the images and labels of each batch."""
+        return self.data.train_batches(batches, self.replicas.part(self.spec.workload.batch_size))
 
     def warm_up(self, batch: Batch) -> float:
         """Seconds to compile and load the kernels of a training and an evaluation step; leaves the state as it was."""
         started = time.perf_counter()
         with self._buffers_kept():
-            for images, labels in self.data.train_batches([batch]):
+            for images, labels in self.train_batches([batch]):
                 with self._autocast():
-                    cross_entropy(self.forward(images.to(self.dtype)), labels).backward()
+                    cross_entropy(self.train_forward(images.to(self.dtype)), labels).backward()
             for parameter in self.model.parameters():
                 parameter.grad = None
             self.evaluate("validation", [batch])
@@ -162,6 +185,7 @@ class Network:
             buffer.copy_(saved)
 
     def _seed(self, seed: int) -> None:
+        seed += self.replicas.rank
         # torch.manual_seed asks every kind of device there might be, at each step.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":

@@ -16,7 +16,7 @@ from search_spaces import expand
 from tuner.errors import InvalidInput, masked, unknown
 from tuner.spec import OptimizerSpec, Precision, TrialSpec, WorkloadSpec
 
-OK, NOTHING_FINISHED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, NOTHING_FINISHED, BAD_INPUT, STORAGE_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses of the command."""
 
 Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
@@ -41,6 +41,9 @@ CHANGEABLE_ON_RESUME = frozenset(
         "max_failures",
         "time_budget",
         "address",
+        "storage",
+        "tracking_uri",
+        "checkpoint_seconds",
     }
 )
 """Fields that may differ when a search is resumed: they change no number of a trial that was already planned."""
@@ -101,6 +104,9 @@ class SearchSpec:
     """CPUs, and threads, of each trial, above 0."""
     gpus_per_trial: float | None = None
     """GPUs of each trial; parts such as 0.25 share one. Default: one where there are any, else none."""
+    workers_per_trial: int = 1
+    """Processes that train each trial together, at least 1. Each takes an equal part of every batch, and the CPUs and
+    GPUs of a trial are those of each process; GPUs must be whole then."""
     max_concurrent: int | None = None
     """Largest number of trials at a time. Default: as many as fit."""
     max_failures: int = 2
@@ -117,6 +123,12 @@ class SearchSpec:
     """MLflow experiment."""
     system_metrics: bool = False
     """Log this machine's load (processors, memory, GPUs) to MLflow's parent run."""
+    checkpoints: str | None = None
+    """Folder or URI that all machines of a cluster reach (s3://bucket/folder, gs://..., any that fsspec knows), for
+    checkpoints and final weights. Default: the search's folder."""
+    checkpoint_seconds: float | None = None
+    """Least number of seconds between two checkpoints of a trial; 0: one every epoch. Default: as often as costs at
+    most 5% of the time."""
     output: str = "runs"
     """Folder that holds the searches' folders."""
     resume: str | None = None
@@ -149,10 +161,23 @@ class SearchSpec:
         _at_least("max_failures", self.max_failures, 0)
         _at_least("max_concurrent", self.max_concurrent, 1)
         _at_least("gpus_per_trial", self.gpus_per_trial, 0)
+        _at_least("workers_per_trial", self.workers_per_trial, 1)
+        if self.batch_size % self.workers_per_trial:
+            raise InvalidInput(
+                f"--batch-size {self.batch_size}: must be a multiple of --workers-per-trial {self.workers_per_trial}"
+            )
+        if self.workers_per_trial > 1 and (self.gpus_per_trial or 0) % 1:
+            raise InvalidInput(
+                f"--gpus-per-trial {self.gpus_per_trial:g}: must be whole with --workers-per-trial "
+                f"{self.workers_per_trial}"
+            )
         if not 0 < self.cpus_per_trial < math.inf:
             raise InvalidInput(f"--cpus-per-trial {self.cpus_per_trial}: must be above 0")
         if "://" in self.output:
-            raise InvalidInput(f"--output {self.output}: must be a folder, one that all machines share on a cluster")
+            raise InvalidInput(
+                f"--output {self.output}: must be a folder of this machine; what workers keep goes to --checkpoints"
+            )
+        _at_least("checkpoint_seconds", self.checkpoint_seconds, 0)
         if not self.experiment.strip():
             raise InvalidInput("--experiment: must not be empty")
         seconds(self.time_budget)
@@ -236,12 +261,16 @@ class SearchResult:
     best_trial: str | None
     """Name of the trial whose settings lead the leaderboard; None where no trial finished."""
     interrupted: bool
+    storage_failed: bool = False
+    """Whether it stopped because a database or a disk stayed away or full."""
 
     @property
     def exit_status(self) -> int:
-        """0 done, 1 no trial finished, 130 interrupted."""
+        """0 done, 1 no trial finished, 3 the storage failed, 130 interrupted."""
         if self.interrupted:
             return INTERRUPTED
+        if self.storage_failed:
+            return STORAGE_FAILED
         return OK if self.best_trial else NOTHING_FINISHED
 
 

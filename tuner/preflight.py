@@ -10,7 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -18,11 +18,19 @@ from search_spaces import Variant
 from tuner.cluster import check_local_cpus
 from tuner.errors import InvalidInput, masked, unknown
 from tuner.plan import DEFAULT_TRACKING_URI, SearchSpec
+from tuner.store import check_place
 from tuner.variants import resolve_variants
 from tuner.workloads.check import Prepared, check_workload, prepare
 
 PROBE_SECONDS = 10
 """How long a server may take to answer."""
+MAY_WRITE = """
+    select current_setting('transaction_read_only') = 'off' and (
+        has_schema_privilege(current_schema(), 'CREATE')
+        or to_regclass('studies') is not null or to_regclass('experiments') is not null
+    )
+"""
+"""Whether PostgreSQL lets this user make the tables of Optuna and MLflow, or they are there."""
 
 
 def check(spec: SearchSpec) -> tuple[tuple[Variant, ...], Prepared]:
@@ -38,6 +46,8 @@ def check(spec: SearchSpec) -> tuple[tuple[Variant, ...], Prepared]:
         check_workload(workload)
         check_local_cpus(spec)
         check_folder("--output", Path(spec.output))
+        if spec.checkpoints is not None:
+            check_place("--checkpoints", spec.checkpoints)
         if spec.storage is not None:
             _check_database("--storage", spec.storage)
         check_tracking_uri(spec.tracking_uri or DEFAULT_TRACKING_URI)
@@ -101,11 +111,14 @@ def _check_database(name: str, uri: str) -> None:
     timeout = {"connect_timeout": PROBE_SECONDS} if url.get_backend_name() in ("postgresql", "mysql") else {}
     try:
         engine = create_engine(url, connect_args=timeout)
-        engine.connect().close()
+        with engine.connect() as connection:
+            may_write = url.get_backend_name() != "postgresql" or connection.scalar(text(MAY_WRITE))
         engine.dispose()
     except (SQLAlchemyError, ModuleNotFoundError) as error:
         reason = _reason(getattr(error, "orig", None) or error)
         raise InvalidInput(f"{name} {masked(uri)}: the database does not open ({reason})") from None
+    if not may_write:
+        raise InvalidInput(f"{name} {masked(uri)}: it is read-only, or its user may not create tables there")
 
 
 def _check_sqlite(name: str, url: URL) -> None:

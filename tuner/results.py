@@ -22,6 +22,7 @@ from tuner.plan import SearchSpec
 from tuner.run_folder import Program
 from tuner.settings import Setting, flatten, with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec
+from tuner.store import Store
 from tuner.study import existing_storage, study_name, trial_name
 from tuner.trial_folder import FinalScore
 from tuner.variants import resolve_variants
@@ -55,6 +56,8 @@ class Record:
     started_at: float | None = None
     """When a worker of this program took it up, seconds since 1970."""
     ended_at: float | None = None
+    num_lost_machines: int = 0
+    """Times that a machine was taken away or lost while it trained there, in this program."""
     busy_seconds: float = 0.0
     """Time this program's workers spent inside train()."""
 
@@ -94,6 +97,17 @@ class Search:
     """How the data is split, for the reader."""
     records: dict[str, Record] = field(default_factory=dict)
     """Trials and confirmed runs by name; read from disk, variant by variant."""
+
+    @property
+    def root(self) -> Store:
+        """Where workers keep what they write: the search's folder, or a place of its own under ``--checkpoints``."""
+        if self.spec.checkpoints is None:
+            return Store(self.folder)
+        return Store(f"{self.spec.checkpoints.rstrip('/')}/{self.spec.name}-{self.search_id[:8]}")
+
+    def store(self, record: Record) -> Store:
+        """The checkpoints and final weights of a training."""
+        return self.root / record.folder_name
 
     @property
     def baseline(self) -> str:

@@ -3,45 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray import cloudpickle
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher, SearchGenerator
 
+from tuner.cluster import Resources
 from tuner.ledger import Ledger
+from tuner.outage import StorageFailed
 from tuner.results import Record
 from tuner.settings import from_dict
 from tuner.spec import EpochMetrics
+from tuner.trial import Order
 from tuner.trial_folder import FinalScore
 
 
 class LedgerSearcher(Searcher):
     """Suggests the ledger's trials.  Its state is the ledger's, so Tune has none to save."""
 
-    def __init__(self, ledger: Ledger, *, threads: int, max_live: int) -> None:
+    def __init__(self, ledger: Ledger, resources: Resources, *, max_live: Callable[[], float]) -> None:
+        """``max_live`` says how many trials may run or wait: one more than fit, so that no worker waits."""
         super().__init__()
         self.ledger = ledger
-        self.threads = threads
+        self.resources = resources
         self.max_live = max_live
-        """Most trials at a time that run or wait: one more than run, so that no worker waits for its next."""
         self.suggested: Record | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
-        if self.ledger.num_live >= self.max_live:
+        if self.ledger.num_live >= self.max_live():
             return None
         self.suggested = self.ledger.next_trial()
         if self.suggested is None:
             return Searcher.FINISHED if self.ledger.all_planned else None
-        return {
-            "trial": self.suggested.name,
-            "phase": self.suggested.phase,
-            "spec": dataclasses.asdict(self.suggested.spec),
-            "folder": str(self.ledger.search.folder / self.suggested.folder_name),
-            "threads": self.threads,
-        }
+        order = Order(
+            trial=self.suggested.name,
+            phase=self.suggested.phase,
+            spec=dataclasses.asdict(self.suggested.spec),
+            root=self.ledger.search.root.place,
+            folder=self.suggested.folder_name,
+            checkpoint_seconds=self.ledger.spec.checkpoint_seconds,
+            workers=self.ledger.spec.workers_per_trial,
+            threads=self.resources.threads,
+            gpu_share=min(self.resources.gpus, 1.0) or 1.0,
+        )
+        return dataclasses.asdict(order)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The callback ends trials: it knows their names."""
@@ -94,10 +107,16 @@ class RungScheduler(FIFOScheduler):
 
 
 class LedgerCallback(Callback):
-    """Tells the ledger what Tune hears."""
+    """Tells the ledger what Tune hears, and counts failures.
+
+    Tune counts a machine that was lost as its trial's failure unless it was drained.  So Tune is to allow one failure
+    more than are allowed, and one more for each lost machine; a trial that has failed too often is ended by its own
+    next start, or, where it cannot even start, by Tune.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
+        self.num_failures: Counter[str] = Counter()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.ledger.start(trial.config["trial"])
@@ -106,6 +125,8 @@ class LedgerCallback(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         name = trial.config["trial"]
+        if "storage_failed" in result:
+            raise StorageFailed(result["storage_failed"])
         if "failure" in result:
             self.ledger.end(name, failure=result["failure"])
         elif "test" in result:
@@ -113,11 +134,42 @@ class LedgerCallback(Callback):
         else:
             self.ledger.record(name, from_dict(EpochMetrics, result["metrics"]), result["busy_seconds"])
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        name = trial.config["trial"]
+        if lost_machine(trial):
+            trial.max_failures += 1
+            self.ledger.lost_machine(name)
+            return
+        self.num_failures[name] += 1
+        if self.num_failures[name] > self.ledger.spec.max_failures:
+            trial.config["failure"] = _reason(trial)
+
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.ledger.end(trial.config["trial"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.ledger.end(trial.config["trial"], failure=_reason(trial))
+
+
+def lost_machine(trial: Trial) -> bool:
+    """Whether a trial's last failure is that the machine of its worker was drained, has died or cannot be reached.
+
+    A worker that dies by itself, of a crash or for lack of memory, is reported dead by its machine, at once.
+    """
+    try:
+        with open(trial.pickled_error_file or "", "rb") as file:
+            error = cloudpickle.load(file)
+    except OSError:
+        return False
+    if isinstance(error, RayTaskError):
+        error = error.as_instanceof_cause()
+    if not isinstance(error, RayActorError):
+        return False
+    if error.preempted or isinstance(error, ActorUnavailableError) or error.actor_id is None:
+        return True
+    cause = ray._private.state.actors(error.actor_id).get("DeathCause")
+    context = cause and cause.actor_died_error_context
+    return bool(context and context.reason == context.Reason.Value("NODE_DIED"))
 
 
 def _metrics(trial: Trial, result: dict[str, Any]) -> EpochMetrics:

@@ -31,7 +31,8 @@ from tuner.final_weights import load_weights
 from tuner.provenance import versions
 from tuner.settings import digest
 from tuner.spec import TrialSpec
-from tuner.trial_folder import WEIGHTS, read_spec
+from tuner.store import Store
+from tuner.trial_folder import read_spec
 from tuner.workloads.data import Images, load_data
 from tuner.workloads.images import normalize
 from tuner.workloads.models import build_model
@@ -55,19 +56,22 @@ class ServedModel(nn.Module):
         return logits.softmax(1)
 
 
-def load_served(folder: Path) -> tuple[ServedModel, Images, TrialSpec]:
+def load_served(folder: Path, store: Store | None = None) -> tuple[ServedModel, Images, TrialSpec]:
     """The model of a confirmed run's folder, on the CPU, the data it was trained on, and its spec.
+
+    ``store`` has its final weights; by default the folder has them.
 
     Raises :class:`InvalidInput` where the folder has no final weights, and where the data is not what it was.
     """
     spec = read_spec(folder)
     if spec is None:
         raise InvalidInput(f"{folder} is no folder of a confirmed run")
-    content = load_weights(folder / WEIGHTS, spec)
+    store = store or Store(folder)
+    content = load_weights(store, spec)
     # One batch is read, for which no process is worth starting.
     data = load_data(replace(spec.workload, loader_workers=0), torch.device("cpu"))
     if data.digest != content["data"]:
-        raise InvalidInput(f"{folder / WEIGHTS}: the data is not what these weights were trained on")
+        raise InvalidInput(f"{store.place}: the data is not what these weights were trained on")
     model = build_model(spec.workload, num_classes=data.num_classes, channels=data.channels, image_size=data.image_size)
     # In float32, whatever the training's precision.
     model.load_state_dict(content["model"])
@@ -76,7 +80,7 @@ def load_served(folder: Path) -> tuple[ServedModel, Images, TrialSpec]:
     return ServedModel(model, data.mean, data.deviation).eval(), data, spec
 
 
-def save_served(folder: Path, out: Path) -> None:
+def save_served(folder: Path, out: Path, store: Store | None = None) -> None:
     """Saves the model of a confirmed run's folder as an MLflow model, whole or not at all.
 
     Its metadata name the classes, and the digests of the spec and of the data.
@@ -85,7 +89,7 @@ def save_served(folder: Path, out: Path) -> None:
     """
     if out.exists():
         raise InvalidInput(f"{out} exists already")
-    model, data, spec = load_served(folder)
+    model, data, spec = load_served(folder, store)
     images, _ = next(iter(data.evaluation_batches("validation")))
     # Two, as the graph would take batches of one alone if it was made from one.
     pixels = (images[[0, -1]] * data.deviation + data.mean).round().to(torch.uint8)
@@ -117,9 +121,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("run_folder", type=Path, help="folder of a confirmed run")
     parser.add_argument("out", type=Path, help="folder of the MLflow model, to be made")
+    parser.add_argument("--weights", metavar="PLACE", help="folder or URI of its final weights. Default: its folder")
     options = parser.parse_args(arguments)
     try:
-        save_served(options.run_folder, options.out)
+        save_served(options.run_folder, options.out, Store(options.weights) if options.weights else None)
     except InvalidInput as error:
         print(error, file=sys.stderr)
         return 2

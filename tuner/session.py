@@ -22,6 +22,7 @@ from tuner.conclusion import conclude
 from tuner.display import Display
 from tuner.errors import InvalidInput, masked
 from tuner.ledger import Ledger
+from tuner.outage import StorageFailed, patiently
 from tuner.plan import CHANGEABLE_ON_RESUME, DEFAULT_TRACKING_URI, SearchResult, SearchSpec, seconds
 from tuner.provenance import commit, hardware, versions
 from tuner.results import Search
@@ -70,6 +71,7 @@ def open_ledger(
     studies = open_studies(spec, variants, storage, search=folder.name)
     by_variant = {name: study.study for name, study in studies.items()}
     search = Search(spec, search_id, variants, folder, by_variant, programs_of(folder), data.note)
+    patiently("--checkpoints", search.root.make)
     return Ledger(search, studies, tracking, storage)
 
 
@@ -82,6 +84,8 @@ def train(ledger: Ledger, resources: Resources, console: Console) -> SearchResul
     except KeyboardInterrupt:
         note_end(ledger.search.folder, time.time())
         return conclude(ledger, console, resources=resources, interrupted=True)
+    except StorageFailed as error:
+        return conclude(ledger, console, resources=resources, storage_failed=str(error))
     note_end(ledger.search.folder, time.time())
     return conclude(ledger, console, resources=resources, cut_off=deadline.passed)
 

@@ -5,25 +5,39 @@ The study of variant ``sgdm`` in search ``first`` is named ``first/sgdm``.  Tria
 
 from __future__ import annotations
 
-import sqlite3
+import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import Trial, TrialState
-from sqlalchemy import event
-from sqlalchemy.engine import make_url
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search_spaces import Variant
+from tuner.errors import InvalidInput
 from tuner.objectives import OBJECTIVES, evaluate
+from tuner.optuna_storage import close_storage, existing_storage, open_storage
+from tuner.outage import patiently
 from tuner.plan import Objective, SearchSpec
 from tuner.sampling import Arm, ArmSampler, num_default, num_random
 from tuner.settings import Setting, with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec
+
+__all__ = [
+    "STATUSES",
+    "VariantStudy",
+    "close_storage",
+    "existing_storage",
+    "open_storage",
+    "open_studies",
+    "study_name",
+    "trial_name",
+]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -35,36 +49,7 @@ STATUSES = {
 }
 """How a trial ended, and the state that Optuna is told."""
 
-
-def open_storage(url: str) -> RDBStorage:
-    """The Optuna storage of a URL.
-
-    SQLite waits for a lock for a minute instead of five seconds, and writes ahead to a log: the settings of a trial are
-    a transaction each, and by default each waits for the disk.  A program that is killed loses nothing by it.
-    """
-    if url.startswith("sqlite"):
-        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-        event.listen(storage.engine, "connect", _write_ahead)
-        storage.engine.dispose()  # connections made before do not know yet
-        return storage
-    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-
-
-def close_storage(storage: RDBStorage) -> None:
-    """Ends the connections; SQLite then puts what it has written ahead into the one file."""
-    storage.remove_session()
-    storage.engine.dispose()
-
-
-def existing_storage(url: str) -> BaseStorage | None:
-    """The storage of a URL for reading; None where its SQLite file does not exist, which opening would make."""
-    path = make_url(url).database if url.startswith("sqlite") else None
-    return None if path and not Path(path).exists() else open_storage(url)
-
-
-def _write_ahead(connection: sqlite3.Connection, _: object) -> None:
-    connection.execute("pragma journal_mode=wal")
-    connection.execute("pragma synchronous=normal")
+T = TypeVar("T")
 
 
 def study_name(search: str, variant: str) -> str:
@@ -78,7 +63,12 @@ def trial_name(variant: str, number: int) -> str:
 
 
 class VariantStudy:
-    """The trials of one variant."""
+    """The trials of one variant.
+
+    The sampler, and whoever reads, sees a copy in memory: this program alone writes to the study.  So a trial is drawn
+    first and stored in one transaction, and no reading waits for a database.  Writing waits while the storage is away,
+    and raises :class:`tuner.outage.StorageFailed` where it stays away; every write can be repeated, an answer lost.
+    """
 
     def __init__(
         self,
@@ -97,19 +87,25 @@ class VariantStudy:
         self.num_trials = num_trials
         # The name keeps the spaces of variants apart that happen to have equally many settings.
         self._sampler = ArmSampler(variant, seed=(seed * 1_000_003 + zlib.crc32(variant.name.encode())) % 2**32)
+        self._storage = storage
+        name, directions = study_name(search, variant.name), [goal.direction for goal in OBJECTIVES[objective]]
+        _patiently(
+            lambda: optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        )
+        self._study_id = _patiently(lambda: storage.get_study_id_from_name(name))
+        stored = _patiently(lambda: storage.get_all_trials(self._study_id, deepcopy=False))
+        self._existing = {trial.number: trial for trial in stored}
+        self._ids = {trial.number: trial._trial_id for trial in stored}
+        self._copy = InMemoryStorage()
         self.study = optuna.create_study(
-            storage=storage,
-            study_name=study_name(search, variant.name),
-            directions=[goal.direction for goal in OBJECTIVES[objective]],
+            storage=self._copy,
+            study_name=name,
+            directions=directions,
             sampler=self._sampler,
             pruner=optuna.pruners.NopPruner(),
-            load_if_exists=True,
         )
-        self._existing = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
-        self._trials: dict[int, Trial] = {}
-        self._arms: Counter[Arm] = Counter(
-            trial.user_attrs["arm"] for trial in self._existing.values() if "arm" in trial.user_attrs
-        )
+        self.study.add_trials(stored)
+        self._arms: Counter[Arm] = Counter(trial.user_attrs["arm"] for trial in stored if "arm" in trial.user_attrs)
 
     def existing(self, *, ended: bool) -> list[int]:
         """Numbers of the trials that had ended, or had not, when the study was opened."""
@@ -120,35 +116,39 @@ class VariantStudy:
         return str(self._existing[number].user_attrs.get("status", "failed"))
 
     def ask(self) -> int:
-        """Makes a trial and returns its number; :meth:`settings` draws its settings."""
+        """Makes a trial, its settings drawn, and returns its number."""
+        arm = self._next_arm()
+        index = self._arms[arm]
+        self._arms[arm] += 1
+        self._sampler.choose(arm, index)
         trial = self.study.ask()
-        self._trials[trial.number] = trial
-        return trial.number
-
-    def settings(self, number: int) -> OptimizerSpec:
-        """The optimizer of a trial.
-
-        What the storage holds of it stands; what is missing, because the program was killed while it asked, is drawn.
-        """
-        ended = self._existing.get(number)
-        if ended is not None and ended.state.is_finished():
-            return with_settings(OptimizerSpec(), {**self.variant.fixed, **ended.params})
-        trial = self._trial(number)
-        attributes = trial.user_attrs
-        if "arm" not in attributes:
-            arm = self._next_arm()
-            attributes = {"arm_index": self._arms[arm], "arm": arm}
-            for name, value in attributes.items():
-                trial.set_user_attr(name, value)
-            self._arms[arm] += 1
-        if attributes["arm"] == "default":
-            trial.set_user_attr("part", list(self.variant.enqueued)[attributes["arm_index"]])
-        self._sampler.choose(attributes["arm"], attributes["arm_index"])
+        trial.set_user_attr("arm_index", index)
+        trial.set_user_attr("arm", arm)
+        if arm == "default":
+            trial.set_user_attr("part", list(self.variant.enqueued)[index])
         drawn: dict[str, Setting] = {}
         for name, distribution in self.variant.searched.items():
             if self.variant.active(name, drawn):
                 drawn[name] = _suggest(trial, name, distribution)
-        return with_settings(OptimizerSpec(), {**self.variant.fixed, **drawn})
+        self._store(self._trial(trial.number))
+        return trial.number
+
+    def _store(self, trial: FrozenTrial) -> None:
+        tried = False
+
+        def attempt() -> int:
+            nonlocal tried
+            if tried:
+                with suppress(KeyError):  # it was not stored
+                    return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+            tried = True
+            return self._storage.create_new_trial(self._study_id, template_trial=trial)
+
+        self._ids[trial.number] = _patiently(attempt)
+
+    def settings(self, number: int) -> OptimizerSpec:
+        """The optimizer of a trial."""
+        return with_settings(OptimizerSpec(), {**self.variant.fixed, **self._trial(number).params})
 
     def _next_arm(self) -> Arm:
         if self._arms["random"] < num_random(self.num_trials):
@@ -157,9 +157,7 @@ class VariantStudy:
 
     def tags(self, number: int) -> dict[str, str]:
         """What else is known of a trial: its arm, the name of the enqueued point it is, and why it failed if it did."""
-        existing = self._existing.get(number)
-        ended_before = existing is not None and existing.state.is_finished()
-        attributes = existing.user_attrs if existing and ended_before else self._trial(number).user_attrs
+        attributes = self._trial(number).user_attrs
         return {name: attributes[name] for name in ("arm", "part", "failure") if attributes.get(name)}
 
     def reported_steps(self, number: int) -> set[int]:
@@ -170,33 +168,54 @@ class VariantStudy:
     def report(self, number: int, history: Sequence[EpochMetrics]) -> None:
         """Records the running value of a single objective at the history's last epoch."""
         step = history[-1].gradient_evaluations
-        existing = self._existing.get(number)
-        if len(OBJECTIVES[self.objective]) == 1 and not (existing and step in existing.intermediate_values):
-            self._trial(number).report(evaluate(self.objective, history, self.targets)[0], step)
+        if len(OBJECTIVES[self.objective]) == 1 and step not in self.reported_steps(number):
+            value = float(evaluate(self.objective, history, self.targets)[0])
+            self._write(number, lambda storage, trial: storage.set_trial_intermediate_value(trial, step, value))
 
     def tell(self, number: int, status: str, history: Sequence[EpochMetrics], failure: str | None = None) -> None:
-        """Ends a trial; told again, keeps what was told first."""
-        trial = self._trial(number)
-        try:
-            trial.set_user_attr("status", status)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            return
-        if failure or trial.user_attrs.get("failure"):  # a program killed right here may have left one that is not so
-            trial.set_user_attr("failure", failure or "")
-        state = STATUSES[status]
-        values = evaluate(self.objective, history, self.targets) if state == TrialState.COMPLETE else None
-        self.study.tell(number, values, state=state)
+        """Ends a trial; told again, keeps what was told first.
 
-    def _trial(self, number: int) -> Trial:
-        if number not in self._trials:
-            self._trials[number] = Trial(self.study, self._existing[number]._trial_id)
-        return self._trials[number]
+        The value of a stopped trial is the last that it reported, as Optuna's samplers take it.
+        """
+        trial, state = self._trial(number), STATUSES[status]
+        values: list[float] | None = None
+        if state == TrialState.COMPLETE:
+            values = [float(value) for value in evaluate(self.objective, history, self.targets)]
+        elif state == TrialState.PRUNED and trial.last_step is not None:
+            values = [trial.intermediate_values[trial.last_step]]
+        attributes = {"status": status}
+        if failure or trial.user_attrs.get("failure"):  # a program killed right here may have left one that is not so
+            attributes["failure"] = failure or ""
+
+        def end(storage: BaseStorage, trial_id: int) -> None:
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                for name, value in attributes.items():
+                    storage.set_trial_user_attr(trial_id, name, value)
+                storage.set_trial_state_values(trial_id, state, values)
+
+        self._write(number, end)
+
+    def _write(self, number: int, write: Callable[[BaseStorage, int], None]) -> None:
+        write(self._copy, self._trial(number)._trial_id)
+        _patiently(lambda: write(self._storage, self._ids[number]))
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+
+def _patiently(attempt: Callable[[], T]) -> T:
+    return patiently("Optuna's storage", attempt)
 
 
 def open_studies(
     spec: SearchSpec, variants: Sequence[Variant], storage: BaseStorage, *, search: str
 ) -> dict[str, VariantStudy]:
-    """Variant name -> its study, made where there is none."""
+    """Variant name -> its study, made where there is none.
+
+    Raises :class:`InvalidInput`, with nothing made, where the search's folder has a trial that the storage lacks.
+    """
+    for variant in variants:
+        _refuse_lacking(storage, study_name(search, variant.name), variant.name, Path(spec.output) / search)
     return {
         variant.name: VariantStudy(
             storage=storage,
@@ -209,6 +228,22 @@ def open_studies(
         )
         for variant in variants
     }
+
+
+def _refuse_lacking(storage: BaseStorage, study: str, variant: str, folder: Path) -> None:
+    def stored() -> set[str]:
+        with suppress(KeyError):
+            trials = storage.get_all_trials(storage.get_study_id_from_name(study), deepcopy=False)
+            return {trial_name(variant, trial.number) for trial in trials}
+        return set()
+
+    named = re.compile(rf"{re.escape(variant)}-\d\d+")
+    begun = {path.name for path in folder.glob("*") if named.fullmatch(path.name)}
+    if lacking := begun - _patiently(stored):
+        raise InvalidInput(
+            f"--storage: study {study!r} lacks trial {min(lacking)}, which {folder} has: copy the search's studies "
+            "there first, as docs/databases.md shows"
+        )
 
 
 def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Setting:

@@ -164,6 +164,7 @@ class Tracking:
 
     def _write(self) -> None:
         pause = FLUSH_SECONDS
+        has_failed = False
         while True:
             closing = self._closing.is_set()
             failed = False
@@ -178,13 +179,15 @@ class Tracking:
                     if name != PARENT:
                         self._runs.write_status(name)
                 if closing:
+                    if has_failed:
+                        self._runs.look()  # what was asked for in vain may have been done since
                     self._conclude()
                     self._written.set()
                     return
             except Exception as error:
                 # Messages may hold the address's password.
                 logger.error("MLflow did not take a write; trying again: %s", masked(str(error)))
-                failed = True
+                failed = has_failed = True
             # An answer may have been lost after the server did what it was asked: look before asking again.
             self._synchronized = not failed
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS) if failed else FLUSH_SECONDS

@@ -11,17 +11,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
-import pickle
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tuner.checkpoints import Checkpoints
 from tuner.convergence import is_over
 from tuner.damping import damping_ratio
 from tuner.errors import InvalidInput
@@ -29,11 +27,12 @@ from tuner.final_weights import save_weights
 from tuner.knobs import Knobs, knobs_at, switch_step
 from tuner.network import NORM_BATCHES, Network
 from tuner.order import Batch, Replay, last_iterate, legs, shuffled_batches
+from tuner.replicas import ALONE, Replicas
 from tuner.settings import digest, from_dict
 from tuner.spec import EpochMetrics, TrialSpec
+from tuner.store import Store
 from tuner.workloads.data import Images, cached_data
 
-CHECKPOINT_FORMAT = 2
 CUDA_CHECK_INTERVAL = 16
 """Steps between two looks at the loss on a GPU, where each look waits for the device."""
 
@@ -41,44 +40,59 @@ CUDA_CHECK_INTERVAL = 16
 def train(
     spec: TrialSpec,
     *,
-    checkpoint: Path | None = None,
-    weights: Path | None = None,
+    store: Store | None = None,
+    checkpoint_seconds: float | None = None,
+    keep_weights: bool = False,
     device: torch.device | None = None,
+    replicas: Replicas = ALONE,
 ) -> Iterator[EpochMetrics]:
     """Yields the metrics of each evaluation, up to the budget, a divergence, or the highest target if asked.
 
-    With ``checkpoint``, everything needed to continue is written there before an epoch is yielded; where the file
-    exists already, its epochs are yielded again and the training goes on after them.  A file that cannot be read is
-    taken as absent: the numbers come out the same.  With ``weights``, the final weights are written there before the
-    last metrics are yielded, unless the training diverged.  Seeds torch's global generators.
+    With ``store``, everything needed to continue is written there before an epoch is yielded, at least
+    ``checkpoint_seconds`` after the last time (0: every epoch), or by default as often as costs at most 5% of the time;
+    where there is a checkpoint already, its epochs are yielded again and the training goes on after them.  One that
+    cannot be read is taken as absent: the numbers come out the same.  With ``keep_weights``, the final weights are
+    written there before the last metrics are yielded, unless the training diverged.  Seeds torch's global generators.
 
-    Raises :class:`InvalidInput` for a workload that cannot be loaded and for a checkpoint of another spec.
+    With ``replicas``, each of them runs this, in a process of its own, and is asked for an epoch as often as the
+    others; all yield the same numbers, seconds and curvature apart, and only rank 0 has use for a store.
+
+    Raises :class:`InvalidInput` for a workload that cannot be loaded and for a checkpoint of another spec, and
+    :class:`StorageFailed` where the store stays away.
     """
-    training = Training(spec, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    if checkpoint:
-        training.restore(checkpoint)
+    training = Training(spec, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"), replicas)
+    store = store if replicas.rank == 0 else None
+    checkpoints = store and Checkpoints(store, spec_digest=digest(spec), interval=checkpoint_seconds)
+    if content := replicas.from_first(checkpoints and checkpoints.newest()):
+        training.restore(content)
     yield from training.history
     while not is_over(spec, training.history):
         metrics = training.run_leg()
-        if weights and is_over(spec, training.history) and not metrics.diverged:
-            save_weights(training.network, weights)
-        if checkpoint:
-            training.save(checkpoint)
+        if store and keep_weights and is_over(spec, training.history) and not metrics.diverged:
+            save_weights(training.network, store)
+        if checkpoints and checkpoints.is_due():
+            checkpoints.save(metrics.epoch, training.state())
         yield metrics
 
 
 class Training:
     """A training as far as it has come."""
 
-    def __init__(self, spec: TrialSpec, device: torch.device) -> None:
+    def __init__(self, spec: TrialSpec, device: torch.device, replicas: Replicas = ALONE) -> None:
+        """Raises :class:`InvalidInput` where a batch cannot be cut into equal parts."""
+        if spec.workload.batch_size % replicas.size:
+            raise InvalidInput(
+                f"batch_size = {spec.workload.batch_size}: must be a multiple of {replicas.size} replicas"
+            )
         self.spec = spec
         self.device = device
+        self.replicas = replicas
         self.data: Images = cached_data(spec.workload, device)
         self.steps_per_epoch = self.data.sizes["train"] // spec.workload.batch_size
         order, lengths = spec.optimizer.order, {"num_epochs": spec.epochs, "steps_per_epoch": self.steps_per_epoch}
         self.num_steps = last_iterate(order, **lengths)
         """The last iterate: the length of every schedule.  With replays it is below the budget."""
-        self.network = Network(spec, self.data, device, num_steps=self.num_steps)
+        self.network = Network(spec, self.data, device, num_steps=self.num_steps, replicas=replicas)
         self._legs = legs(order, **lengths)
         self.history: list[EpochMetrics] = []
         self.anchor: dict[str, Any] | None = None
@@ -166,7 +180,7 @@ class Training:
     def _load(self, numbers: Iterable[int]) -> Iterator[tuple[int, Batch, tuple[Tensor, Tensor]]]:
         """The numbers with their batches and images; data that is streamed is read ahead of what is taken."""
         ours, theirs, read_ahead = itertools.tee(numbers, 3)
-        return zip(ours, self._batches(theirs), self.data.train_batches(self._batches(read_ahead)), strict=True)
+        return zip(ours, self._batches(theirs), self.network.train_batches(self._batches(read_ahead)), strict=True)
 
     def _batches(self, numbers: Iterable[int]) -> Iterator[Batch]:
         """The batches of these numbers, which count from 0 over all epochs, in their order."""
@@ -188,8 +202,8 @@ class Training:
         return not float(torch.stack(losses).max()) <= self.spec.max_loss
 
     def _with_curvature(self, metrics: EpochMetrics, before: EpochMetrics | None) -> EpochMetrics:
-        """Adds the newest estimate of the curvature and the damping there, where they are asked for."""
-        if not self.spec.curvature or metrics.diverged:
+        """Adds the newest estimate of the curvature and the damping there, where they are asked for; rank 0 alone."""
+        if not self.spec.curvature or metrics.diverged or self.replicas.rank > 0:
             return metrics
         top, mean = (before.curvature_top, before.curvature_mean) if before else (None, None)
         seconds = before.curvature_seconds if before else 0.0
@@ -205,28 +219,16 @@ class Training:
             metrics, curvature_top=top, curvature_mean=mean, curvature_seconds=seconds, damping_ratio=ratio
         )
 
-    def save(self, path: Path) -> None:
-        """Writes the checkpoint beside its place and then moves it there, so that a kill leaves the old or the new."""
-        content = {
-            "format": CHECKPOINT_FORMAT,
-            "spec": digest(self.spec),
+    def state(self) -> dict[str, Any]:
+        """All that is needed to continue, for a checkpoint; the tensors are the live ones."""
+        return {
             "history": [dataclasses.asdict(metrics) for metrics in self.history],
             "state": self.network.state(),
             "anchor": self.anchor,
         }
-        # A worker that outlives its driver may still write while the next one does.
-        draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-        torch.save(content, draft)
-        draft.replace(path)
 
-    def restore(self, path: Path) -> None:
-        """Takes up a checkpoint; leaves everything as it is where there is no readable file."""
-        try:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
-            return
-        if content.get("format") != CHECKPOINT_FORMAT or content.get("spec") != digest(self.spec):
-            raise InvalidInput(f"{path} is the checkpoint of another training")
+    def restore(self, content: dict[str, Any]) -> None:
+        """Takes up what :meth:`state` gave."""
         self.network.load(content["state"])
         self.anchor = content["anchor"]
         self.history = [from_dict(EpochMetrics, metrics) for metrics in content["history"]]

@@ -19,6 +19,7 @@ from tuner.convergence import speed_metrics
 from tuner.errors import InvalidInput
 from tuner.settings import Setting, from_dict, to_json, with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec
+from tuner.store import Store, check_place
 from tuner.train import train
 
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME=VALUE",
         help="settings by dotted name: lr.peak=0.003, workload.data=cifar10, epochs=20",
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="go on from here, and write here every epoch")
+    parser.add_argument("--checkpoints", metavar="PLACE", help="folder or URI to go on from, and to write to")
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="CPU threads; small ResNets gain nothing from more than one"
     )
@@ -48,13 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.print_spec:
             print(to_json(spec))
             return 0
-        if arguments.checkpoint and not arguments.checkpoint.absolute().parent.is_dir():
-            raise InvalidInput(f"--checkpoint {arguments.checkpoint}: there is no such folder")
+        store = None
+        if arguments.checkpoints:
+            check_place("--checkpoints", arguments.checkpoints)
+            store = Store(arguments.checkpoints)
+            store.make()
         if arguments.threads < 1:
             raise InvalidInput(f"--threads {arguments.threads}: must be at least 1")
         torch.set_num_threads(arguments.threads)
         history = []
-        for metrics in train(spec, checkpoint=arguments.checkpoint):
+        for metrics in train(spec, store=store):
             history.append(metrics)
             print(json.dumps(dataclasses.asdict(metrics)) if arguments.json else _line(metrics), flush=True)
     except InvalidInput as error:

@@ -1,80 +1,135 @@
 """The trainable: a Ray actor that runs one trial after another.
 
-A trial's state is in its folder, not in Tune's checkpoints: written once, by the worker, before the epoch is told.
-A trial that starts, for whatever reason, looks there first and tells the epochs it finds again.
+A trial's checkpoints are in its store, not Tune's: a trial that starts, for whatever reason and on whatever machine,
+looks there first and tells the epochs it finds again.  It writes nothing else: what it tells, the driver keeps.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ray.tune import Trainable
 
 from tuner.convergence import is_over
 from tuner.errors import InvalidInput
+from tuner.outage import StorageFailed
+from tuner.replica_actor import Company
 from tuner.settings import from_dict
 from tuner.spec import EpochMetrics, TrialSpec
-from tuner.trial_folder import (
-    CHECKPOINT,
-    WEIGHTS,
-    FinalScore,
-    append_epoch,
-    mend_log,
-    read_test,
-    write_spec,
-    write_test,
-)
+from tuner.store import Store
+from tuner.trial_folder import FinalScore
+
+if TYPE_CHECKING:  # the driver knows this module and has no use for torch's 500 MB
+    from tuner.replicas import Replicas
+
+Results = Iterator[dict[str, Any]]
 
 
 class TrialActor(Trainable):
-    """Runs the trial in ``config``: keys ``trial`` (its name), ``phase``, ``spec`` (as plain data), ``folder``,
-    ``threads``.  In the phases ``explore`` and ``confirm`` it trains, in ``test`` it reads the test split."""
+    """Runs the trial in ``config``, whose keys are the fields of :class:`Order`.
+
+    In the phases ``explore`` and ``confirm`` it trains, in ``test`` it reads the test split.
+    """
+
+    _company: Company | None = None
+    """The other processes of a trial that has some, for the next one too."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        # Here, not above: the driver knows this class and has no use for torch's 500 MB.
-        import torch
-
-        torch.set_num_threads(config["threads"])
-        folder, spec = Path(config["folder"]), from_dict(TrialSpec, config["spec"])
-        self._results = _test(folder, spec) if config["phase"] == "test" else _train(folder, spec, config["phase"])
+        order = Order(**config)
+        alone = order.workers == 1 or order.phase == "test"
+        self._results = work(order) if alone else self._work_in_company(order)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.setup(new_config)
         return True
 
+    def _work_in_company(self, order: Order) -> Results:
+        if self._company is None or self._company.ended:
+            self._company = Company(order.workers)
+        yield from self._company.results(partial(work, order))
+
     def step(self) -> dict[str, Any]:
         started = time.perf_counter()
         try:
             result = next(self._results)
+        # Raised, they would be tried again, and be as wrong again.
         except InvalidInput as error:
-            # Raised, it would be tried again, and be as wrong again.
             return {"failure": str(error), "done": True}
+        except StorageFailed as error:
+            return {"storage_failed": str(error), "done": True}
         return {**result, "busy_seconds": time.perf_counter() - started}
 
 
-def _train(folder: Path, spec: TrialSpec, phase: str) -> Iterator[dict[str, Any]]:
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """What a worker is to do."""
+
+    trial: str
+    """Name of the trial, confirmed run or test."""
+    phase: str
+    spec: dict[str, Any]
+    """A TrialSpec as plain data."""
+    root: str
+    """Place of the search's stores; a folder must be one that all machines see."""
+    folder: str
+    """Name of the training's store in it."""
+    checkpoint_seconds: float | None
+    workers: int
+    """Processes that train it."""
+    threads: int
+    """Of each."""
+    gpu_share: float
+    """Part of a GPU that this process may use, 1 for whole ones."""
+    failure: str | None = None
+    """Why it is to end at once as failed."""
+
+
+def work(order: Order, replicas: Replicas | None = None) -> Results:
+    """What a worker tells of an order, in one of its processes; ``replicas`` where there are several."""
+    if order.failure is not None:
+        raise InvalidInput(order.failure)
+    import torch
+
+    from tuner.gpu_share import keep_to, why_out_of_memory
+    from tuner.replicas import ALONE
+
+    torch.set_num_threads(order.threads)
+    keep_to(order.gpu_share)
+    spec, root = from_dict(TrialSpec, order.spec), Store(order.root)
+    if not root.exists():
+        raise StorageFailed(
+            f"{root.place} is not seen from {socket.gethostname()}: --checkpoints must be a place that all machines see"
+        )
+    store = root / order.folder
+    try:
+        yield from _test(spec, store) if order.phase == "test" else _train(spec, store, order, replicas or ALONE)
+    except torch.OutOfMemoryError:
+        if order.gpu_share >= 1:
+            raise
+        raise InvalidInput(why_out_of_memory(spec, order.gpu_share)) from None
+
+
+def _train(spec: TrialSpec, store: Store, order: Order, replicas: Replicas) -> Results:
     from tuner.train import train
 
-    write_spec(folder, spec)
-    logged = mend_log(folder)
     history: list[EpochMetrics] = []
-    weights = folder / WEIGHTS if phase == "confirm" else None
-    for metrics in train(spec, checkpoint=folder / CHECKPOINT, weights=weights):
+    for metrics in train(
+        spec,
+        store=store,
+        checkpoint_seconds=order.checkpoint_seconds,
+        keep_weights=order.phase == "confirm",
+        replicas=replicas,
+    ):
         history.append(metrics)
-        if metrics.epoch not in logged:
-            append_epoch(folder, metrics)
         yield {"metrics": dataclasses.asdict(metrics), "done": is_over(spec, history)}
 
 
-def _test(folder: Path, spec: TrialSpec) -> Iterator[dict[str, Any]]:
+def _test(spec: TrialSpec, store: Store) -> Results:
     from tuner.final_weights import score_on_test
 
-    score = read_test(folder)
-    if score is None:
-        score = FinalScore(*score_on_test(spec, folder / WEIGHTS))
-        write_test(folder, score)
-    yield {"test": dataclasses.asdict(score), "done": True}
+    yield {"test": dataclasses.asdict(FinalScore(*score_on_test(spec, store))), "done": True}

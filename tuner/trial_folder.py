@@ -1,15 +1,14 @@
-"""The files of a training's folder in a search's: its spec, a log of epochs, a checkpoint; of a confirmed run more.
+"""The files of a training's folder in a search's: its spec, a log of epochs; of a confirmed run more.
 
-The checkpoint is there while the training runs.  The log has the name and form of Ray Tune's, one JSON object a line,
-so that Tune's own tools read it.  A confirmed run keeps its final weights and what they did on the test split; which
-confirmed runs there are is said by their folders alone.
+The driver alone writes them.  The log has the name and form of Ray Tune's, one JSON object a line, so that Tune's own
+tools read it.  A confirmed run has what its final weights did on the test split; which confirmed runs there are is said
+by their folders alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from tuner.errors import InvalidInput
 from tuner.settings import from_dict, to_json
 from tuner.spec import EpochMetrics, TrialSpec
 
-LOG, CHECKPOINT, SPEC = "result.json", "checkpoint.pt", "spec.json"
+LOG, SPEC = "result.json", "spec.json"
 """``python -m tuner.train --spec .../spec.json`` trains the trial again."""
-WEIGHTS, TEST, FAILURE = "weights.pt", "test.json", "failure.txt"
-"""Of a confirmed run: its final weights, their score on the test split, and why it failed if it did."""
+TEST, FAILURE = "test.json", "failure.txt"
+"""Of a confirmed run: the score of its final weights on the test split, and why it failed if it did."""
 CONFIRMED = "*.confirm-*"
 """What the names of confirmed runs' folders look like; a variant's name has no dot."""
 
@@ -51,7 +50,7 @@ def folder_name(name: str) -> str:
 def write_spec(folder: Path, spec: TrialSpec) -> None:
     """Makes the folder and writes the spec, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / SPEC, to_json(spec) + "\n")
+    write_whole(folder / SPEC, to_json(spec) + "\n")
 
 
 def read_spec(folder: Path) -> TrialSpec | None:
@@ -64,7 +63,7 @@ def read_spec(folder: Path) -> TrialSpec | None:
 
 def write_test(folder: Path, score: FinalScore) -> None:
     """Writes the score, whole or not at all."""
-    _write(folder / TEST, to_json(score) + "\n")
+    write_whole(folder / TEST, to_json(score) + "\n")
 
 
 def read_test(folder: Path) -> FinalScore | None:
@@ -75,26 +74,35 @@ def read_test(folder: Path) -> FinalScore | None:
         return None
 
 
-def _write(path: Path, text: str) -> None:
-    # Of two workers that write the same, each has a draft of its own.
-    draft = path.with_name(f"{path.name}.new{os.getpid()}")
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    draft = path.with_name(f"{path.name}.new")
     draft.write_text(text)
     draft.replace(path)
 
 
 def append_epoch(folder: Path, metrics: EpochMetrics) -> None:
-    """Adds an epoch to the log."""
-    with (folder / LOG).open("a") as log:
-        log.write(_line(metrics))
+    """Adds an epoch to the log, whole or, where the disk is full, not at all."""
+    with (folder / LOG).open("ab", buffering=0) as log:
+        end = log.tell()
+        line = _line(metrics).encode()
+        try:
+            # A disk that is nearly full takes a part, and only the next write says so.
+            written = log.write(line)
+            while written < len(line):
+                written += log.write(line[written:])
+        except OSError:
+            log.truncate(end)
+            raise
 
 
 def mend_log(folder: Path) -> set[int]:
-    """Takes out of the log what a kill cut short or two workers wrote twice; returns the epochs that are there."""
+    """Takes out of the log what a kill cut short; returns the epochs that are there."""
     history = read_epochs(folder)
     kept = "".join(_line(metrics) for metrics in history)
     log = folder / LOG
     if log.exists() and log.read_text() != kept:
-        _write(log, kept)
+        write_whole(log, kept)
     return {metrics.epoch for metrics in history}
 
 

@@ -16,7 +16,7 @@ from tuner.spec import WorkloadSpec
 from tuner.workloads import decoding, folders
 from tuner.workloads.augmentation import Augmentation
 from tuner.workloads.datasets import LabeledImages, load_cifar, load_digits, load_fashion_mnist
-from tuner.workloads.images import ResidentImages
+from tuner.workloads.images import WHOLE, ResidentImages
 from tuner.workloads.streaming import STREAMED_SIDE, StreamedImages
 
 
@@ -68,14 +68,15 @@ class Images(Protocol):
     def loading_seconds(self) -> float:
         """Time that the caller has waited for data so far."""
 
-    def train_batches(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    def train_batches(self, batches: Iterable[Batch], part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, S, S), float32, normalized, channels_last, and labels (B,), int64, on the device.
 
-        They come in the order of the batches; the same batch gives the same bits at every call.
+        They come in the order of the batches; the same batch gives the same bits at every call, and a ``part`` of each
+        batch, from its start on or from a place in it, the same as in the whole.
         """
 
-    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole split without augmentation, the last batch short.
+    def evaluation_batches(self, split: str, part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole split, or a part of it, without augmentation, the last batch short.
 
         Raises :class:`SealedSplit` for the test split of sealed data.
         """

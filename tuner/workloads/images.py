@@ -16,6 +16,9 @@ from tuner.workloads.splits import Labels, Splits, refuse_sealed
 EVALUATION_BATCH = 256
 """Images a forward pass in evaluation, at least: a small training batch would waste a GPU."""
 
+WHOLE = slice(None)
+"""The part of a batch or of a split that is all of it."""
+
 STATISTICS_CHUNK = 4096
 """Images whose sums are taken at once: bounds the memory of the statistics to some tens of MB."""
 
@@ -64,23 +67,23 @@ class ResidentImages:
         )
         self.mean, self.deviation = mean.to(device), deviation.to(device)
 
-    def train_batches(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    def train_batches(self, batches: Iterable[Batch], part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, S, S), float32, channels_last, and labels (B,), int64, in the order of the batches.
 
-        The same batch gives the same bits at every call.
+        The same batch gives the same bits at every call, and a ``part`` of each batch the same as in the whole.
         """
         for batch in batches:
             draws = draw(len(batch.indices), self._augmentation, seed=batch.seed)
             # One small copy that the host does not wait for.
-            numbers = torch.cat([batch.indices[None], draws]).to(self._device, non_blocking=True)
+            numbers = torch.cat([batch.indices[None], draws])[:, part].to(self._device, non_blocking=True)
             positions = self._positions["train"][numbers[0]]
             images = apply(self._pixels[positions], numbers[1:], self._augmentation)
             yield normalize(images, self.mean, self.deviation), self._labels[positions]
 
-    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole split as it is, in order, the last batch short."""
+    def evaluation_batches(self, split: str, part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole split, or a part of it, as it is, in order, the last batch short."""
         refuse_sealed(split, self.sealed)
-        for positions in torch.split(self._positions[split], self._evaluation_batch):
+        for positions in torch.split(self._positions[split][part], self._evaluation_batch):
             yield normalize(self._pixels[positions], self.mean, self.deviation), self._labels[positions]
 
 

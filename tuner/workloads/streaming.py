@@ -20,7 +20,7 @@ from tuner.order import Batch
 from tuner.workloads.cropping import read_square
 from tuner.workloads.decoding import READ_ERRORS, THREADS, corrupt
 from tuner.workloads.folders import Listing
-from tuner.workloads.images import EVALUATION_BATCH, channel_statistics, normalize
+from tuner.workloads.images import EVALUATION_BATCH, WHOLE, channel_statistics, normalize
 from tuner.workloads.splits import Splits, refuse_sealed
 
 STREAMED_SIDE = 224
@@ -45,6 +45,8 @@ class Request(NamedTuple):
     seed: int | None
     """Draws the crops, and the images that take the place of unreadable ones; None leaves those out."""
     augment: bool
+    first: int = 0
+    """Place in the batch of the first image: each image is drawn by its place."""
 
 
 class Loaded(NamedTuple):
@@ -109,21 +111,26 @@ class StreamedImages:
         """Unreadable images that were left out so far."""
         return self._num_excluded + len(self._met)
 
-    def train_batches(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    def train_batches(self, batches: Iterable[Batch], part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, S, S), float32, channels_last, and labels (B,), int64, in the order of the batches.
 
-        The same batch gives the same bits at every call, with any number of workers.  ``batches`` is read ahead.
+        The same batch gives the same bits at every call, with any number of workers, and a ``part`` of each batch the
+        same as in the whole, of which the rest is not read.  ``batches`` is read ahead.
         An unreadable image raises :class:`tuner.errors.InvalidInput`; with ``skip_corrupt`` another image, drawn
         with the batch's seed, takes its place.
         """
-        requests = (Request("train", batch.indices.numpy(), batch.seed, self._augment) for batch in batches)
+        requests = (
+            Request("train", batch.indices[part].numpy(), batch.seed, self._augment, first=part.start or 0)
+            for batch in batches
+        )
         return self._deliver(self._training, requests)
 
-    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """The centers of the whole split, in order, the last batch short; unreadable images are left out or raise."""
+    def evaluation_batches(self, split: str, part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """The centers of the whole split, or of a part of it, in order, the last batch short; unreadable images are
+        left out or raise."""
         refuse_sealed(split, self.sealed)
-        parts = torch.split(torch.arange(self.sizes[split]), self._evaluation_batch)
-        return self._deliver(self._evaluation, [Request(split, part.numpy(), None, False) for part in parts])
+        batches = torch.split(torch.arange(self.sizes[split])[part], self._evaluation_batch)
+        return self._deliver(self._evaluation, [Request(split, batch.numpy(), None, False) for batch in batches])
 
     def _deliver(self, feed: _Feed, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
         started = time.perf_counter()
@@ -166,7 +173,7 @@ class _Files(Dataset[Loaded]):
         unreadable: list[str] = []
         squares: list[NDArray[np.uint8]] = []
         labels: list[int] = []
-        for place, index in enumerate(request.indices.tolist()):
+        for place, index in enumerate(request.indices.tolist(), start=request.first):
             for attempt in range(1 + REPLACEMENTS):
                 # Every image has a generator of its own, so that one that is replaced does not move the others'.
                 generator = None if request.seed is None else np.random.default_rng((request.seed, place, attempt))
