@@ -439,7 +439,8 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
     logged = client.get_logged_model(found[PARENT].data.tags["winning_model"].removeprefix("models:/"))
     stored = tmp_path / "artifacts" / logged.artifact_location.removeprefix("mlflow-artifacts:/")
     assert (stored / "MLmodel").read_text() == "flavors: {}"
-    assert [file.path for file in client.list_artifacts(found[PARENT].info.run_id, "model")] == ["model/MLmodel"]
+    files = MlflowClient(server.address).list_artifacts(found[PARENT].info.run_id, "model")
+    assert [file.path for file in files] == ["model/MLmodel"]
     for name, run in found.items():
         assert run.info.status == "FINISHED"
         assert_dataset_once(run)

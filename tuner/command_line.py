@@ -34,7 +34,7 @@ def parse(argv: Sequence[str]) -> tuple[SearchSpec, str | None]:
         kept, given = getattr(saved, name), getattr(spec, name)
         if kept != given and given is not None and masked(given) == kept:
             saved = dataclasses.replace(saved, **{name: given})
-        elif kept is not None and ":***@" in kept and given == kept:
+        elif kept is not None and "***" in kept and given == kept:
             raise InvalidInput(f"{flag(name)}: give {kept} again, its password is not kept")
     spec.located().refuse_changes(saved.located())
     return spec, search_id

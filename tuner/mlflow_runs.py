@@ -126,6 +126,8 @@ class Runs:
         self._experiment_id = ""
         self._client: MlflowClient
         self.by_name: dict[str, RunState] = {}
+        self._waiting: dict[str, None] = {}
+        """Names of the runs that something may wait for, as they were asked for."""
         self.let_go = False
         """Whether MLflow has refused something."""
 
@@ -161,6 +163,26 @@ class Runs:
             elif not state.metrics:
                 steps = client.get_metric_history(run.info.run_id, LAST_METRIC)
                 state.logged_epoch = max((metric.step for metric in steps), default=0)
+        self._waiting = dict.fromkeys(self.by_name)
+
+    def to_write(self, name: str) -> RunState:
+        """A run, made where it is not known, that is to be among those which :meth:`write_all` writes next."""
+        self._waiting[name] = None
+        return self.by_name.setdefault(name, RunState())
+
+    def write_all(self) -> None:
+        """Writes all that waits, but the end of the parent.
+
+        The parent stands first, as its children name it, and ends last, when all it holds is there.
+        """
+        before = self.by_name[PARENT].run_id
+        self.write(PARENT)
+        if self.by_name[PARENT].run_id != before:
+            self._waiting |= dict.fromkeys(self.by_name)  # those that were made without it
+        for name in [name for name in self._waiting if name != PARENT]:
+            self.write(name)
+            self.write_status(name)
+            del self._waiting[name]
 
     def _existing(self) -> list[Run]:
         runs: list[Run] = []

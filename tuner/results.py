@@ -218,16 +218,10 @@ def load_search(name: str, *, output: str = "runs", storage: str | None = None) 
     for variant in variants:
         if variant.name in studies:
             for trial in studies[variant.name].get_trials(deepcopy=False):
-                if trial.state.is_finished() or _is_drawn(variant, trial):
-                    record = _trial(search, variant, trial)
-                    search.records[record.name] = record
+                record = _trial(search, variant, trial)
+                search.records[record.name] = record
     search.records |= read_confirmed(search)
     return search
-
-
-def _is_drawn(variant: Variant, trial: FrozenTrial) -> bool:
-    """Whether a trial has all its settings; one that is just being made, or was when a program was killed, has not."""
-    return all(name in trial.params for name in variant.searched if variant.active(name, trial.params))
 
 
 def _trial(search: Search, variant: Variant, trial: FrozenTrial) -> Record:

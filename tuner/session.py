@@ -28,7 +28,7 @@ from tuner.provenance import commit, hardware, versions
 from tuner.results import Search
 from tuner.run_folder import note_end, programs_of
 from tuner.settings import flatten
-from tuner.study import open_storage, open_studies, study_name
+from tuner.study import close_storage, open_storage, open_studies, study_name
 from tuner.tracking import DataSet, Tracking
 from tuner.tuning import Deadline, tune_all
 from tuner.workloads.check import Prepared
@@ -38,8 +38,10 @@ def check_storage(spec: SearchSpec) -> None:
     """Refuses the name of a new search that the given storage already holds studies of."""
     if spec.storage is not None:
         assert spec.name is not None
-        prefix = study_name(spec.name, "")
-        if any(name.startswith(prefix) for name in get_all_study_names(open_storage(spec.storage))):
+        prefix, storage = study_name(spec.name, ""), open_storage(spec.storage)
+        names = patiently("Optuna's storage", lambda: get_all_study_names(storage))
+        close_storage(storage)
+        if any(name.startswith(prefix) for name in names):
             raise InvalidInput(f"--name {spec.name}: {masked(spec.storage)} already holds a search of this name")
 
 
@@ -47,6 +49,9 @@ def open_ledger(
     spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], data: Prepared, folder: Path
 ) -> Ledger:
     """The search's trials, from its studies and folders; makes them where there are none."""
+    storage = open_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
+    # First, as it may find that the storage is not this search's.
+    studies = open_studies(spec, variants, storage, search=folder.name)
     tracking = Tracking(
         uri=_with_login_apart(spec.tracking_uri or DEFAULT_TRACKING_URI),
         experiment=spec.experiment,
@@ -67,8 +72,6 @@ def open_ledger(
         ),
         system_metrics=spec.system_metrics,
     )
-    storage = open_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
-    studies = open_studies(spec, variants, storage, search=folder.name)
     by_variant = {name: study.study for name, study in studies.items()}
     search = Search(spec, search_id, variants, folder, by_variant, programs_of(folder), data.note)
     patiently("--checkpoints", search.root.make)

@@ -200,7 +200,8 @@ class VariantStudy:
         _patiently(lambda: write(self._storage, self._ids[number]))
 
     def _trial(self, number: int) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[number]
+        # All of them, as a study gives them, would be copied for each.
+        return self._copy.get_trial(self._copy.get_trial_id_from_study_id_trial_number(self.study._study_id, number))
 
 
 def _patiently(attempt: Callable[[], T]) -> T:

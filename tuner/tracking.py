@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tuner.convergence import epoch_metrics
 from tuner.errors import masked
-from tuner.mlflow_runs import PARENT, SEARCH_TAG, TRIAL_TAG, DataSet, Runs, RunState, WinningModel, finite
+from tuner.mlflow_runs import PARENT, SEARCH_TAG, TRIAL_TAG, DataSet, Runs, WinningModel, finite
 from tuner.spec import EpochMetrics
 
 __all__ = ["DataSet", "PARENT", "SEARCH_TAG", "TRIAL_TAG", "Tracking", "WinningModel"]
@@ -64,7 +64,7 @@ class Tracking:
         """A training exists."""
 
         def order() -> None:
-            run = self._runs.by_name.setdefault(name, RunState())
+            run = self._runs.to_write(name)
             if not run.ended:
                 run.params = {key: str(value) for key, value in parameters.items()}
                 run.tags = {**tags, "status": "running"}
@@ -75,7 +75,7 @@ class Tracking:
         """A training has finished an epoch."""
 
         def order() -> None:
-            run = self._runs.by_name[name]
+            run = self._runs.to_write(name)
             if metrics.epoch > run.logged_epoch and not run.ended:
                 # The time is the epoch's own, so that what is written again after a failure is the same row.
                 run.add(epoch_metrics(metrics), at=metrics.finished_at, step=metrics.epoch)
@@ -89,7 +89,7 @@ class Tracking:
         """A training has ended: finished, stopped, diverged or failed."""
 
         def order() -> None:
-            run = self._runs.by_name[name]
+            run = self._runs.to_write(name)
             if not run.ended:
                 if last:
                     run.add(summary, at=last.finished_at, step=last.epoch)
@@ -107,7 +107,7 @@ class Tracking:
 
         def order() -> None:
             for name, (metrics, tags) in rows.items():
-                run = self._runs.by_name.setdefault(name, RunState())
+                run = self._runs.to_write(name)
                 run.ended = False
                 run.renew(metrics, at=time.time())
                 run.tags = {**tags, "phase": "variant", "variant": name}
@@ -119,7 +119,7 @@ class Tracking:
         """Tags of a run that may have changed since it ended, and final metrics that may have been lacking then."""
 
         def order() -> None:
-            run = self._runs.by_name[name]
+            run = self._runs.to_write(name)
             run.late_metrics = finite(summary, at=last.finished_at, step=last.epoch)
             run.late_tags = dict(tags)
 
@@ -141,7 +141,7 @@ class Tracking:
         """
 
         def order() -> None:
-            run = self._runs.by_name[PARENT]
+            run = self._runs.to_write(PARENT)
             run.renew(summary, at=time.time())
             run.tags |= {**(tags or {}), "status": status}
             run.status = "RUNNING" if status == "interrupted" else "FINISHED"
@@ -160,7 +160,7 @@ class Tracking:
 
     def _note_load(self, values: Mapping[str, float], now: float) -> None:
         # Seconds as steps: a later program's come after an earlier one's.
-        self._orders.put(lambda: self._runs.by_name[PARENT].add(values, at=now, step=int(now)))
+        self._orders.put(lambda: self._runs.to_write(PARENT).add(values, at=now, step=int(now)))
 
     def _write(self) -> None:
         pause = FLUSH_SECONDS
@@ -173,11 +173,7 @@ class Tracking:
                     self._runs.look()
                 while not self._orders.empty():
                     self._orders.get()()
-                # The parent stands first, as its children name it, and ends last, when all it holds is there.
-                for name in self._runs.by_name:
-                    self._runs.write(name)
-                    if name != PARENT:
-                        self._runs.write_status(name)
+                self._runs.write_all()
                 if closing:
                     if has_failed:
                         self._runs.look()  # what was asked for in vain may have been done since
