@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ BUCKET = "s3://bucket"
 @contextmanager
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Serves one empty bucket, :data:`BUCKET`, to this process and to those that it starts."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()

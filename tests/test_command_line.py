@@ -221,7 +221,6 @@ def test_a_resumed_search_may_change_what_changes_no_result(
         ("--early-stopping", "--early-stopping True"),
         ("--objective accuracy", "--objective accuracy"),
         ("--seed 9", "--seed 9"),
-        ("--storage sqlite:///x.db", "--storage sqlite:////"),
         ("--trials many", "--trials"),
         ("--trails 9", "did you mean --trials?"),
     ],
@@ -244,7 +243,7 @@ def test_the_same_folder_spelled_otherwise_is_the_same_search(
 
 
 @pytest.mark.parametrize("name", ["storage", "tracking_uri"])
-def test_a_password_is_asked_for_again_and_no_other_place_taken(tmp_path: Path, name: str) -> None:
+def test_a_password_is_asked_for_again(tmp_path: Path, name: str) -> None:
     (tmp_path / "s").mkdir()
     uri = "postgresql://me:swordfish@host/db"
     values: dict[str, Any] = {"name": "s", "output": str(tmp_path), name: uri}
@@ -255,11 +254,5 @@ def test_a_password_is_asked_for_again_and_no_other_place_taken(tmp_path: Path, 
     assert refused(*resume) == again
     assert refused(*resume, flag(name), "postgresql://me:***@host/db") == again
     assert getattr(parse([*resume, flag(name), uri])[0], name) == uri
-    other = refused(*resume, flag(name), "postgresql://me:swordfish@elsewhere/db")
-    assert other.startswith(f"{flag(name)} ")
-
-
-@pytest.mark.parametrize("name", ["storage", "tracking_uri"])
-def test_a_refused_change_tells_no_password(saved: SearchSpec, name: str) -> None:
-    argv = ["--resume", "s", "--output", saved.output, flag(name), "postgresql://me:swordfish@elsewhere/db"]
-    assert "swordfish" not in refused(*argv)
+    other = "postgresql://me:swordfish@elsewhere/db"
+    assert getattr(parse([*resume, flag(name), other])[0], name) == other

@@ -14,7 +14,7 @@ from search_spaces import SPACES
 from tuner.errors import InvalidInput
 from tuner.final_weights import load_weights, score_on_test
 from tuner.network import Network
-from tuner.settings import with_settings
+from tuner.settings import to_json, with_settings
 from tuner.spec import OptimizerSpec, TrialSpec
 from tuner.store import WEIGHTS, Store
 from tuner.train import Training, train
@@ -134,10 +134,11 @@ def worked(root: Path, spec: TrialSpec, phase: str) -> list[dict[str, Any]]:
     order = Order(
         trial="a",
         phase=phase,
-        spec=dataclasses.asdict(spec),
+        spec=to_json(spec),
         root=str(root),
         folder="a",
         checkpoint_seconds=None,
+        workers=1,
         threads=1,
         gpu_share=1.0,
     )

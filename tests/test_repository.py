@@ -20,12 +20,20 @@ MADE_BY_TOOLS = {".git", ".venv", "__pycache__", "build", "dist", "runs", "mlrun
 UNNAMED = {".gitignore", ".gitattributes"}
 TESTS_OF_NO_MODULE = {
     "test_cluster_yaml": "cluster.yaml",
+    "test_databases": "docs/databases.md",
+    "test_faults": "the cluster, while parts of it die",
+    "test_lost_machines": "what counts as a trial's failure",
     "test_mlflow_ui": "MLflow's pages in a browser",
+    "test_outages": "databases that go away during a search",
+    "test_ports": "what the cluster answers to strangers",
+    "test_ray_up": "cluster.yaml, from nothing to pages in a browser",
     "test_resume": "the command, killed and resumed",
     "test_image_folder": "the workload that is a folder of images",
     "test_notebooks": "notebooks/",
     "test_optuna_dashboard": "Optuna's studies in its dashboard",
     "test_repository": "the whole",
+    "test_tear_down": "ray down",
+    "test_terminal": "a terminal that is lost",
 }
 
 

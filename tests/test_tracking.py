@@ -23,6 +23,7 @@ from mlflow.tracking import MlflowClient
 from tests.tracked import Between, Server, killed_at, opened, runs, tell
 from tuner import tracking as module
 from tuner.convergence import epoch_metrics
+from tuner.mlflow_runs import Runs
 from tuner.spec import EpochMetrics
 from tuner.tracking import PARENT, DataSet, WinningModel
 
@@ -479,3 +480,36 @@ def test_answers_that_are_lost_or_refused_double_and_lose_nothing(
 def test_no_run_is_left_active_in_this_process(mlflow_uri: str) -> None:
     assert opened(mlflow_uri).finish("finished", {}, [], timeout=60)
     assert mlflow.active_run() is None
+
+
+def test_a_flush_goes_over_the_runs_that_something_waits_for(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not over thousands that have ended; what failed waits on, and a new parent concerns all."""
+    known = Runs(uri=mlflow_uri, experiment="e", search="s", search_id="id", tags={}, dataset=None)
+    known.look()
+    for name in (PARENT, "a-00", "a-01", "a-02"):
+        known.to_write(name)
+    known.write_all()
+    written: list[str] = []
+    write, failing = Runs.write, {"a-02"}
+
+    def watched(these: Runs, name: str) -> None:
+        written.append(name)
+        if name in failing:
+            raise OSError
+        write(these, name)
+
+    monkeypatch.setattr(Runs, "write", watched)
+    known.to_write("a-02").tags["old"] = "yes"
+    known.to_write("a-01").status = "FINISHED"
+    with pytest.raises(OSError):
+        known.write_all()
+    failing.clear()
+    known.write_all()
+    known.write_all()
+    assert written == [PARENT, "a-02", PARENT, "a-02", "a-01", PARENT]
+    assert known.by_name["a-01"].ended and not known.by_name["a-02"].tags
+    known.by_name[PARENT].run_id = None
+    known.write_all()
+    assert {name: run.parent_id for name, run in known.by_name.items() if name != PARENT} == dict.fromkeys(
+        ("a-00", "a-01", "a-02"), known.by_name[PARENT].run_id
+    )

@@ -17,6 +17,7 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     results          what a search has come to, and load_search for Python
     cluster          starts or joins Ray
     study            one Optuna study a variant
+    optuna_storage   the database behind it, and what its outages look like
     tracking         everything into MLflow, once
     mlflow_runs      the runs of one search in MLflow
     logged_model     a trained model in MLflow, whole and once
@@ -31,9 +32,11 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     objectives       what is optimized
     rungs            who is stopped early
     run_folder       the search's folder: its spec and its lock
-    trial_folder     a training's spec, log, checkpoint, weights, score
+    trial_folder     a training's spec, log, score
     plan             SearchSpec: what a search is
+    gpu_share        several trainings on one GPU
     train            train(spec): pure PyTorch, like everything below
+    checkpoints      what a training continues from
     final_weights    final weights, and the one place where the test split is read
     network          model, optimizer and average: what a step changes
     replicas         several processes that train one network
@@ -49,10 +52,13 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     spec             what one training is
     optimizer_spec   how SGD's knobs are turned
     settings         specs by dotted names and as plain data
+    store            a folder or object storage, for checkpoints and weights
+    outage           waiting while a database or a disk is away
     provenance       versions, hardware, commit
     errors           bad input
 
-Beside the list, autoscaling tells a cluster which machine to start next.
+Beside the list, autoscaling tells a cluster which machine to start next, and local_provider makes cluster.yaml into one
+for machines of one's own.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ looks there first and tells the epochs it finds again.  It writes nothing else: 
 from __future__ import annotations
 
 import dataclasses
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from tuner.convergence import is_over
 from tuner.errors import InvalidInput
 from tuner.outage import StorageFailed
 from tuner.replica_actor import Company
-from tuner.settings import from_dict
+from tuner.settings import from_dict, to_json
 from tuner.spec import EpochMetrics, TrialSpec
 from tuner.store import Store
 from tuner.trial_folder import FinalScore
@@ -72,8 +73,8 @@ class Order:
     trial: str
     """Name of the trial, confirmed run or test."""
     phase: str
-    spec: dict[str, Any]
-    """A TrialSpec as plain data."""
+    spec: str
+    """A TrialSpec as JSON: of data Tune would copy every number, into its tables too."""
     root: str
     """Place of the search's stores; a folder must be one that all machines see."""
     folder: str
@@ -98,16 +99,17 @@ def work(order: Order, replicas: Replicas | None = None) -> Results:
     from tuner.gpu_share import keep_to, why_out_of_memory
     from tuner.replicas import ALONE
 
+    replicas = replicas or ALONE
     torch.set_num_threads(order.threads)
     keep_to(order.gpu_share)
-    spec, root = from_dict(TrialSpec, order.spec), Store(order.root)
-    if not root.exists():
+    spec, root = from_dict(TrialSpec, json.loads(order.spec)), Store(order.root)
+    if replicas.rank == 0 and not root.exists():
         raise StorageFailed(
             f"{root.place} is not seen from {socket.gethostname()}: --checkpoints must be a place that all machines see"
         )
     store = root / order.folder
     try:
-        yield from _test(spec, store) if order.phase == "test" else _train(spec, store, order, replicas or ALONE)
+        yield from _test(spec, store) if order.phase == "test" else _train(spec, store, order, replicas)
     except torch.OutOfMemoryError:
         if order.gpu_share >= 1:
             raise
@@ -126,7 +128,7 @@ def _train(spec: TrialSpec, store: Store, order: Order, replicas: Replicas) -> R
         replicas=replicas,
     ):
         history.append(metrics)
-        yield {"metrics": dataclasses.asdict(metrics), "done": is_over(spec, history)}
+        yield {"metrics": to_json(metrics), "done": is_over(spec, history)}
 
 
 def _test(spec: TrialSpec, store: Store) -> Results:

@@ -1,0 +1,21 @@
+"""``ray down``; the last of the tests that share a cluster, by its name."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from tests.cluster.cluster import Cluster
+from tests.cluster.hosts import until
+
+pytestmark = pytest.mark.cluster
+
+
+def test_ray_down_leaves_no_process_of_ray(cluster: Cluster) -> None:
+    assert not any(cluster.is_quiet(host) for host in (cluster.hosts.head, *cluster.hosts.workers))
+    cluster.ray_down()
+    assert cluster.is_quiet(cluster.hosts.head)
+    for worker in cluster.hosts.workers:
+        # Nothing tells a worker of one's own: it ends when it has not heard of the head for a minute.
+        until(partial(cluster.is_quiet, worker), f"Ray ends on {worker.name}", 120, every=1)
