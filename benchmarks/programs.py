@@ -44,7 +44,14 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def run(module: str, arguments: Sequence[str], folder: Path, *, watch: Callable[[int], None] | None = None) -> Finished:
+def run(
+    module: str,
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    watch: Callable[[int], None] | None = None,
+    timeout: float = TIMEOUT_SECONDS,
+) -> Finished:
     """``python -m module arguments`` with the folder as its working folder; ``watch`` gets its pid again and again.
 
     Raises RuntimeError with the end of what it printed where it fails.
@@ -66,7 +73,7 @@ def run(module: str, arguments: Sequence[str], folder: Path, *, watch: Callable[
             stdin=subprocess.DEVNULL,
         )
         try:
-            status = _wait(process, started_at, watch)
+            status = _wait(process, started_at + timeout, watch)
         finally:
             _end(process)
         ended_at = time.time()
@@ -96,12 +103,12 @@ def mlflow_runs(finished: Finished) -> dict[str, tuple[dict[str, float], float, 
     }
 
 
-def _wait(process: subprocess.Popen[bytes], started_at: float, watch: Callable[[int], None] | None) -> int:
+def _wait(process: subprocess.Popen[bytes], until: float, watch: Callable[[int], None] | None) -> int:
     if watch is None:
-        return process.wait(TIMEOUT_SECONDS)
+        return process.wait(until - time.time())
     while process.poll() is None:
-        if time.time() - started_at > TIMEOUT_SECONDS:
-            raise subprocess.TimeoutExpired(process.args, TIMEOUT_SECONDS)
+        if time.time() > until:
+            raise subprocess.TimeoutExpired(process.args, until)
         watch(process.pid)
         time.sleep(0.1)
     return process.wait()

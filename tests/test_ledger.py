@@ -519,6 +519,9 @@ def test_more_trials_may_find_another_best_which_is_confirmed_beside_the_earlier
     many = open_ledger([toy("one")], trials=9, epochs=EPOCHS, confirm_seeds=3, objective="accuracy")
     assert not many.is_complete()
     work(many)
+    assert many.num_planned == len(many.records) == 9 + 3 + CONFIRMED
+    again = open_ledger([toy("one")], trials=9, epochs=EPOCHS, confirm_seeds=3, objective="accuracy")
+    assert again.num_planned == len(again.records) == 9 + 3 + CONFIRMED
     many.amend()
     many.tracking.finish("finished", {}, [], timeout=60)
     assert many.search.best("one") is not few.search.best("one"), "else this tests nothing"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,23 @@ def test_many_trials_in_random_order_leave_about_a_third() -> None:
     accuracies = np.random.default_rng(0).random(3000)
     kept = sum(rungs.goes_on(f"t{i}", 0.2, float(accuracy)) for i, accuracy in enumerate(accuracies))
     assert 0.31 < kept / 3000 < 0.36
+
+
+def test_judgements_are_those_of_the_whole_list_and_take_logarithmically_many_comparisons() -> None:
+    class Counted(float):
+        num_comparisons = 0
+
+        def __lt__(self, other: float) -> bool:
+            Counted.num_comparisons += 1
+            return float(self) < float(other)
+
+    rungs, told = Rungs(), []
+    for number, accuracy in enumerate(np.random.default_rng(0).integers(0, 500, size=1000) / 500):
+        told.append(float(accuracy))
+        kept = sorted(told, reverse=True)[: math.ceil(len(told) / 3)]
+        Counted.num_comparisons = 0
+        assert rungs.goes_on(f"t{number}", 0.2, Counted(accuracy)) == (accuracy >= kept[-1])
+        assert Counted.num_comparisons <= math.log2(len(told)) + 2
 
 
 def test_a_trial_that_skips_a_rung_is_not_recorded_there() -> None:

@@ -8,12 +8,15 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
+import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import TPESampler
 from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
 
 from search_spaces import SPACES, Variant
-from tuner.sampling import from_unit, num_default, num_random, sobol_point
+from tuner.sampling import ArmSampler, from_unit, num_default, num_random, sobol_point
 from tuner.settings import flatten
 from tuner.spec import EpochMetrics
 from tuner.study import VariantStudy
@@ -189,6 +192,42 @@ def test_the_model_arm_draws_where_nothing_has_finished(toy: Callable[..., Varia
     drawn = [study.settings(study.ask()).lr.peak for _ in range(8)]
     assert len(set(drawn)) == 8
     assert all(1e-3 <= lr <= 1 for lr in drawn)
+
+
+def test_the_model_knows_the_space_as_tpe_does_and_goes_over_each_trial_once(
+    toy: Callable[..., Variant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_compared = 0
+    equal = BaseDistribution.__eq__
+
+    def compared(one: BaseDistribution, other: object) -> bool:
+        nonlocal num_compared
+        num_compared += 1
+        return equal(one, other)
+
+    monkeypatch.setattr(BaseDistribution, "__eq__", compared)
+    sampler = ArmSampler(toy(), seed=0)
+    study = optuna.create_study(sampler=sampler)
+    counts = []
+    for index in range(40):
+        sampler.choose("model", index)
+        before = num_compared
+        trial = study.ask()
+        value = trial.suggest_float("lr.peak", 1e-3, 1.0, log=True) + trial.suggest_float("momentum.value", 0, 0.9)
+        counts.append(num_compared - before)
+        trial.report(value, 1)
+        study.tell(trial, *([None, TrialState.PRUNED] if index % 2 else [value]))
+        found = sampler.infer_relative_search_space(study, study.trials[-1])
+        asked = TPESampler(multivariate=True).infer_relative_search_space(study, study.trials[-1])
+        assert list(found.items()) == list(asked.items())
+    assert len(found) == 2
+    assert max(counts[10:]) <= max(counts[:10])
+
+
+def test_a_sobol_sequence_is_begun_once_a_trial(search: Search, toy: Callable[..., Variant]) -> None:
+    sobol_point.cache_clear()
+    search(toy(), lambda settings: 0.5, 8)
+    assert sobol_point.cache_info().misses == 4
 
 
 def test_enqueued_points_leave_the_random_arm_alone_and_the_model_learns_from_them(

@@ -353,3 +353,21 @@ def test_two_objectives_have_two_directions_and_no_running_values(toy: Toy, epoc
         study.tell(number, "finished", [epoch(1, accuracy)])
     assert [trial.intermediate_values for trial in stored(storage)] == [{}] * 4
     assert stored(storage)[1].values == [10.0, 0.96]
+
+
+def test_what_concerns_one_trial_does_not_list_all(
+    storage: BaseStorage, toy: Toy, epoch: Epoch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thousands of trials, each of which is told of several times."""
+    study = opened(storage, toy())
+    number = study.ask()
+
+    def listed(*_: Any, **__: Any) -> list[FrozenTrial]:
+        raise AssertionError("all trials are listed")
+
+    monkeypatch.setattr(InMemoryStorage, "get_all_trials", listed)
+    monkeypatch.setattr(type(storage), "get_all_trials", listed)
+    assert study.tags(number) == {"arm": "random"}
+    study.settings(number)
+    study.report(number, [epoch(1, 0.5)])
+    study.tell(number, "finished", [epoch(1, 0.5)])

@@ -77,14 +77,18 @@ class Checkpoints:
 
         Raises :class:`StorageFailed` where the storage stays away.
         """
-        started = time.monotonic()
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, "spec": self._spec_digest, **content}, buffer)
         name = f"checkpoint-{epoch:06d}.pt"
-        patiently(f"{self._store.place}/{name}", lambda: self._store.write(name, buffer.getvalue()))
+
+        def write() -> None:
+            started = time.monotonic()
+            self._store.write(name, buffer.getvalue())
+            self._cost = time.monotonic() - started  # without the time that the storage was away
+
+        patiently(f"{self._store.place}/{name}", write)
         for older in self._kept:
             if older < name:
                 patiently(f"{self._store.place}/{older}", partial(self._store.delete, older))
         self._kept = [name]
         self._saved_at = time.monotonic()
-        self._cost = self._saved_at - started

@@ -135,8 +135,18 @@ def _num_fitting(machines: list[dict[str, float]], cpus: float, gpus: float) -> 
 
 
 def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:
-    by_cpu = machine.get("CPU", 0.0) // cpus
-    return int(min(by_cpu, machine.get("GPU", 0.0) // gpus) if gpus else by_cpu)
+    by_cpu = _whole(machine.get("CPU", 0.0) / cpus)
+    if not gpus:
+        return by_cpu
+    on_each = _whole(1 / gpus)
+    # A part is of one GPU.
+    by_gpu = int(machine.get("GPU", 0.0)) * on_each if on_each else _whole(machine.get("GPU", 0.0) / gpus)
+    return min(by_cpu, by_gpu)
+
+
+def _whole(quotient: float) -> int:
+    # 1 / 0.2 is 5, though 1 // 0.2 is 4.
+    return int(quotient + 1e-9)
 
 
 def _startable_machines() -> list[dict[str, float]]:

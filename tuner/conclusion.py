@@ -73,7 +73,7 @@ def conclude(
         tags=tags,
         model=model,
     )
-    ledger.close()
+    ledger.close(wait=not quick)
     console.print(_for_terminal(table))
     best = search.best(first)
     lines = [*sentences, f"Best settings of {first}, by trial {best.name}:" if best else "No trial finished."]

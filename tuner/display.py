@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.tune import Callback
@@ -26,7 +29,10 @@ class Display(Callback):
         self.console = console
         self.ledger = ledger
         self.started = time.monotonic()
-        self._done_before = sum(_share_done(record) for record in ledger.records.values())
+        self._open: list[Record] = []
+        self._num_seen = 0
+        self._ended = {variant.name: _Standing() for variant in ledger.search.variants}
+        self._done_before = _done(self._standings())
         self._told: set[str] = set()
         self._live = Live(
             get_renderable=self._render,
@@ -57,15 +63,32 @@ class Display(Callback):
         if self.console.is_terminal or record is None or record.name in self._told:
             return
         self._told.add(record.name)
-        num_ended = sum(record.ended for record in self.ledger.records.values())
+        standings = self._standings()
+        num_ended = sum(standing.num_ended.total() for standing in standings.values())
         self.console.print(
             f"{num_ended}/{self.ledger.num_planned} {record.name} {record.status}, best accuracy "
-            f"{best_accuracy(record.history):.4f}, {_duration(self._seconds_left())} left",
+            f"{best_accuracy(record.history):.4f}, {_duration(self._seconds_left(_done(standings)))} left",
             highlight=False,
         )
 
-    def _seconds_left(self) -> float | None:
-        done = sum(_share_done(record) for record in list(self.ledger.records.values()))
+    def _standings(self) -> dict[str, _Standing]:
+        """Variant -> how it stands.  Records that have ended are added once: of thousands, few are ever open."""
+        # A copy: the driver adds trials while the display's thread draws.
+        records = list(self.ledger.records.values())
+        looked_at, self._open = [*self._open, *records[self._num_seen :]], []
+        self._num_seen = len(records)
+        target = self.ledger.spec.targets[-1]
+        for record in looked_at:
+            if record.ended:
+                self._ended[record.variant].add(record, target)
+            else:
+                self._open.append(record)
+        standings = copy.deepcopy(self._ended)
+        for record in self._open:
+            standings[record.variant].add(record, target)
+        return standings
+
+    def _seconds_left(self, done: float) -> float | None:
         here = done - self._done_before
         if here <= 0:
             return None
@@ -73,7 +96,7 @@ class Display(Callback):
 
     def _render(self) -> RenderableType:
         targets = self.ledger.spec.targets
-        search, spec = self.ledger.search, self.ledger.spec
+        search, spec, standings = self.ledger.search, self.ledger.spec, self._standings()
         num_runs = sum(map(spec.num_seeds, POINTS))
         table = Table(title=f"{search.folder.name}: {spec.workload}, {spec.model}")
         table.add_column("variant")
@@ -82,37 +105,53 @@ class Display(Callback):
             table.add_column(column, justify="right")
         table.add_column(f"gradient evaluations to {target_label(targets[-1])}%", justify="right")
         for variant in search.variants:
-            # A copy: the driver adds trials while the display's thread draws.
-            records = [record for record in list(search.records.values()) if record.variant == variant.name]
-            trials = search.trials_of(variant.name)
-            runs = [record for record in records if record.phase == "confirm"]
+            standing = standings[variant.name]
             table.add_row(
                 variant.name,
-                f"{sum(record.ended for record in trials)}/{spec.trials}",
-                *(str(sum(record.status == status for record in records)) for status in _SHOWN),
-                *([f"{sum(record.ended for record in runs)}/{num_runs}"] if num_runs else []),
-                f"{max((best_accuracy(record.history) for record in records), default=0):.4f}",
-                _fastest(records, targets[-1]),
+                f"{standing.num_ended['explore']}/{spec.trials}",
+                *(str(standing.statuses[status]) for status in _SHOWN),
+                *([f"{standing.num_ended['confirm']}/{num_runs}"] if num_runs else []),
+                f"{standing.best_accuracy:.4f}",
+                f"{standing.fastest or '-'}",
             )
-        done = sum(_share_done(record) for record in list(self.ledger.records.values()))
+        done = _done(standings)
         bar = ProgressBar(total=self.ledger.num_planned, completed=done, width=60)
         elapsed = _duration(time.monotonic() - self.started)
-        left = _duration(self._seconds_left())
+        left = _duration(self._seconds_left(done))
         return Group(table, bar, Text(f"\n{elapsed} gone, {left} left. Ctrl-C stops; nothing is lost."))
 
 
 _SHOWN = ("running", "stopped", "diverged", "failed")
 
 
-def _fastest(records: list[Record], target: float) -> str:
-    times = [time for record in records if (time := time_to_target(list(record.history), target))]
-    return str(min(time.gradient_evaluations for time in times)) if times else "-"
+@dataclass(slots=True)
+class _Standing:
+    """What some trainings of a variant have come to."""
+
+    num_ended: Counter[str] = field(default_factory=Counter)
+    """By phase."""
+    statuses: Counter[str] = field(default_factory=Counter)
+    done: float = 0.0
+    """Trainings, one under way as the share of its budget that it has spent."""
+    best_accuracy: float = 0.0
+    fastest: int | None = None
+    """Least gradient evaluations to the highest target."""
+
+    def add(self, record: Record, target: float) -> None:
+        history = list(record.history)
+        self.statuses[record.status] += 1
+        if record.ended:
+            self.num_ended[record.phase] += 1
+            self.done += 1
+        elif history:
+            self.done += history[-1].gradient_evaluations / history[-1].budget
+        self.best_accuracy = max(self.best_accuracy, best_accuracy(history))
+        if reached := time_to_target(history, target):
+            self.fastest = min(self.fastest or reached.gradient_evaluations, reached.gradient_evaluations)
 
 
-def _share_done(record: Record) -> float:
-    if record.ended:
-        return 1.0
-    return record.history[-1].gradient_evaluations / record.history[-1].budget if record.history else 0.0
+def _done(standings: dict[str, _Standing]) -> float:
+    return sum(standing.done for standing in standings.values())
 
 
 def _duration(seconds: float | None) -> str:

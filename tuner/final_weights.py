@@ -39,10 +39,14 @@ def load_weights(store: Store, spec: TrialSpec) -> dict[str, Any]:
     Raises :class:`InvalidInput` for weights that are not there or of another training.
     """
     path = f"{store.place}/{WEIGHTS}"
-    try:
-        content: dict[str, Any] = torch.load(io.BytesIO(store.read(WEIGHTS)), map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InvalidInput(f"{path} is not there") from None
+
+    def read() -> bytes:
+        try:
+            return store.read(WEIGHTS)
+        except FileNotFoundError:
+            raise InvalidInput(f"{path} is not there") from None
+
+    content: dict[str, Any] = torch.load(io.BytesIO(patiently(path, read)), map_location="cpu", weights_only=True)
     if content.get("format") != FORMAT or content.get("spec") != digest(spec):
         raise InvalidInput(f"{path} has the weights of another training")
     return content

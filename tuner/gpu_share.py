@@ -31,7 +31,7 @@ def fitting_share(peak_bytes: int, total_bytes: int) -> float:
 
 def keep_to(share: float) -> None:
     """Holds this process to its share of the GPU, where it has one."""
-    if torch.cuda.is_available():
+    if share > 0 and torch.cuda.is_available():
         total = torch.cuda.get_device_properties().total_memory
         torch.cuda.set_per_process_memory_fraction(allocator_part(share, total))
 

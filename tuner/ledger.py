@@ -57,6 +57,11 @@ class Ledger:
         self.all_planned = False
         """Whether :meth:`next_trial` has nothing more to give, now or later."""
         self._live: list[Record] = []
+        self._again: list[Record] = []
+        """Of the live ones, those that are to be given again."""
+        self._stopped: set[str] = set()
+        self._num_confirmed: Counter[str] = Counter()
+        """Confirmed runs that have been made, by variant."""
         self._logged: dict[str, set[int]] = {}
         """Epochs in the logs of trainings that earlier programs began."""
         self._pruning = ThreadPoolExecutor(1, thread_name_prefix="pruning")
@@ -71,7 +76,7 @@ class Ledger:
 
         None where there is nothing now: ask again after a trial has ended, unless ``all_planned``.
         """
-        record = next(self._waiting, END)
+        record = self._again.pop(0) if self._again else next(self._waiting, END)
         self.all_planned = record is END
         if not isinstance(record, Record):
             return None
@@ -84,12 +89,21 @@ class Ledger:
         self._live = [record for record in self._live if not record.ended]
         return len(self._live)
 
+    def again(self, name: str) -> None:
+        """A trial that was given is to be given again."""
+        record = self.records.get(name) or self._tests[name]
+        self._live.remove(record)
+        self._again.append(record)
+
+    def num_lost_machines(self, name: str) -> int:
+        """Times that a machine was lost under it, in this program."""
+        return (self.records.get(name) or self._tests[name]).num_lost_machines
+
     @property
     def num_planned(self) -> int:
         """Trials and confirmed runs there will be, where a trial of each variant finishes."""
         num_runs = sum(map(self.spec.num_seeds, POINTS))
-        made = Counter(record.variant for record in list(self.records.values()) if record.phase == "confirm")
-        return sum(self.spec.trials + max(num_runs, made[variant.name]) for variant in self.search.variants)
+        return sum(self.spec.trials + max(num_runs, self._num_confirmed[name]) for name in self.studies)
 
     def is_complete(self) -> bool:
         """Whether there is nothing left to do."""
@@ -116,7 +130,9 @@ class Ledger:
                 record.status = study.existing_status(number)
                 record.history = read_epochs(self._folder(record))
                 self._at_rungs(record, record.history)
-        self.records |= read_confirmed(self.search)
+        confirmed = read_confirmed(self.search)
+        self._num_confirmed.update(record.variant for record in confirmed.values())
+        self.records |= confirmed
         for record in self.records.values():
             if record.ended:
                 self._open(record)
@@ -155,7 +171,7 @@ class Ledger:
         ready: list[tuple[int, Record]] = []
         while exploring or ready:
             for name in [*exploring]:
-                if all(record.ended for record in self.search.trials_of(name)):
+                if all(record.ended for record in self._live if record.variant == name):
                     exploring.remove(name)
                     ready += enumerate(self._confirmations(name))
             ready.sort(key=lambda turn: turn[0])
@@ -174,6 +190,7 @@ class Ledger:
                 record = Record(confirmed_name(variant, number), variant, number, spec, "confirm")
                 self._write(record, lambda folder, spec=spec: write_spec(folder, spec))  # type: ignore[misc]
                 made[spec] = self.records[record.name] = record
+                self._num_confirmed[variant] += 1
                 runs.append(record)
         return [record for record in made.values() if not record.ended]
 
@@ -230,7 +247,8 @@ class Ledger:
         record.history.append(metrics)
         if metrics.epoch not in self._logged[name]:
             self._write(record, lambda folder: append_epoch(folder, metrics))
-        if record.phase == "explore":
+        # An epoch that Optuna knows was let through: one that stops the trial is told together with its end.
+        if record.phase == "explore" and name not in self._stopped:
             self.studies[record.variant].report(record.number, record.history)
         self.tracking.log_epoch(name, metrics)
 
@@ -249,7 +267,10 @@ class Ledger:
         ahead = self._rungs[record.variant].goes_on(name, _share(metrics), metrics.validation_accuracy)
         # Its time to the target is known, and its area and tail are worth having.
         reached = time_to_target([*record.history, metrics], self.spec.targets[-1]) is not None
-        return ahead or reached or not self.spec.early_stopping or self.spec.objective == "pareto"
+        goes_on = ahead or reached or not self.spec.early_stopping or self.spec.objective == "pareto"
+        if not goes_on:
+            self._stopped.add(name)
+        return goes_on
 
     def end(self, name: str, *, failure: str | None = None) -> None:
         """A trial, confirmed run or test has ended: it failed, diverged, ran to its end, or was stopped."""
@@ -263,11 +284,15 @@ class Ledger:
             record.status = "finished" if failure is None else "failed"
             self._close(self.records[_tested(name)], {"test_failure": failure or ""})
             return
-        record.status = "failed" if failure is not None else self._how_it_ended(record)
+        status = "failed" if failure is not None else self._how_it_ended(record)
         if record.phase == "explore":
-            self.studies[record.variant].tell(record.number, record.status, record.history, failure)
+            study = self.studies[record.variant]
+            if name in self._stopped:
+                study.report(record.number, record.history)
+            study.tell(record.number, status, record.history, failure)
         elif failure is not None:
             self._write(record, lambda folder: write_whole(folder / FAILURE, failure + "\n"))
+        record.status = status
         self._close(record)
 
     def busy_share(self, slots: int) -> float | None:
@@ -323,9 +348,9 @@ class Ledger:
         except OSError as error:
             logger.warning("Checkpoints of ended trials stay until the search is resumed: %s", error)
 
-    def close(self) -> None:
-        """Ends what this program has open; what was told stands."""
-        self._pruning.shutdown()
+    def close(self, *, wait: bool = True) -> None:
+        """Ends what this program has open; what was told stands, and what is not pruned is by the next program."""
+        self._pruning.shutdown(wait=wait, cancel_futures=not wait)
         close_storage(self.storage)
 
     def _write(self, record: Record, write: Callable[[Path], None]) -> None:

@@ -21,8 +21,9 @@ from tuner.errors import InvalidInput
 
 PROGRAM = "python -m tuner.local_provider"
 CLUSTER = Path("cluster.yaml")
-RAY_PORTS = "6379, 8076-8080, 10001-19999"
-"""What ``ray start`` listens on beyond loopback, as cluster.yaml starts it."""
+RAY_PORTS = "6379, 8076-8080, 10001-19999, 32768-60999"
+"""What ``ray start`` listens on beyond loopback, as cluster.yaml starts it; the last are Linux's ephemeral ports, where
+the processes of a trial that has several meet, and ask each other for nothing."""
 TABLE = "sgd_tuner"
 """nftables' name for the rules; ``sudo nft delete table inet sgd_tuner`` opens the ports again."""
 INSTALL_FIREWALL = (
@@ -73,6 +74,7 @@ def firewall(machines: Sequence[str]) -> str:
     table = f"table inet {TABLE}"
     rules = (
         'iifname "lo" accept',
+        "ct state established,related accept",
         f"ip saddr {{ {', '.join(machines)} }} accept",
         f"tcp dport {{ {RAY_PORTS} }} reject with tcp reset",
     )

@@ -163,7 +163,6 @@ class Runs:
             elif not state.metrics:
                 steps = client.get_metric_history(run.info.run_id, LAST_METRIC)
                 state.logged_epoch = max((metric.step for metric in steps), default=0)
-        self._waiting = dict.fromkeys(self.by_name)
 
     def to_write(self, name: str) -> RunState:
         """A run, made where it is not known, that is to be among those which :meth:`write_all` writes next."""

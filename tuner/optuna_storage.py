@@ -11,7 +11,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
 
 from tuner.errors import masked
 from tuner.outage import patiently
@@ -83,5 +83,5 @@ CONNECTED: dict[str, Callable[..., None]] = {"sqlite": _write_ahead, "postgresql
 
 
 def _as_oserror(context: ExceptionContext) -> OSError | None:
-    away = isinstance(context.sqlalchemy_exception, OperationalError | InterfaceError)
+    away = isinstance(context.sqlalchemy_exception, OperationalError | InterfaceError | InternalError)
     return OSError(str(context.original_exception)) if away else None

@@ -142,6 +142,8 @@ class SearchSpec:
         if self.data_dir is not None:
             # Absolute: workers, and whoever resumes the search, may be in other folders.
             object.__setattr__(self, "data_dir", str(Path(self.data_dir).absolute()))
+        if self.checkpoints is not None and "://" not in self.checkpoints and self.checkpoints:
+            object.__setattr__(self, "checkpoints", str(Path(self.checkpoints).absolute()))
         if self.objective not in get_args(Objective):
             raise unknown("objective", self.objective, get_args(Objective))
         for name in ("name", "resume"):
@@ -161,6 +163,8 @@ class SearchSpec:
         _at_least("max_failures", self.max_failures, 0)
         _at_least("max_concurrent", self.max_concurrent, 1)
         _at_least("gpus_per_trial", self.gpus_per_trial, 0)
+        if self.gpus_per_trial is not None and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise InvalidInput(f"--gpus-per-trial {self.gpus_per_trial}: must be a whole number where it is above 1")
         _at_least("workers_per_trial", self.workers_per_trial, 1)
         if self.batch_size % self.workers_per_trial:
             raise InvalidInput(

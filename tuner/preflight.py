@@ -46,7 +46,7 @@ def check(spec: SearchSpec) -> tuple[tuple[Variant, ...], Prepared]:
         check_workload(workload)
         check_local_cpus(spec)
         check_folder("--output", Path(spec.output))
-        if spec.checkpoints is not None:
+        if spec.checkpoints is not None and not spec.dry_run:
             check_place("--checkpoints", spec.checkpoints)
         if spec.storage is not None:
             _check_database("--storage", spec.storage)

@@ -35,6 +35,12 @@ EXPLAINED = (InvalidInput, StorageFailed)
 Training: TypeAlias = "Callable[[Replicas], Iterator[dict[str, Any]]]"
 
 
+def see_own_gpus() -> None:
+    """Hides all GPUs from an actor that was given none, before torch looks: Ray leaves them visible."""
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 class Company:
     """Further processes for the actor that makes it, which is rank 0."""
 
@@ -100,6 +106,7 @@ class _Companion:
     """The actor of a further process."""
 
     def join(self, host: str, port: int, rank: int, size: int) -> None:
+        see_own_gpus()
         from tuner.replicas import meeting
 
         self._replicas = _join(meeting(host, port), rank, size)

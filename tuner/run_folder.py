@@ -17,6 +17,7 @@ from optuna.distributions import distribution_to_json
 
 from search_spaces import Variant
 from tuner.errors import InvalidInput, masked, unknown
+from tuner.outage import patiently
 from tuner.plan import SearchSpec
 from tuner.settings import from_dict
 
@@ -142,8 +143,13 @@ def note_end(folder: Path, ended_at: float) -> None:
 def _write(folder: Path, content: Mapping[str, object], programs: Sequence[Program]) -> None:
     draft = folder / f"{SPEC_FILE}.new"
     listed = [dataclasses.asdict(program) for program in programs]
-    draft.write_text(json.dumps({**content, "programs": listed}, indent=2) + "\n")
-    draft.replace(folder / SPEC_FILE)
+    text = json.dumps({**content, "programs": listed}, indent=2) + "\n"
+
+    def write() -> None:
+        draft.write_text(text)
+        draft.replace(folder / SPEC_FILE)
+
+    patiently(str(folder / SPEC_FILE), write)
 
 
 def new_id() -> str:

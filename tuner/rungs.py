@@ -7,6 +7,7 @@ far.  Variants never meet: one that starts fast would end one that finishes well
 
 from __future__ import annotations
 
+import bisect
 import math
 
 
@@ -17,7 +18,9 @@ class Rungs:
         self.reduction = reduction
         self.shares = [reduction ** -(num_rungs - i) for i in range(num_rungs)]
         """Where the rungs are, rising, in (0, 1): by default at a ninth and a third of the budget."""
-        self._accuracies: list[dict[str, float]] = [{} for _ in self.shares]
+        self._judged: list[set[str]] = [set() for _ in self.shares]
+        self._accuracies: list[list[float]] = [[] for _ in self.shares]
+        """At each rung, rising."""
 
     def goes_on(self, trial: str, share: float, accuracy: float) -> bool:
         """Records a trial's accuracy at the highest rung it has come to, if it is new there; says whether it goes on.
@@ -25,9 +28,10 @@ class Rungs:
         Told the same twice, it answers True the second time: a trial that was let through is not judged again.
         The last evaluation (share 1) is neither recorded nor judged: too late to be compared with.
         """
-        passed = [accuracies for rung, accuracies in zip(self.shares, self._accuracies, strict=True) if share >= rung]
-        if share >= 1 or not passed or trial in passed[-1]:
+        rung = bisect.bisect(self.shares, share) - 1
+        if share >= 1 or rung < 0 or trial in self._judged[rung]:
             return True
-        passed[-1][trial] = accuracy
-        num_kept = math.ceil(len(passed[-1]) / self.reduction)
-        return accuracy >= sorted(passed[-1].values(), reverse=True)[num_kept - 1]
+        accuracies = self._accuracies[rung]
+        self._judged[rung].add(trial)
+        bisect.insort(accuracies, accuracy)
+        return accuracy >= accuracies[-math.ceil(len(accuracies) / self.reduction)]

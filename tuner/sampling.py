@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -64,6 +66,8 @@ class ArmSampler(BaseSampler):
         self.seed = seed
         self._names = list(variant.searched)
         self._enqueued = list(variant.enqueued.values())
+        # TPE's own, a new one for each draw, would go through all trials.
+        self._space = IntersectionSearchSpace(include_pruned=True)
         self.choose("random", 0)
 
     def choose(self, arm: Arm, index: int) -> None:
@@ -83,7 +87,12 @@ class ArmSampler(BaseSampler):
             )
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._tpe.infer_relative_search_space(study, trial) if self.arm == "model" else {}
+        if self.arm != "model":
+            return {}
+        if self.variant.when:
+            return self._tpe.infer_relative_search_space(study, trial)
+        found = self._space.calculate(study)
+        return {name: distribution for name, distribution in found.items() if not distribution.single()}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -108,6 +117,7 @@ class ArmSampler(BaseSampler):
         return sobol_point(len(self._names), self.index, self.seed)
 
 
+@functools.lru_cache(maxsize=1)  # a trial asks for it once a setting
 def sobol_point(dimension: int, index: int, seed: int) -> np.ndarray:
     """Point ``index`` (from 0) of a scrambled Sobol sequence in the unit cube."""
     from scipy.stats import qmc  # costs most of a second: only where it is needed

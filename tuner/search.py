@@ -19,7 +19,8 @@ from tuner import run_folder
 from tuner.command_line import how_to_go_on, parse
 from tuner.console import only_display
 from tuner.errors import InvalidInput
-from tuner.plan import BAD_INPUT, INTERRUPTED, OK, SearchResult, SearchSpec
+from tuner.outage import StorageFailed
+from tuner.plan import BAD_INPUT, INTERRUPTED, OK, STORAGE_FAILED, SearchResult, SearchSpec
 from tuner.provenance import hardware, versions
 
 SLOW_IMPORTS = ("mlflow.tracking", "scipy.stats", "matplotlib.figure")
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InvalidInput as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except StorageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return STORAGE_FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
 

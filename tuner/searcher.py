@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from tuner.cluster import Resources
 from tuner.ledger import Ledger
 from tuner.outage import StorageFailed
 from tuner.results import Record
-from tuner.settings import from_dict
+from tuner.settings import from_dict, to_json
 from tuner.spec import EpochMetrics
 from tuner.trial import Order
 from tuner.trial_folder import FinalScore
@@ -42,17 +43,18 @@ class LedgerSearcher(Searcher):
             return None
         self.suggested = self.ledger.next_trial()
         if self.suggested is None:
-            return Searcher.FINISHED if self.ledger.all_planned else None
+            # One that runs may have to be given again.
+            return Searcher.FINISHED if self.ledger.all_planned and not self.ledger.num_live else None
         order = Order(
             trial=self.suggested.name,
             phase=self.suggested.phase,
-            spec=dataclasses.asdict(self.suggested.spec),
+            spec=to_json(self.suggested.spec),
             root=self.ledger.search.root.place,
             folder=self.suggested.folder_name,
             checkpoint_seconds=self.ledger.spec.checkpoint_seconds,
             workers=self.ledger.spec.workers_per_trial,
             threads=self.resources.threads,
-            gpu_share=min(self.resources.gpus, 1.0) or 1.0,
+            gpu_share=min(self.resources.gpus, 1.0),
         )
         return dataclasses.asdict(order)
 
@@ -85,7 +87,7 @@ class LedgerGenerator(SearchGenerator):
         if record.ended:
             trial.set_status(Trial.ERROR if record.status == "failed" else Trial.TERMINATED)
             if record.history:
-                trial.update_last_result({"metrics": dataclasses.asdict(record.history[-1]), "done": True})
+                trial.update_last_result({"metrics": to_json(record.history[-1]), "done": True})
         return trial
 
     def save_to_dir(self, dirpath: str, session_str: str) -> None:  # type: ignore[override]
@@ -98,12 +100,26 @@ class RungScheduler(FIFOScheduler):
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
+        self._added: dict[Trial, None] = {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self._added[trial] = None
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """The first of those that wait.  Tune's own goes over all trials there ever were, at every event."""
+        live = tune_controller.get_live_trials()
+        self._added = {trial: None for trial in self._added if trial in live}
+        return next((trial for trial in self._added if trial.status == Trial.PENDING), None)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if trial.config["phase"] == "test":
             return str(TrialScheduler.CONTINUE)
-        goes_on = self.ledger.goes_on(trial.config["trial"], _metrics(trial, result))
+        goes_on = self.ledger.goes_on(trial.config["trial"], _metrics(result))
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+
+MOST_LOST_MACHINES = 20
+"""From then on each is a failure of the trial: it may be what ends them."""
 
 
 class LedgerCallback(Callback):
@@ -117,6 +133,7 @@ class LedgerCallback(Callback):
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.num_failures: Counter[str] = Counter()
+        self._storage_failed: StorageFailed | None = None
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.ledger.start(trial.config["trial"])
@@ -128,15 +145,15 @@ class LedgerCallback(Callback):
         if "storage_failed" in result:
             raise StorageFailed(result["storage_failed"])
         if "failure" in result:
-            self.ledger.end(name, failure=result["failure"])
+            self._end(name, result["failure"])
         elif "test" in result:
             self.ledger.record_test(name, from_dict(FinalScore, result["test"]), result["busy_seconds"])
         else:
-            self.ledger.record(name, from_dict(EpochMetrics, result["metrics"]), result["busy_seconds"])
+            self.ledger.record(name, _metrics(result), result["busy_seconds"])
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         name = trial.config["trial"]
-        if lost_machine(trial):
+        if self.ledger.num_lost_machines(name) < MOST_LOST_MACHINES and lost_machine(trial):
             trial.max_failures += 1
             self.ledger.lost_machine(name)
             return
@@ -145,10 +162,30 @@ class LedgerCallback(Callback):
             trial.config["failure"] = _reason(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.ledger.end(trial.config["trial"])
+        self._end(trial.config["trial"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.ledger.end(trial.config["trial"], failure=_reason(trial))
+        name = trial.config["trial"]
+        if self.num_failures[name] > self.ledger.spec.max_failures:
+            self._end(name, _reason(trial))
+        else:
+            # An actor that is lost while Tune hands it its next trial is told of twice: Tune takes the trial up again
+            # at the first, and gives it up at the second.
+            self.ledger.again(name)
+
+    def _end(self, name: str, failure: str | None = None) -> None:
+        try:
+            self.ledger.end(name, failure=failure)
+        except StorageFailed as error:  # of which Tune would make a failure of the trial
+            self._storage_failed = error
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self._storage_failed:
+            raise self._storage_failed
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        # All is saved.  Of the trials in its list Tune would read the logs again, into tables that nobody asks for.
+        del trials[1:]
 
 
 def lost_machine(trial: Trial) -> bool:
@@ -172,12 +209,8 @@ def lost_machine(trial: Trial) -> bool:
     return bool(context and context.reason == context.Reason.Value("NODE_DIED"))
 
 
-def _metrics(trial: Trial, result: dict[str, Any]) -> EpochMetrics:
-    # Schedulers are handed results flattened with slashes.
-    prefix = "metrics/"
-    return from_dict(
-        EpochMetrics, {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)}
-    )
+def _metrics(result: dict[str, Any]) -> EpochMetrics:
+    return from_dict(EpochMetrics, json.loads(result["metrics"]))
 
 
 def _reason(trial: Trial) -> str:

@@ -84,12 +84,12 @@ def train(ledger: Ledger, resources: Resources, console: Console) -> SearchResul
     try:
         with _sigterm_as_ctrl_c(), Display(console, ledger) as display:
             tune_all(ledger, resources, deadline, [display])
+        note_end(ledger.search.folder, time.time())
     except KeyboardInterrupt:
         note_end(ledger.search.folder, time.time())
         return conclude(ledger, console, resources=resources, interrupted=True)
     except StorageFailed as error:
         return conclude(ledger, console, resources=resources, storage_failed=str(error))
-    note_end(ledger.search.folder, time.time())
     return conclude(ledger, console, resources=resources, cut_off=deadline.passed)
 
 

@@ -52,6 +52,11 @@ class Store:
         """Whether the folder is there; object storage has no folders, and every place exists."""
         return not self.is_local or Path(self._path).exists()
 
+    def require(self) -> None:
+        """Raises FileNotFoundError where the folder is not there."""
+        if not self.exists():
+            raise FileNotFoundError("it is not there: --checkpoints must be a place that all machines see")
+
     def make(self) -> None:
         """Makes the folder, where it is one."""
         if self.is_local:
@@ -91,8 +96,12 @@ def check_place(asked: str, place: str) -> None:
 
     Raises :class:`InvalidInput`, in the name of the flag that ``asked`` for the place, where that fails.
     """
-    if re.search(r"://[^/]*@", place):
+    if re.search(r"://[^/]*:[^/]*@", place):
         raise InvalidInput(f"{asked} {masked(place)}: credentials belong in the environment, not in a URI")
+    if not place or "?" in place or place.startswith("memory:"):
+        raise InvalidInput(
+            f"{asked} {place!r}: must be a folder, or a URI such as s3://bucket/folder with nothing after ?"
+        )
     probe = f".probe-{uuid.uuid4().hex}"
     try:
         store = Store(place)

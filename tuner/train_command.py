@@ -17,6 +17,7 @@ import torch
 
 from tuner.convergence import speed_metrics
 from tuner.errors import InvalidInput
+from tuner.outage import StorageFailed
 from tuner.settings import Setting, from_dict, to_json, with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec
 from tuner.store import Store, check_place
@@ -49,13 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.print_spec:
             print(to_json(spec))
             return 0
+        if arguments.threads < 1:
+            raise InvalidInput(f"--threads {arguments.threads}: must be at least 1")
         store = None
-        if arguments.checkpoints:
+        if arguments.checkpoints is not None:
             check_place("--checkpoints", arguments.checkpoints)
             store = Store(arguments.checkpoints)
             store.make()
-        if arguments.threads < 1:
-            raise InvalidInput(f"--threads {arguments.threads}: must be at least 1")
         torch.set_num_threads(arguments.threads)
         history = []
         for metrics in train(spec, store=store):
@@ -64,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InvalidInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StorageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         return 130
     if not arguments.json:

@@ -18,8 +18,8 @@ from ray.tune import Trainable
 
 from tuner.convergence import is_over
 from tuner.errors import InvalidInput
-from tuner.outage import StorageFailed
-from tuner.replica_actor import Company
+from tuner.outage import StorageFailed, patiently
+from tuner.replica_actor import Company, see_own_gpus
 from tuner.settings import from_dict, to_json
 from tuner.spec import EpochMetrics, TrialSpec
 from tuner.store import Store
@@ -29,6 +29,9 @@ if TYPE_CHECKING:  # the driver knows this module and has no use for torch's 500
     from tuner.replicas import Replicas
 
 Results = Iterator[dict[str, Any]]
+
+MOUNT_SECONDS = 15.0
+"""How long a folder that all machines share may be away on one of them before it counts as not shared."""
 
 
 class TrialActor(Trainable):
@@ -41,6 +44,7 @@ class TrialActor(Trainable):
     """The other processes of a trial that has some, for the next one too."""
 
     def setup(self, config: dict[str, Any]) -> None:
+        see_own_gpus()
         order = Order(**config)
         alone = order.workers == 1 or order.phase == "test"
         self._results = work(order) if alone else self._work_in_company(order)
@@ -85,7 +89,7 @@ class Order:
     threads: int
     """Of each."""
     gpu_share: float
-    """Part of a GPU that this process may use, 1 for whole ones."""
+    """Part of a GPU that this process may use, 0 for none and 1 for whole ones."""
     failure: str | None = None
     """Why it is to end at once as failed."""
 
@@ -102,18 +106,18 @@ def work(order: Order, replicas: Replicas | None = None) -> Results:
     replicas = replicas or ALONE
     torch.set_num_threads(order.threads)
     keep_to(order.gpu_share)
-    spec, root = from_dict(TrialSpec, json.loads(order.spec)), Store(order.root)
-    if replicas.rank == 0 and not root.exists():
-        raise StorageFailed(
-            f"{root.place} is not seen from {socket.gethostname()}: --checkpoints must be a place that all machines see"
-        )
-    store = root / order.folder
+    spec = from_dict(TrialSpec, json.loads(order.spec))
+    store = patiently(order.root, lambda: Store(order.root)) / order.folder
+    if replicas.rank == 0:
+        patiently(f"On {socket.gethostname()} the folder {order.root}", store.parent.require, seconds=MOUNT_SECONDS)
     try:
         yield from _test(spec, store) if order.phase == "test" else _train(spec, store, order, replicas)
+        return
     except torch.OutOfMemoryError:
-        if order.gpu_share >= 1:
+        if order.gpu_share in (0, 1):
             raise
-        raise InvalidInput(why_out_of_memory(spec, order.gpu_share)) from None
+    # Outside the handler: the error holds what the training had on the GPU.
+    raise InvalidInput(why_out_of_memory(spec, order.gpu_share))
 
 
 def _train(spec: TrialSpec, store: Store, order: Order, replicas: Replicas) -> Results:

@@ -80,7 +80,7 @@ def disk_full(search: ClusterSearch, random: random.Random) -> None:
         time.sleep(random.uniform(5, 30))
     else:
         until(lambda: search.status is not None, f"it stops\n{search.output}", 300)
-        assert search.status == 3 or search.status == 0, search.output
+        assert search.status in (0, 3), f"{search.status}\n{search.output}"
     head.inside("rm", filler)
 
 

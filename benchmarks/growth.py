@@ -1,0 +1,178 @@
+"""The driver's own time per trial as a search grows, on SQLite and PostgreSQL: a table and a figure.
+
+The trainings only report (:mod:`benchmarks.reporting_search`), so that all that is left is what the driver does for a
+trial: its settings, Optuna's and MLflow's databases, logs, rungs, Ray Tune.  CPU seconds of the driver's process count,
+by room: the wall also holds whatever else the machine does, and a trial that trains leaves the driver idle.  Each
+search is a process of its own; PostgreSQL is a server of this benchmark's own, both databases in it.
+
+A search that ended is kept under ``--folder`` and not run again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.memory import peak_mb
+from benchmarks.programs import run, scratch
+from benchmarks.recording import conditions, parser, record
+from benchmarks.reporting_search import (
+    ASK,
+    END,
+    LEDGER,
+    LOGS,
+    MLFLOW,
+    OPTUNA,
+    RAY,
+    REPORT,
+    SNAPSHOTS,
+    TABLES,
+    TELL,
+    TUNE,
+    VARIANTS,
+)
+from tests.postgres import BINARIES, Postgres
+
+TIMEOUT_SECONDS = 4 * 3600.0
+Costs = Mapping[str, Any]
+RANDOM, DEFAULT, MODEL = (ASK.format(arm) for arm in ("random", "default", "model"))
+GROUPS = {
+    "settings, random arm and enqueued points": (RANDOM, DEFAULT),
+    "settings, model arm (TPE)": (MODEL,),
+    "Optuna's database": (OPTUNA,),
+    "ledger and rungs": (LEDGER,),
+    "logs on disk": (LOGS,),
+    "display, a line a trial": (TELL,),
+    "MLflow's thread": (MLFLOW,),
+    "Tune's controller": (TUNE,),
+    "Tune's snapshots": (SNAPSHOTS,),
+    "Ray's threads": (RAY,),
+}
+"""What is paid with every trial: line of the table -> rooms."""
+AT_END = {"Tune's tables": (TABLES,), "report": (REPORT,), "leaderboard and the rest": (END,)}
+
+
+@contextmanager
+def urls(database: str) -> Iterator[list[str]]:
+    """Arguments that name the two databases of a search."""
+    if database == "sqlite":
+        yield []
+        return
+    with Postgres() as server:
+        storage, tracking = (server.create_database(name) for name in ("optuna", "mlflow"))
+        yield ["--storage", storage, "--tracking-uri", tracking]
+
+
+def costs(database: str, trials: int, kept: Path) -> Costs:
+    """What a search of so many trials of each variant cost."""
+    if not kept.exists():
+        peak = 0.0
+
+        def look(pid: int) -> None:
+            nonlocal peak
+            with suppress(OSError):
+                peak = max(peak, peak_mb(pid))
+
+        with scratch() as folder, urls(database) as databases:
+            arguments = ["--trials", str(trials), *databases, "--out", "costs.json"]
+            run("benchmarks.reporting_search", arguments, folder, watch=look, timeout=TIMEOUT_SECONDS)
+            measured = json.loads((folder / "costs.json").read_text())
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({**measured, "peak_mb": peak}, indent=2) + "\n")
+    found: Costs = json.loads(kept.read_text())
+    return found
+
+
+def seconds(state: Mapping[str, float], rooms: Sequence[str]) -> float:
+    """CPU seconds of some rooms together."""
+    return sum(state.get(room, 0.0) for room in rooms)
+
+
+def lines(found: Costs) -> dict[str, str]:
+    """Line of the table -> what stands there for one search."""
+    total, trained = found["total"], found["trained"]
+    num_trials = total["trials"]
+
+    def each(rooms: Sequence[str], count: float = num_trials) -> str:
+        return f"{1000 * seconds(total, rooms) / count:.2f}" if count else "-"
+
+    return {
+        **{f"{name}, ms": each(rooms) for name, rooms in GROUPS.items()},
+        "**all, ms a trial**": f"**{each([room for rooms in GROUPS.values() for room in rooms])}**",
+        "wall, ms a trial": f"{1000 * trained['wall'] / num_trials:.0f}",
+        "one draw of the random arm, ms": each([RANDOM], found["arms"].get("random", 0)),
+        "one draw of the model arm, ms": each([MODEL], found["arms"].get("model", 0)),
+        "one drawing of the display, ms": f"{1000 * found['refresh']:.1f}",
+        **{f"at the end: {name}, s": f"{seconds(total, rooms):.2f}" for name, rooms in AT_END.items()},
+        "at the end, wall, s": f"{total['wall'] - trained['wall']:.0f}",
+        "Tune's snapshot, MB": f"{found['snapshot_mb']:.1f}",
+        "report.html, MB": f"{found['report_mb']:.2f}",
+        "peak memory of the driver, MB": f"{found['peak_mb']:.0f}",
+    }
+
+
+def table(found: Mapping[tuple[str, int], Costs]) -> str:
+    """All searches beside each other, in Markdown."""
+    columns = {key: lines(value) for key, value in found.items()}
+    head = [f"{name}, {value['total']['trials']:,}" for (name, _), value in found.items()]
+    rows = [["", *head], ["---", *["---:"] * len(head)]]
+    rows += [[name, *(column[name] for column in columns.values())] for name in next(iter(columns.values()))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def draw(found: Mapping[tuple[str, int], Costs], path: Path) -> None:
+    """Of each database's largest search what a trial cost, by room, against how many had ended before it."""
+    largest = {name: max(trials for other, trials in found if other == name) for name, _ in found}
+    figure = Figure(figsize=(5.5 * len(largest), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(largest), sharey=True, squeeze=False)[0]
+    for axes, (name, trials) in zip(panels, largest.items(), strict=True):
+        states: list[dict[str, float]] = [{"trials": 0}, *found[name, trials]["series"]]
+        spans = list(itertools.pairwise(states))
+        middles = [(before["trials"] + after["trials"]) / 2 for before, after in spans]
+        stacked = [
+            [
+                1000 * (seconds(after, rooms) - seconds(before, rooms)) / (after["trials"] - before["trials"])
+                for before, after in spans
+            ]
+            for rooms in GROUPS.values()
+        ]
+        axes.stackplot(middles, stacked, labels=list(GROUPS))
+        axes.set_title(f"{name}, {states[-1]['trials']:,} trials of {len(VARIANTS)} variants", fontsize="medium")
+        axes.set_xlabel("trials that have ended")
+        axes.margins(x=0)
+    panels[0].set_ylabel("CPU milliseconds of the driver a trial")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Runs the searches that have not been run, prints the table and draws the figure."""
+    options = parser(__doc__, "growth")
+    options.add_argument("--trials", type=int, nargs="+", default=[25, 250, 2500], help="of each of four variants")
+    options.add_argument("--databases", nargs="+", choices=("sqlite", "postgresql"), default=["sqlite", "postgresql"])
+    options.add_argument("--folder", type=Path, default=Path("growth"), help="where searches that ended are kept")
+    options.add_argument("--picture", type=Path, default=Path("growth.png"))
+    chosen = options.parse_args()
+    if "postgresql" in chosen.databases and BINARIES is None:
+        options.error("--databases postgresql: no PostgreSQL under /usr/lib/postgresql")
+    before = conditions()
+    found: dict[tuple[str, int], Costs] = {}
+    for database in chosen.databases:
+        for trials in sorted(chosen.trials):
+            found[database, trials] = costs(database, trials, chosen.folder / f"{database}-{trials}.json")
+            print(f"{database}, {len(VARIANTS)} x {trials} trials: done", flush=True)
+    print(table(found))
+    draw(found, chosen.picture)
+    record(chosen.out, before, {f"{database}-{trials}": value for (database, trials), value in found.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""A search whose trainings only report, its driver's time counted by room; ``benchmarks.growth`` runs it.
+
+Everything but the training is the real search: ``run_search`` with its checks, Ray, Optuna's and MLflow's databases,
+logs and report.  A worker answers with two epochs of a formula (:mod:`benchmarks.simulated_search`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import io
+import json
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.tune.analysis.experiment_analysis import ExperimentAnalysis
+from ray.tune.execution.tune_controller import TuneController
+from rich.console import Console
+
+from benchmarks.simulated_search import Truth, curve
+from tuner import conclusion, session, tuning
+from tuner.convergence import is_over
+from tuner.display import Display
+from tuner.ledger import Ledger
+from tuner.plan import SearchSpec
+from tuner.search import run_search
+from tuner.settings import from_dict, to_json
+from tuner.spec import EpochMetrics, TrialSpec
+from tuner.study import VariantStudy
+from tuner.tracking import Tracking
+from tuner.trial import Order, Results, TrialActor
+
+VARIANTS = ("sgdm", "adamw", "lpsgdm", "critical")
+EPOCHS = 2
+ASK = "settings, {} arm"
+TUNE, OPTUNA, LEDGER, LOGS, TELL = "Tune's controller", "Optuna's database", "ledger", "logs", "display"
+SNAPSHOTS, TABLES, REPORT, END = "Tune's snapshots", "Tune's tables", "report", "end, the rest"
+MLFLOW, RAY = "MLflow's thread", "Ray's threads"
+ROOMS = (
+    *(ASK.format(arm) for arm in ("random", "default", "model")),
+    *(OPTUNA, LEDGER, LOGS, TELL, MLFLOW, TUNE, SNAPSHOTS, RAY, TABLES, REPORT, END),
+)
+
+
+class ReportingActor(TrialActor):
+    """Reports and does nothing else."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._results = report(from_dict(TrialSpec, json.loads(Order(**config).spec)))
+
+
+def report(spec: TrialSpec) -> Results:
+    """What a worker tells of a training that is a formula."""
+    history: list[EpochMetrics] = []
+    for metrics in curve(spec, Truth(speed=1.2)):
+        history.append(dataclasses.replace(metrics, finished_at=time.time()))
+        yield {"metrics": to_json(history[-1]), "done": is_over(spec, history)}
+
+
+class Clock:
+    """CPU seconds of the driver by room.  A call counts for its own room, not for the one that it is called from."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.series: list[dict[str, float]] = []
+        """The state after each ``every`` trials."""
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._rooms: list[str] = []
+        self._num_ended = 0
+        self._mlflow_seconds = 0.0
+
+    def begin(self) -> None:
+        """From here on all is counted."""
+        self._wall, self._process, self._since = time.perf_counter(), time.process_time(), time.thread_time()
+        self._main, self._mlflow = self._since, self._of_mlflow()
+        self._seconds.clear()
+
+    def now(self) -> dict[str, float]:
+        """CPU seconds so far by room, those of other threads too, and those of the wall."""
+        self._switch()
+        mlflow = self._of_mlflow() - self._mlflow
+        others = time.process_time() - self._process - (self._since - self._main) - mlflow
+        wall = time.perf_counter() - self._wall
+        return {"trials": self._num_ended, "wall": wall, **self._seconds, MLFLOW: mlflow, RAY: others}
+
+    def count(self, owner: Any, method: str, room: str | Callable[[Any], str]) -> None:
+        """Counts the main thread's time in a function for a room, or for the one named by its first argument."""
+        original = getattr(owner, method)
+
+        @functools.wraps(original)
+        def counted(first: Any, *args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread() is not threading.main_thread():
+                return original(first, *args, **kwargs)
+            self._switch()
+            self._rooms.append(room if isinstance(room, str) else room(first))
+            try:
+                return original(first, *args, **kwargs)
+            finally:
+                self._switch()
+                self._rooms.pop()
+
+        replace({(owner, method): counted})
+
+    def watch(self) -> None:
+        """Notes the state as trials end, and what MLflow's thread has taken when it ends."""
+        end, write = Ledger.end, Tracking._write
+
+        def ended(ledger: Ledger, name: str, *, failure: str | None = None) -> None:
+            end(ledger, name, failure=failure)
+            self._num_ended += 1
+            if self._num_ended % self.every == 0:
+                self.series.append(self.now())
+
+        def written(tracking: Tracking) -> None:
+            write(tracking)
+            self._mlflow_seconds = time.thread_time()
+
+        replace({(Ledger, "end"): ended, (Tracking, "_write"): written})
+
+    def _switch(self) -> None:
+        now = time.thread_time()
+        self._seconds[self._rooms[-1] if self._rooms else END] += now - self._since
+        self._since = now
+
+    def _of_mlflow(self) -> float:
+        for thread in threading.enumerate():
+            if thread.name == "mlflow" and thread.ident is not None:
+                return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        return self._mlflow_seconds
+
+
+def replace(functions: Mapping[tuple[Any, str], Any]) -> None:
+    """Puts functions in the place of those of that name."""
+    for (owner, name), function in functions.items():
+        setattr(owner, name, function)
+
+
+def refresh_seconds(ledger: Ledger, repeats: int = 3) -> float:
+    """CPU seconds of drawing a terminal's display once, the least of some."""
+    display = Display(Console(), ledger)
+    taken = []
+    for _ in range(repeats):
+        before = time.thread_time()
+        Console(file=io.StringIO(), force_terminal=True, width=120).print(display._render())
+        taken.append(time.thread_time() - before)
+    return min(taken)
+
+
+def measured(spec: SearchSpec) -> dict[str, Any]:
+    """Runs a search and returns its costs.  For a process of its own: what is counted stays so."""
+    clock = Clock(every=max(1, len(spec.variants) * spec.trials // 20))
+    costs: dict[str, Any] = {}
+    train, conclude = session.train, conclusion.conclude
+
+    def trained(ledger: Ledger, *args: Any) -> Any:
+        clock.begin()
+        answer = train(ledger, *args)
+        records = ledger.records.values()
+        costs["total"] = clock.now()
+        costs["arms"], costs["statuses"] = Counter(r.arm for r in records), Counter(r.status for r in records)
+        return answer
+
+    def concluded(ledger: Ledger, *args: Any, **kwargs: Any) -> Any:
+        costs["trained"] = clock.now()
+        costs["refresh"] = refresh_seconds(ledger)
+        clock._since = time.thread_time()
+        return conclude(ledger, *args, **kwargs)
+
+    replace({(session, "train"): trained, (session, "conclude"): concluded, (tuning, "TrialActor"): ReportingActor})
+    conclusion.FLUSH_SECONDS = 3600.0  # trainings that take no time leave MLflow behind
+    clock.watch()
+    clock.count(session, "tune_all", TUNE)
+    clock.count(VariantStudy, "ask", lambda study: ASK.format(study._next_arm()))
+    for method in ("_store", "_write"):
+        clock.count(VariantStudy, method, OPTUNA)
+    for method in ("next_trial", "start", "record", "goes_on", "end"):
+        clock.count(Ledger, method, LEDGER)
+    clock.count(Ledger, "_write", LOGS)
+    clock.count(Display, "_tell", TELL)
+    clock.count(TuneController, "save_to_dir", SNAPSHOTS)
+    clock.count(ExperimentAnalysis, "__init__", TABLES)
+    clock.count(conclusion, "write_report", REPORT)
+    run_search(spec)
+    costs["series"] = clock.series
+    return costs
+
+
+def main() -> None:
+    """Runs one search and writes what it cost."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--trials", type=int, required=True, help="of each variant")
+    options.add_argument("--storage", default=None)
+    options.add_argument("--tracking-uri", default=None)
+    options.add_argument("--out", type=Path, required=True)
+    chosen = options.parse_args()
+    spec = SearchSpec(
+        name="grown",
+        variants=VARIANTS,
+        trials=chosen.trials,
+        epochs=EPOCHS,
+        confirm_seeds=0,
+        storage=chosen.storage,
+        tracking_uri=chosen.tracking_uri,
+    )
+    costs = measured(spec)
+    folder = Path("runs/grown")
+    costs["report_mb"] = (folder / "report.html").stat().st_size / 1e6
+    costs["snapshot_mb"] = sum(path.stat().st_size for path in folder.glob("experiment_state*.json")) / 1e6
+    chosen.out.write_text(json.dumps(costs, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
