@@ -120,7 +120,7 @@ def test_mlflow_wants_a_login_and_keeps_to_the_head(config: dict[str, Any]) -> N
     assert "--app-name basic-auth" in server
     assert "export MLFLOW_DISABLE_TELEMETRY=true" in server
     assert "--backend-store-uri 'postgresql+psycopg:///mlflow?host=/var/run/postgresql'" in server
-    assert "--artifacts-destination $storage/mlflow" in server
+    assert '--artifacts-destination "$storage/mlflow"' in server
 
 
 def test_every_port_is_fixed_and_none_has_metrics(config: dict[str, Any]) -> None:

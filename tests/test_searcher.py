@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import pytest
 from ray.tune.experiment import Trial
 
 from search_spaces import Variant
 from tuner.cluster import Resources
 from tuner.ledger import Ledger
+from tuner.outage import StorageFailed
 from tuner.searcher import LedgerCallback, LedgerSearcher, RungScheduler
 from tuner.settings import from_dict
 from tuner.spec import TrialSpec
@@ -78,3 +80,58 @@ def test_tune_has_no_logs_to_read_at_the_end(open_ledger: Open, toy: Toy) -> Non
     first = trials[0]
     LedgerCallback(open_ledger([toy()], trials=1)).on_experiment_end(trials)
     assert trials == [first]
+
+
+@dataclass
+class GivenTrial:
+    """What the callback looks at."""
+
+    config: dict[str, Any]
+    max_failures: int = 3
+    pickled_error_file: str | None = None
+    error_file: str | None = None
+
+
+def test_a_trial_that_tune_takes_up_and_gives_up_at_one_loss_is_given_again(open_ledger: Open, toy: Toy) -> None:
+    """Tune hears twice of an actor that dies while it is handed its next trial."""
+    ledger = open_ledger([toy()], trials=2)
+    searcher, callback = LedgerSearcher(ledger, Resources(1, 0, 1), max_live=lambda: 9), LedgerCallback(ledger)
+    trial = cast(Trial, GivenTrial(searcher.suggest("a")))
+    searcher.suggest("b")
+    for told in (callback.on_trial_recover, callback.on_trial_error):
+        told(iteration=1, trials=[trial], trial=trial)
+    assert not ledger.records["toy-00"].ended
+    assert searcher.suggest("c")["trial"] == "toy-00"
+    assert searcher.suggest("d") is None, "all are given, and none has ended: one may have to be given again"
+    for name in ("toy-00", "toy-01"):
+        ledger.end(name, failure="of no matter")
+    assert searcher.suggest("e") == LedgerSearcher.FINISHED
+
+
+def test_a_trial_that_fails_too_often_ends(open_ledger: Open, toy: Toy) -> None:
+    ledger = open_ledger([toy()], trials=1)
+    callback = LedgerCallback(ledger)
+    trial = cast(Trial, GivenTrial(LedgerSearcher(ledger, Resources(1, 0, 1), max_live=lambda: 9).suggest("a")))
+    for _ in range(ledger.spec.max_failures + 1):
+        assert "failure" not in trial.config or trial.config["failure"] is None
+        callback.on_trial_recover(iteration=1, trials=[trial], trial=trial)
+    assert trial.config["failure"], "its next start ends it"
+    callback.on_trial_error(iteration=1, trials=[trial], trial=trial)
+    assert ledger.records["toy-00"].status == "failed"
+
+
+def test_an_end_that_cannot_be_written_stops_the_search_and_is_no_failure(
+    open_ledger: Open, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger([toy()], trials=1)
+    trial = cast(Trial, GivenTrial(LedgerSearcher(ledger, Resources(1, 0, 1), max_live=lambda: 9).suggest("a")))
+    callback = LedgerCallback(ledger)
+
+    def away(*_: Any) -> None:
+        raise StorageFailed("Optuna's storage has failed for 120 s")
+
+    monkeypatch.setattr(ledger.studies["toy"], "tell", away)
+    callback.on_trial_complete(iteration=1, trials=[trial], trial=trial)
+    assert not ledger.records["toy-00"].ended, "what is not written has not ended"
+    with pytest.raises(StorageFailed, match="120 s"):
+        callback.on_step_end(iteration=1, trials=[trial])

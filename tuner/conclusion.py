@@ -17,6 +17,7 @@ from tuner.cluster import Resources
 from tuner.command_line import how_to_go_on
 from tuner.errors import masked
 from tuner.ledger import Ledger
+from tuner.outage import StorageFailed
 from tuner.plan import DEFAULT_TRACKING_URI, SearchResult
 from tuner.report.document import Report, Table
 from tuner.report.leaderboard import best_settings, leaderboard, metrics_and_tags
@@ -43,7 +44,10 @@ def conclude(
     storage_failed: str | None = None,
 ) -> SearchResult:
     """Writes the report, tells MLflow the end and prints the leaderboard; after Ctrl-C, and where the storage failed
-    (the sentence says how), only what is quick and needs none."""
+    (the sentence says how), only what is quick and needs none.
+
+    Raises :class:`StorageFailed` where the report cannot be written.
+    """
     search, spec, folder = ledger.search, ledger.spec, ledger.search.folder
     unfinished = interrupted or cut_off or storage_failed is not None
     quick = interrupted or storage_failed is not None
@@ -54,8 +58,11 @@ def conclude(
     sentences: tuple[str, ...] = ()
     model, tags = None, {}
     if not quick:
-        saving = None if cut_off else _save_model(search, first)
-        report, paths = write_report(search)
+        try:
+            saving = None if cut_off else _save_model(search, first)
+            report, paths = write_report(search)
+        except OSError as error:
+            raise StorageFailed(f"the report cannot be written ({error})") from None
         sentences = report.sections[0].sentences
         tags = {DESCRIPTION_TAG: as_markdown(Report(report.title, report.sections[:1]))}
         model = saving.wait() if saving else None

@@ -130,7 +130,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "no YAML"
         raise InvalidInput(f"--cluster {path}: cannot be read ({reason})") from None
-    if not isinstance(cluster, dict) or "head_start_ray_commands" not in cluster:
+    needed = {"cluster_name", "setup_commands", "head_start_ray_commands", "worker_start_ray_commands"}
+    if not isinstance(cluster, dict) or needed - set(cluster):
         raise InvalidInput(f"--cluster {path}: must be the repository's cluster.yaml, or one like it")
     return cluster
 

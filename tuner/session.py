@@ -82,15 +82,16 @@ def train(ledger: Ledger, resources: Resources, console: Console) -> SearchResul
     """Runs the trials that are left, until they are done, the time budget is, or Ctrl-C comes."""
     deadline = Deadline(seconds(ledger.spec.time_budget))
     try:
-        with _sigterm_as_ctrl_c(), Display(console, ledger) as display:
-            tune_all(ledger, resources, deadline, [display])
+        try:
+            with _sigterm_as_ctrl_c(), Display(console, ledger) as display:
+                tune_all(ledger, resources, deadline, [display])
+        except KeyboardInterrupt:
+            note_end(ledger.search.folder, time.time())
+            return conclude(ledger, console, resources=resources, interrupted=True)
         note_end(ledger.search.folder, time.time())
-    except KeyboardInterrupt:
-        note_end(ledger.search.folder, time.time())
-        return conclude(ledger, console, resources=resources, interrupted=True)
+        return conclude(ledger, console, resources=resources, cut_off=deadline.passed)
     except StorageFailed as error:
         return conclude(ledger, console, resources=resources, storage_failed=str(error))
-    return conclude(ledger, console, resources=resources, cut_off=deadline.passed)
 
 
 @contextmanager
