@@ -21,7 +21,6 @@ UNNAMED = {".gitignore", ".gitattributes"}
 TESTS_OF_NO_MODULE = {
     "test_cluster_yaml": "cluster.yaml",
     "test_databases": "docs/databases.md",
-    "test_faults": "the cluster, while parts of it die",
     "test_lost_machines": "what counts as a trial's failure",
     "test_mlflow_ui": "MLflow's pages in a browser",
     "test_outages": "databases that go away during a search",
@@ -32,6 +31,7 @@ TESTS_OF_NO_MODULE = {
     "test_notebooks": "notebooks/",
     "test_optuna_dashboard": "Optuna's studies in its dashboard",
     "test_repository": "the whole",
+    "test_survival": "the cluster, while parts of it die",
     "test_tear_down": "ray down",
     "test_terminal": "a terminal that is lost",
 }

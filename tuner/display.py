@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -73,10 +74,11 @@ class Display(Callback):
 
     def _standings(self) -> dict[str, _Standing]:
         """Variant -> how it stands.  Records that have ended are added once: of thousands, few are ever open."""
-        # A copy: the driver adds trials while the display's thread draws.
-        records = list(self.ledger.records.values())
-        looked_at, self._open = [*self._open, *records[self._num_seen :]], []
-        self._num_seen = len(records)
+        records, num_known, new = self.ledger.records, -1, list[Record]()
+        while num_known != len(records):  # the driver adds trials while the display's thread draws
+            num_known = len(records)
+            new = list(itertools.islice(reversed(records.values()), num_known - self._num_seen))
+        looked_at, self._open, self._num_seen = [*self._open, *new], [], num_known
         target = self.ledger.spec.targets[-1]
         for record in looked_at:
             if record.ended:

@@ -1,4 +1,7 @@
-"""A search on the cluster loses nothing and doubles nothing, whatever part dies."""
+"""A search on the cluster loses nothing and doubles nothing, whatever part dies.
+
+After the tests that know all that their cluster has done, before the one that ends it.
+"""
 
 from __future__ import annotations
 
