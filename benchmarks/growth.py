@@ -129,7 +129,7 @@ def table(found: Mapping[tuple[str, int], Costs]) -> str:
 def draw(found: Mapping[tuple[str, int], Costs], path: Path) -> None:
     """Of each database's largest search what a trial cost, by room, against how many had ended before it."""
     largest = {name: max(trials for other, trials in found if other == name) for name, _ in found}
-    figure = Figure(figsize=(5.5 * len(largest), 4.6), layout="constrained")
+    figure = Figure(figsize=(4 + 4.5 * len(largest), 4.6), layout="constrained")
     panels = figure.subplots(1, len(largest), sharey=True, squeeze=False)[0]
     for axes, (name, trials) in zip(panels, largest.items(), strict=True):
         states: list[dict[str, float]] = [{"trials": 0}, *found[name, trials]["series"]]
