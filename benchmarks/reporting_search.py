@@ -185,7 +185,9 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
     clock.count(TuneController, "save_to_dir", SNAPSHOTS)
     clock.count(ExperimentAnalysis, "__init__", TABLES)
     clock.count(conclusion, "write_report", REPORT)
-    run_search(spec)
+    result = run_search(spec)
+    if result.interrupted or result.storage_failed:
+        raise RuntimeError("the search was stopped")
     costs["series"] = clock.series
     return costs
 

@@ -12,8 +12,7 @@ from tests.command import Running, check_whole, epochs_logged, search
 from tests.postgres import Postgres
 from tests.tracked import Server
 
-# Readers in this process, Optuna's and MLflow's own, leave their connections to the garbage collector.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:<psycopg.Connection object:ResourceWarning")]
+pytestmark = pytest.mark.slow
 
 VARIANTS = ["sgdm", "lpsgdm"]
 LONG = ["--name", "a", "--epochs", "6", "--trials", "3", "--confirm-seeds", "1", "--variants", *VARIANTS]
