@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import sqlite3
 import subprocess
@@ -138,9 +137,6 @@ def postgres_server() -> Iterator[Postgres]:
 def postgres(postgres_server: Postgres) -> Iterator[Postgres]:
     """The same, which a test may stop."""
     yield postgres_server
-    # Of this process: readers, MLflow's and Optuna's too, leave them open, which psycopg warns of.
-    for engine in [thing for thing in gc.get_objects() if isinstance(thing, Engine)]:
-        engine.dispose()
     if not postgres_server.is_up():
         postgres_server.start()
 

@@ -17,8 +17,6 @@ from tuner.plan import SearchSpec
 from tuner.preflight import check
 from tuner.study import close_storage, open_storage
 
-# Readers in this process, Optuna's and MLflow's own, leave their connections to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:<psycopg.Connection object:ResourceWarning")
 DOCUMENT = (Path(__file__).resolve().parent.parent / "docs/databases.md").read_text()
 
 

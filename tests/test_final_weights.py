@@ -5,20 +5,19 @@ from __future__ import annotations
 import ast
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from search_spaces import SPACES
+from tests.worker import worked
 from tuner.errors import InvalidInput
 from tuner.final_weights import load_weights, score_on_test
 from tuner.network import Network
-from tuner.settings import to_json, with_settings
+from tuner.settings import with_settings
 from tuner.spec import OptimizerSpec, TrialSpec
 from tuner.store import WEIGHTS, Store
 from tuner.train import Training, train
-from tuner.trial import Order, work
 from tuner.workloads.data import load_data
 from tuner.workloads.splits import SealedSplit
 
@@ -127,22 +126,6 @@ def test_one_place_unseals_the_test_split() -> None:
                 opened.append(path.name)
     # load_data itself hands it to the data, whose own default is True.
     assert sorted(opened) == ["data.py", "final_weights.py", "images.py", "streaming.py"]
-
-
-def worked(root: Path, spec: TrialSpec, phase: str) -> list[dict[str, Any]]:
-    """What a worker tells."""
-    order = Order(
-        trial="a",
-        phase=phase,
-        spec=to_json(spec),
-        root=str(root),
-        folder="a",
-        checkpoint_seconds=None,
-        workers=1,
-        threads=1,
-        gpu_share=1.0,
-    )
-    return list(work(order))
 
 
 def test_a_worker_tests_the_weights_that_a_confirmed_run_left(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.worker import worked
 from tuner.gpu_share import CONTEXT_BYTES, allocator_part, fitting_share
-from tuner.settings import to_json
 from tuner.spec import TrialSpec, WorkloadSpec
-from tuner.trial import Order, work
 
 GIB = 2**30
 
@@ -45,16 +44,5 @@ def test_more_than_the_whole_is_the_whole() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_training_that_does_not_fit_its_share_names_one_that_does(tmp_path: Path) -> None:
     workload = WorkloadSpec(model="resnet50", batch_size=512)
-    order = Order(
-        trial="a",
-        phase="explore",
-        spec=to_json(TrialSpec(workload=workload, epochs=1)),
-        root=str(tmp_path),
-        folder="a",
-        checkpoint_seconds=None,
-        workers=1,
-        threads=1,
-        gpu_share=0.01,
-    )
     with pytest.raises(ValueError, match=r"out of GPU memory with --gpus-per-trial 0.01 .*; --gpus-per-trial .* fits"):
-        list(work(order))
+        worked(tmp_path, TrialSpec(workload=workload, epochs=1), "explore", gpu_share=0.01)

@@ -61,7 +61,8 @@ def crash(cluster: Cluster, folder: Path) -> None:
 def test_what_counts_as_a_failure(
     cluster: Cluster, happens: Callable[[Cluster, Path], None], costs_a_failure: bool, tmp_path: Path
 ) -> None:
-    small = ["--name", "a", "--epochs", "10", "--trials", "2", "--confirm-seeds", "0", "--variants", "sgdm"]
+    # Epochs enough that the first trial is still trained when the program that drains has started.
+    small = ["--name", "a", "--epochs", "80", "--trials", "2", "--confirm-seeds", "0", "--variants", "sgdm"]
     running = Running(tmp_path, *small, "--max-failures", "0", "--no-early-stopping", "--address", cluster.address)
     running.wait_until(lambda: len(epochs_logged(tmp_path).get("sgdm-00", [])) >= 2)
     happens(cluster, tmp_path)
@@ -74,4 +75,4 @@ def test_what_counts_as_a_failure(
     tags = next(run.data.tags for run in runs if run.info.run_name == "sgdm-00")
     assert tags.get("lost_machines") == (None if costs_a_failure else "1")
     assert ("died" in tags.get("failure", "")) == costs_a_failure
-    assert epochs_logged(tmp_path)["sgdm-01"] == list(range(1, 11))
+    assert epochs_logged(tmp_path)["sgdm-01"] == list(range(1, 81))

@@ -145,8 +145,6 @@ def test_a_connection_that_ends_at_any_commit_doubles_and_loses_nothing(
     close_storage(storage)
 
 
-# Where making Optuna's storage fails, its connections are left to the garbage collector.
-@pytest.mark.filterwarnings("ignore:<psycopg.Connection object:ResourceWarning")
 @pytest.mark.parametrize("done", [False, True], ids=["unheard", "unanswered"])
 def test_a_database_is_opened_whenever_the_connection_ends(postgres: Postgres, in_haste: None, done: bool) -> None:
     with cut_off(postgres, -1, done=done) as commits:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import ray
 from joblib import cpu_count
 
-from tuner.errors import InvalidInput
+from tuner.errors import InvalidInput, first_line
 from tuner.plan import SearchSpec
 
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -87,7 +87,7 @@ def start_ray(spec: SearchSpec) -> Resources:
             _probe(spec.address)
             ray.init(address=spec.address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise InvalidInput(f"--address {spec.address}: no Ray cluster answers there ({reason})") from None
     try:
         return _share(spec)

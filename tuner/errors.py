@@ -19,6 +19,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InvalidInput:
     return InvalidInput(f"unknown {kind} {name!r}: {hint}")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without what libraries add on further lines; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def masked(uri: str) -> str:
     """The URI without its passwords, whatever characters they are of."""
     # Not by urlsplit: it ends the host at the first of / ? # and refuses lone brackets.

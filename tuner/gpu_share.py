@@ -7,11 +7,9 @@ Ours.
 from __future__ import annotations
 
 import math
-from itertools import islice
 
 import torch
 
-from tuner.order import shuffled_batches
 from tuner.spec import TrialSpec
 from tuner.train import Training
 
@@ -47,11 +45,9 @@ def why_out_of_memory(spec: TrialSpec, share: float) -> str:
     torch.cuda.reset_peak_memory_stats()
     try:
         training = Training(spec, torch.device("cuda"))
-        batches = shuffled_batches(training.data.sizes["train"], spec.workload.batch_size, seed=spec.seed, epoch=0)
-        for batch in islice(batches, 1):
-            for images, labels in training.data.train_batches([batch]):
-                training.network.step(0, batch, images, labels, training._knobs(0, None))
-        training.network.evaluate("validation", batches[:1])
+        for number, batch, (images, labels) in training._load(range(1)):
+            training.network.step(number, batch, images, labels, training._knobs(number, None))
+        training.network.evaluate("validation", training._batches(range(1)))
         fits = fitting_share(torch.cuda.max_memory_reserved(), total)
         advice = f"--gpus-per-trial {fits:g} fits it" if fits > share else "another trial took more than its share"
     except torch.OutOfMemoryError:

@@ -60,6 +60,7 @@ class Ledger:
         self._again: list[Record] = []
         """Of the live ones, those that are to be given again."""
         self._stopped: set[str] = set()
+        """Trials that a rung did not let through."""
         self._num_confirmed: Counter[str] = Counter()
         """Confirmed runs that have been made, by variant."""
         self._logged: dict[str, set[int]] = {}
@@ -91,13 +92,17 @@ class Ledger:
 
     def again(self, name: str) -> None:
         """A trial that was given is to be given again."""
-        record = self.records.get(name) or self._tests[name]
+        record = self._record(name)
         self._live.remove(record)
         self._again.append(record)
 
     def num_lost_machines(self, name: str) -> int:
         """Times that a machine was lost under it, in this program."""
-        return (self.records.get(name) or self._tests[name]).num_lost_machines
+        return self._record(name).num_lost_machines
+
+    def _record(self, name: str) -> Record:
+        """A trial, confirmed run or test."""
+        return self.records.get(name) or self._tests[name]
 
     @property
     def num_planned(self) -> int:
@@ -218,7 +223,7 @@ class Ledger:
 
     def start(self, name: str) -> None:
         """A worker has taken up a trial."""
-        record = self.records.get(name) or self._tests[name]
+        record = self._record(name)
         record.started_at = record.started_at or time.time()
         if record.status == "pending":
             record.status = "running"
@@ -232,7 +237,7 @@ class Ledger:
 
     def lost_machine(self, name: str) -> None:
         """The machine that trained it is gone; it goes on elsewhere from its last checkpoint."""
-        record = self.records.get(name) or self._tests[name]
+        record = self._record(name)
         record.num_lost_machines += 1
         if record.phase != "test":
             self._open(record)
@@ -274,7 +279,7 @@ class Ledger:
 
     def end(self, name: str, *, failure: str | None = None) -> None:
         """A trial, confirmed run or test has ended: it failed, diverged, ran to its end, or was stopped."""
-        record = self.records.get(name) or self._tests[name]
+        record = self._record(name)
         if record.ended:
             return
         self.start(name)

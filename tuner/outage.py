@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from tuner.errors import masked
+from tuner.errors import first_line, masked
 
 logger = logging.getLogger(__name__)
 
@@ -62,4 +62,4 @@ def _reason(error: BaseException) -> str:
     """The first line of the innermost cause: the wrappers around it say only that something failed."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return masked((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
+    return masked(first_line(error))[:300]

@@ -142,7 +142,7 @@ class SearchSpec:
         if self.data_dir is not None:
             # Absolute: workers, and whoever resumes the search, may be in other folders.
             object.__setattr__(self, "data_dir", str(Path(self.data_dir).absolute()))
-        if self.checkpoints is not None and "://" not in self.checkpoints and self.checkpoints:
+        if self.checkpoints and "://" not in self.checkpoints:
             object.__setattr__(self, "checkpoints", str(Path(self.checkpoints).absolute()))
         if self.objective not in get_args(Objective):
             raise unknown("objective", self.objective, get_args(Objective))

@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from search_spaces import Variant
 from tuner.cluster import check_local_cpus
-from tuner.errors import InvalidInput, masked, unknown
+from tuner.errors import InvalidInput, first_line, masked, unknown
 from tuner.plan import DEFAULT_TRACKING_URI, SearchSpec
 from tuner.store import check_place
 from tuner.variants import resolve_variants
@@ -137,4 +137,4 @@ def _check_sqlite(name: str, url: URL) -> None:
 
 def _reason(error: BaseException) -> str:
     inner = getattr(error, "reason", None) or error
-    return (str(inner).strip().splitlines() or [type(inner).__name__])[0][:200]
+    return first_line(inner)[:200]

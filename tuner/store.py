@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.errors import InvalidInput, masked
+from tuner.errors import InvalidInput, first_line, masked
 
 if TYPE_CHECKING:  # a training that keeps nothing has no use for it
     from pyarrow.fs import FileSystem
@@ -31,17 +31,17 @@ class Store:
         self._files, self._path = _open(self.place)
 
     def __truediv__(self, name: str) -> Store:
-        within = Store.__new__(Store)
-        within.place, within._files, within._path = f"{self.place}/{name}", self._files, f"{self._path}/{name}"
-        return within
+        return self._elsewhere(f"{self.place}/{name}", f"{self._path}/{name}")
 
     @property
     def parent(self) -> Store:
         """The place that this one is in."""
-        around = Store.__new__(Store)
-        around.place, around._files = self.place.rpartition("/")[0] or "/", self._files
-        around._path = self._path.rpartition("/")[0] or "/"
-        return around
+        return self._elsewhere(*(path.rpartition("/")[0] or "/" for path in (self.place, self._path)))
+
+    def _elsewhere(self, place: str, path: str) -> Store:
+        other = Store.__new__(Store)
+        other.place, other._files, other._path = place, self._files, path
+        return other
 
     @property
     def is_local(self) -> bool:
@@ -110,8 +110,7 @@ def check_place(asked: str, place: str) -> None:
         store.write(probe, b"")
         store.delete(probe)
     except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InvalidInput(f"{asked} {place}: cannot be written to ({reason})") from None
+        raise InvalidInput(f"{asked} {place}: cannot be written to ({first_line(error)[:200]})") from None
 
 
 def _open(place: str) -> tuple[FileSystem, str]:

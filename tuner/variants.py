@@ -11,7 +11,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces import GROUPS, SPACES, Variant, expand
-from tuner.errors import InvalidInput, unknown
+from tuner.errors import InvalidInput, first_line, unknown
 from tuner.sampling import from_unit
 from tuner.settings import Setting, flatten, with_settings
 from tuner.spec import OptimizerSpec
@@ -62,8 +62,7 @@ def _own(name: str) -> Variant:
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # a user's module may fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidInput(f"--variants {name}: cannot be imported: {reason}") from None
+        raise InvalidInput(f"--variants {name}: cannot be imported: {first_line(error)}") from None
     if not isinstance(found, Variant):
         raise InvalidInput(f"--variants {name}: is a {type(found).__name__}, must be a search_spaces.Variant")
     return found

@@ -11,10 +11,12 @@ import torch
 from tests.cluster.cluster import MLFLOW, STORAGE, Cluster
 from tests.cluster.hosts import HOME, ROOT, until
 from tests.command import epochs_logged, metrics_by_epoch
+from tuner.convergence import is_over
+from tuner.final_weights import load_weights
 from tuner.settings import from_dict
 from tuner.spec import TrialSpec
 from tuner.store import Store
-from tuner.train import Training, train
+from tuner.train import Training
 
 VARIANTS = ("sgdm", "lpsgdm", "adamw")
 MLFLOW_STORE = STORAGE.replace("optuna", "mlflow")
@@ -125,21 +127,15 @@ class ClusterSearch:
         chosen = sorted(self.interrupted, key=lambda name: (".confirm-" not in name, name))[:most]
         for name in chosen:
             spec = from_dict(TrialSpec, json.loads((self.folder / name / "spec.json").read_text()))
+            training = Training(spec, torch.device("cpu"))
+            while not is_over(spec, training.history):
+                training.run_leg()
             logged = metrics_by_epoch(self._home, name, self.name)
-            for metrics, line in zip(train(spec), logged, strict=True):
+            for metrics, line in zip(training.history, logged, strict=True):
                 told = (line["train/loss"], line["validation/loss"], line["validation/accuracy"])
                 assert told == (metrics.train_loss, metrics.validation_loss, metrics.validation_accuracy), name
             if ".confirm-" in name:
-                self._check_weights(spec, Store(stores[name]))
+                kept, expected = load_weights(Store(stores[name]), spec)["model"], training.network.evaluated_state()
+                assert kept.keys() == expected.keys()
+                assert all(torch.equal(kept[tensor], expected[tensor]) for tensor in kept), name
         return len(chosen)
-
-    @staticmethod
-    def _check_weights(spec: TrialSpec, store: Store) -> None:
-        from tuner.final_weights import load_weights
-
-        training = Training(spec, torch.device("cpu"))
-        for _ in range(spec.epochs):
-            training.run_leg()
-        kept, expected = load_weights(store, spec)["model"], training.network.evaluated_state()
-        assert kept.keys() == expected.keys()
-        assert all(torch.equal(kept[name], expected[name]) for name in kept), store.place

@@ -36,7 +36,7 @@ NUM_TRAIN = {"digits": 1078, "fashion-mnist": 54_000, "cifar10": 45_000, "cifar1
 
 TRY = """
 import json, sys, torch
-from tuner.errors import InvalidInput
+from tuner.errors import InvalidInput, first_line
 from tuner.settings import from_dict
 from tuner.spec import WorkloadSpec
 from tuner.workloads.data import load_data
@@ -50,8 +50,7 @@ try:
     except InvalidInput:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidInput(f"--model {spec.model}: cannot be built for this data: {reason}")
+        raise InvalidInput(f"--model {spec.model}: cannot be built for this data: {first_line(error)}")
 except InvalidInput as error:
     print(error)
     sys.exit(2)

@@ -1,0 +1,26 @@
+"""What a worker does with an order, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tuner.settings import to_json
+from tuner.spec import TrialSpec
+from tuner.trial import Order, work
+
+
+def worked(root: Path, spec: TrialSpec, phase: str, *, gpu_share: float = 1.0) -> list[dict[str, Any]]:
+    """What it tells of a training whose store is ``root / "a"``."""
+    order = Order(
+        trial="a",
+        phase=phase,
+        spec=to_json(spec),
+        root=str(root),
+        folder="a",
+        checkpoint_seconds=None,
+        workers=1,
+        threads=1,
+        gpu_share=gpu_share,
+    )
+    return list(work(order))
