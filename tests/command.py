@@ -80,9 +80,9 @@ def epochs_logged(folder: Path, name: str = "a") -> dict[str, list[int]]:
 
 
 def studies(folder: Path, name: str = "a", storage: str | None = None) -> dict[str, optuna.Study]:
-    """Variant -> its study."""
+    """Variant -> its study in this search."""
     storage = storage or f"sqlite:///{folder}/runs/{name}/optuna.db"
-    names = optuna.get_all_study_names(storage)
+    names = [study for study in optuna.get_all_study_names(storage) if study.startswith(f"{name}/")]
     return {study.removeprefix(f"{name}/"): optuna.load_study(study_name=study, storage=storage) for study in names}
 
 
@@ -116,7 +116,9 @@ def check_whole(
     for trial, epochs in logs.items():
         assert epochs == list(range(1, len(epochs) + 1)), trial
 
-    for variant, study in studies(folder, name, storage).items():
+    by_variant = studies(folder, name, storage)
+    assert by_variant.keys() == trials.keys()
+    for variant, study in by_variant.items():
         assert [trial.number for trial in study.trials] == list(range(trials[variant]))
         assert all(trial.state.is_finished() for trial in study.trials)
         for recorded in study.trials:

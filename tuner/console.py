@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 PLAIN_WIDTH = 120
 """Columns where the output is no terminal; rich would take 80 and break the table."""
@@ -27,22 +31,41 @@ def only_display(log: Path) -> Iterator[Console]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with log.open("a", buffering=1) as file:
+    with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     to_log = logging.StreamHandler()
-    to_log.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    logging.getLogger("tuner").addHandler(to_log)
     try:
-        with os.fdopen(os.dup(saved[0]), "w") as terminal, _outliving(terminal, log):
+        with (
+            # Not closed at the end: what libraries have taken hold of stays good.
+            redirect_stdout(_text(1, closefd=False)),
+            redirect_stderr(_text(2, closefd=False)) as errors,
+            _text(os.dup(saved[0])) as terminal,
+            _outliving(terminal, log),
+        ):
+            to_log.setStream(errors)
+            to_log.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+            logging.getLogger("tuner").addHandler(to_log)
             yield Console(file=terminal, width=None if terminal.isatty() else PLAIN_WIDTH)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         for descriptor, original in zip((1, 2), saved, strict=True):
             os.dup2(original, descriptor)
             os.close(original)
         logging.getLogger("tuner").removeHandler(to_log)
+
+
+class _Lossy(io.FileIO):
+    """What a full disk, or a pipe that nobody reads, does not take is lost: no search ends for that."""
+
+    def write(self, data: Buffer) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _text(descriptor: int, *, closefd: bool = True) -> TextIO:
+    return io.TextIOWrapper(io.BufferedWriter(_Lossy(descriptor, "w", closefd)), line_buffering=True)
 
 
 @contextmanager

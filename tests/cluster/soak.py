@@ -56,7 +56,7 @@ def _soak(cluster: Cluster, draw: random.Random, names: list[str], num_trials: i
         search = ClusterSearch(cluster, f"soak{num_searches}", trials=per_variant)
         search.start()
         while search.status is None or search.status != 0:
-            search.wait_for_epochs(draw.randint(10, 60))
+            search.wait_for_epochs(draw.randint(10, 70))
             if search.status == 0:
                 break
             if not waiting:

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.cluster
 
 
 def test_ray_down_leaves_no_process_of_ray(cluster: Cluster) -> None:
-    assert not any(cluster.is_quiet(host) for host in (cluster.hosts.head, *cluster.hosts.workers))
+    hosts = (cluster.hosts.head, *cluster.hosts.workers)
+    until(lambda: not any(map(cluster.is_quiet, hosts)), "Ray runs everywhere again", 120, every=1)
     cluster.ray_down()
     assert cluster.is_quiet(cluster.hosts.head)
     for worker in cluster.hosts.workers:
