@@ -58,7 +58,8 @@ class ClusterSearch:
             f"wait $!; echo $? > {place}.status"
         )
         self.cluster.on_head(f"setsid --fork bash -c {shlex.quote(program)} > /dev/null 2>&1 < /dev/null")
-        until((self._home / f"{self.name}-{self._num_programs}.pid").exists, "the driver starts")
+        files = [Path(f"{self._home}/{self.name}-{self._num_programs}.{kind}") for kind in ("pid", "out")]
+        until(lambda: all(file.exists() for file in files), "the driver starts")
 
     @property
     def status(self) -> int | None:
