@@ -1,12 +1,14 @@
-"""The final weights of a confirmed run, and the one place where the test split is read."""
+"""The final weights of a confirmed run, and the one place where the test split is opened."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tuner.errors import InvalidInput
 from tuner.network import Network
@@ -14,7 +16,7 @@ from tuner.outage import patiently
 from tuner.settings import digest, with_settings
 from tuner.spec import TrialSpec
 from tuner.store import WEIGHTS, Store
-from tuner.workloads.data import cached_data
+from tuner.workloads.data import Images, cached_data
 
 FORMAT = 1
 
@@ -59,15 +61,30 @@ def score_on_test(spec: TrialSpec, store: Store, device: torch.device | None = N
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     content = load_weights(store, spec)
-    data = cached_data(spec.workload, device, sealed=False)
+    data = unsealed_data(spec, device)
     if data.digest != content["data"]:
         raise InvalidInput(f"{store.place}: the data is not what these weights were trained on")
+    return *trained_network(spec, content["model"], data, device).evaluate("test"), data.digest
+
+
+def unsealed_data(spec: TrialSpec, device: torch.device) -> Images:
+    """A training's data with the test split open."""
+    return cached_data(spec.workload, device, sealed=False)
+
+
+def trained_network(spec: TrialSpec, state: Mapping[str, Tensor], data: Images, device: torch.device) -> Network:
+    """The network with these weights and buffers, to be evaluated.
+
+    Raises :class:`InvalidInput` where they are not those of the spec's model for this data.
+    """
     # The weights are those of the average already, where there is one.
-    network = Network(
-        dataclasses.replace(spec, optimizer=with_settings(spec.optimizer, {"average.decay": 0.0})),
-        data,
-        device,
-        num_steps=1,
-    )
-    network.model.load_state_dict(content["model"])
-    return *network.evaluate("test"), data.digest
+    optimizer = with_settings(spec.optimizer, {"average.decay": 0.0})
+    network = Network(dataclasses.replace(spec, optimizer=optimizer), data, device, num_steps=1)
+    try:
+        network.model.load_state_dict(state)
+    except RuntimeError as error:
+        difference = " ".join(str(error).split("\n\t")[-1].split())[:200]
+        raise InvalidInput(
+            f"the weights are not those of {spec.workload.model} on {spec.workload.data}: {difference}"
+        ) from None
+    return network

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 # MLflow reports its use to a host outside, at import; whoever wants that sets the variable.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -300,3 +301,13 @@ def _input(dataset: DataSet) -> DatasetInput:
         profile=json.dumps(profile),
     )
     return DatasetInput(entity, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
+
+
+def with_login_apart(uri: str) -> str:
+    """A server's URI without user and password, which go where MLflow's client looks for them and shows nobody."""
+    parts = urlsplit(uri) if uri.startswith("http") else None
+    if parts is None or parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -65,6 +65,25 @@ class Network:
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay > 0 else None
         self.forward: nn.Module = torch.compile(self.model) if spec.compile else self.model  # type: ignore[assignment]
         self.train_forward = replicas.averaged(self.forward)
+        self._frozen: tuple[nn.Module, ...] = ()
+
+    def freeze(self, parameters: Iterable[str], modules: Iterable[str]) -> None:
+        """No step changes any parameters and buffers but these: the parameters by name, the buffers of modules by path.
+
+        What is frozen has no weight decay either, and is in evaluation mode in training too.
+        """
+        parameters, opened = set(parameters), [self.model.get_submodule(path) for path in modules]
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in parameters)
+        trained = {id(part) for module in opened for part in module.modules()}
+        self._frozen = tuple(module for module in self.model.modules() if id(module) not in trained)
+        self._to_training()
+
+    def _to_training(self) -> None:
+        self.model.train()
+        for module in self._frozen:
+            # Not eval(), which would reach the parts that are trained.
+            module.training = False
 
     def state(self) -> dict[str, Any]:
         """Everything that a step changes; the tensors are the live ones."""
@@ -136,7 +155,7 @@ class Network:
                     logits = forward(images.to(self.dtype))
                 total_loss += cross_entropy(logits.to(self.dtype), labels, reduction="sum")
                 total_correct += (logits.argmax(1) == labels).sum()
-        self.model.train()
+        self._to_training()
         loss, num_correct = map(float, self.replicas.sums(total_loss, total_correct))
         size = self.data.sizes[split]
         return loss / size if math.isfinite(loss) else math.inf, num_correct / size

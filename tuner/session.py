@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import getpass
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from optuna import get_all_study_names
 from rich.console import Console
@@ -22,6 +20,7 @@ from tuner.conclusion import conclude
 from tuner.display import Display
 from tuner.errors import InvalidInput, masked
 from tuner.ledger import Ledger
+from tuner.mlflow_runs import with_login_apart
 from tuner.outage import StorageFailed, patiently
 from tuner.plan import CHANGEABLE_ON_RESUME, DEFAULT_TRACKING_URI, SearchResult, SearchSpec, seconds
 from tuner.provenance import commit, hardware, versions
@@ -53,7 +52,7 @@ def open_ledger(
     # First, as it may find that the storage is not this search's.
     studies = open_studies(spec, variants, storage, search=folder.name)
     tracking = Tracking(
-        uri=_with_login_apart(spec.tracking_uri or DEFAULT_TRACKING_URI),
+        uri=with_login_apart(spec.tracking_uri or DEFAULT_TRACKING_URI),
         experiment=spec.experiment,
         search=folder.name,
         search_id=search_id,
@@ -108,16 +107,6 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _with_login_apart(uri: str) -> str:
-    """A server's URI without user and password, which go where MLflow's client looks for them and shows nobody."""
-    parts = urlsplit(uri) if uri.startswith("http") else None
-    if parts is None or parts.username is None:
-        return uri
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _provenance(search: str) -> dict[str, str]:

@@ -1,0 +1,39 @@
+"""A small network trained on digits, for tests of what is said of trained networks."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from search_spaces import SPACES
+from tuner.convergence import is_over
+from tuner.final_weights import trained_network
+from tuner.network import Network
+from tuner.settings import with_settings
+from tuner.spec import OptimizerSpec, TrialSpec
+from tuner.train import Training
+
+CPU = torch.device("cpu")
+SPEC = TrialSpec(
+    optimizer=with_settings(OptimizerSpec(), SPACES["sgdm"].default_settings()), epochs=4, seed=1, precision="float64"
+)
+
+
+@cache
+def trained_state() -> dict[str, Tensor]:
+    """Its weights and buffers, in float64, one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    training = Training(SPEC, CPU)
+    while not is_over(SPEC, training.history):
+        training.run_leg()
+    torch.set_num_threads(before)
+    return training.network.evaluated_state()
+
+
+def trained() -> Network:
+    """A copy of its own."""
+    data = Training(SPEC, CPU).data
+    return trained_network(SPEC, trained_state(), data, CPU)

@@ -1,0 +1,269 @@
+"""The command ``python -m tuner.diagnose``: which layers a trained network fails in, and retraining only those.
+
+python -m tuner.diagnose digits/sgdm/confirm-1              errors, layer groups in order, a picture
+python -m tuner.diagnose digits/sgdm/confirm-1 --repair     retrains the first groups, beside three controls
+python -m tuner.diagnose --compare digits/sgdm/confirm-1 digits/adamw/confirm-1
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tuner.console import PLAIN_WIDTH
+from tuner.diagnosis.agreement import agreement
+from tuner.diagnosis.attribution import DEFAULT_SCORE, SCORES, Diagnosis, diagnose
+from tuner.diagnosis.groups import LayerGroup, layer_groups
+from tuner.diagnosis.repair import Outcome, RepairSettings, Retrained, compare, retrain, selections
+from tuner.diagnosis_pictures import attribution_picture, diagnosis_picture
+from tuner.diagnosis_tables import agreement_table, confusions, damping_line, ranking_table, repair_table
+from tuner.errors import InvalidInput, masked, unknown
+from tuner.final_weights import trained_network, unsealed_data
+from tuner.nested_run import Tracked, TrainedRun
+from tuner.network import Network
+from tuner.outage import StorageFailed
+from tuner.plan import BAD_INPUT, DEFAULT_TRACKING_URI, INTERRUPTED, OK, STORAGE_FAILED
+from tuner.preflight import check_tracking_uri
+from tuner.spec import TrialSpec
+from tuner.trained import Trained, open_trained
+from tuner.workloads.data import cached_data
+
+NAMED_SHARE = 3 / 7
+"""Of the groups, named where no number is asked for: the paper names three of seven."""
+DEFAULTS = RepairSettings()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; exit status 0, 2 for bad input, 3 where storage stays away, 130 after Ctrl-C."""
+    options = _parser().parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    torch.set_num_threads(options.threads)
+    try:
+        _check(options)
+        if options.compare:
+            _compare(options, console)
+        else:
+            _diagnose(options, console)
+    except InvalidInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except StorageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return STORAGE_FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tuner.diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", nargs="?", metavar="RUN", help="SEARCH/RUN, a run's id in MLflow, or a file of weights")
+    parser.add_argument("--compare", nargs="+", default=[], metavar="RUN", help="runs whose rankings are compared")
+    parser.add_argument("--repair", action="store_true", help="retrain the chosen groups, and three controls")
+    parser.add_argument(
+        "--groups", default="auto", metavar="NAME,...", help="groups to retrain. Default: auto, the first"
+    )
+    parser.add_argument("--num-groups", type=int, metavar="K", help="groups that are named. Default: 3 of 7")
+    parser.add_argument("--score", choices=SCORES, default=DEFAULT_SCORE, help=f"what ranks. Default: {DEFAULT_SCORE}")
+    parser.add_argument(
+        "--lr", type=float, default=DEFAULTS.lr, help="peak learning rate of the repair. Default: %(default)s"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=DEFAULTS.epochs, help="epochs of the repair. Default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the repair's batches and random groups. Default: 0")
+    parser.add_argument(
+        "--spec", type=Path, metavar="FILE", help="TrialSpec in JSON of a file of weights. Default: beside it"
+    )
+    parser.add_argument("--output", default="runs", help="folder that holds the searches' folders. Default: runs")
+    parser.add_argument("--storage", help="Optuna storage URL, where the one that was kept lacks its password")
+    parser.add_argument("--tracking-uri", help="MLflow's, where the one that was kept lacks its password or has moved")
+    parser.add_argument("--no-mlflow", action="store_true", help="tell MLflow nothing")
+    parser.add_argument("--folder", type=Path, help="where pictures and numbers go. Default: in the run's folder")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), metavar="N", help="CPU threads. Default: all"
+    )
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What can be known to be wrong before anything is read."""
+    if bool(options.run) == bool(options.compare):
+        raise InvalidInput("name one RUN, or several by --compare")
+    if options.compare and options.repair:
+        raise InvalidInput("--repair: belongs to one RUN, not to --compare")
+    if options.threads < 1:
+        raise InvalidInput(f"--threads {options.threads}: must be at least 1")
+    _settings(options).spec(TrialSpec())
+
+
+def _settings(options: argparse.Namespace) -> RepairSettings:
+    return RepairSettings(options.lr, options.epochs, options.seed)
+
+
+def _open(options: argparse.Namespace, name: str) -> tuple[Trained, Network, tuple[LayerGroup, ...]]:
+    """A trained network, and that its data is there and what it was."""
+    trained = open_trained(
+        name, output=options.output, storage=options.storage, tracking_uri=options.tracking_uri, spec_file=options.spec
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = cached_data(trained.spec.workload, device)
+    if trained.data not in (None, data.digest):
+        raise InvalidInput(f"{name}: the data is not what these weights were trained on")
+    network = trained_network(trained.spec, trained.state, data, device)
+    return trained, network, layer_groups(network.model)
+
+
+def _num_named(options: argparse.Namespace, num_groups: int) -> int:
+    number = options.num_groups
+    if number is None:
+        return min(max(1, round(NAMED_SHARE * num_groups)), num_groups - 1)
+    if not 1 <= number < num_groups:
+        raise InvalidInput(f"--num-groups {number}: must be in [1, {num_groups - 1}], as the model has {num_groups}")
+    return int(number)
+
+
+def _chosen(options: argparse.Namespace, diagnosis: Diagnosis) -> tuple[LayerGroup, ...]:
+    groups = {scores.group.name: scores.group for scores in diagnosis.groups}
+    if options.groups == "auto":
+        return diagnosis.top(_num_named(options, len(groups)), options.score)
+    names = dict.fromkeys(options.groups.split(","))
+    for name in names:
+        if name not in groups:
+            raise unknown("layer group", name, groups)
+    return tuple(groups[name] for name in names)
+
+
+def _diagnose(options: argparse.Namespace, console: Console) -> None:
+    trained, network, groups = _open(options, options.run)
+    tracked = _tracked(options, trained)
+    diagnosis = diagnose(network, groups)
+    chosen = _chosen(options, diagnosis)
+    names = [group.name for group in chosen]
+    for line in (*confusions(diagnosis), damping_line(trained.history)):
+        if line:
+            console.print(line, highlight=False)
+    console.print(ranking_table(diagnosis, options.score, names))
+    if not any(isinstance(module, _BatchNorm) for module in network.model.modules()):
+        console.print("The model has no BatchNorm: no weights are free to scale, and all scores may be read.")
+    repaired = _repair(options, trained, network, groups, diagnosis, chosen) if options.repair else []
+    if repaired:
+        before = 1 - diagnosis.num_errors / int(diagnosis.confusion.sum())
+        console.print(repair_table(before, repaired))
+    folder = options.folder or trained.folder
+    _write(folder, options, trained, network, diagnosis, names, repaired)
+    console.print(f"Files: {folder}", highlight=False, soft_wrap=True)
+    if tracked:
+        client, run = tracked
+        metrics = _metrics(diagnosis, repaired)
+        parameters = {"score": options.score, "groups": ",".join(names), "lr": options.lr, "epochs": options.epochs}
+        run_id = client.log_nested(run, "diagnosis", parameters=parameters, metrics=metrics, folder=folder)
+        console.print(f"MLflow: run {run_id}, under {run.name}", highlight=False)
+
+
+def _tracked(options: argparse.Namespace, trained: Trained) -> tuple[Tracked, TrainedRun] | None:
+    """The training's run in MLflow; None where it has none, or is not to be told."""
+    if trained.search is None or trained.run is None or options.no_mlflow:
+        return None
+    spec = trained.search.spec
+    uri = options.tracking_uri or spec.tracking_uri or DEFAULT_TRACKING_URI
+    check_tracking_uri(uri)
+    tracked = Tracked(uri)
+    run = tracked.by_name(spec.experiment, trained.search.search_id, trained.run)
+    if run is None:
+        raise InvalidInput(f"{masked(uri)}: has no run of {trained.name}; leave MLflow out by --no-mlflow")
+    return tracked, run
+
+
+def _repair(
+    options: argparse.Namespace,
+    trained: Trained,
+    network: Network,
+    groups: Sequence[LayerGroup],
+    diagnosis: Diagnosis,
+    chosen: Sequence[LayerGroup],
+) -> list[tuple[Retrained, Outcome]]:
+    """The repair and its controls; only then the test split is opened."""
+    ranking = [scores.group for scores in diagnosis.ranking(options.score)]
+    settings = _settings(options)
+    retrained = [
+        retrain(trained.spec, trained.state, name, selected, settings, network.device)
+        for name, selected in selections(groups, chosen, ranking, options.seed)
+    ]
+    data = unsealed_data(trained.spec, network.device)
+    opened = trained_network(trained.spec, trained.state, data, network.device)
+    return [(one, compare(opened, trained.state, one.state, "test")) for one in retrained]
+
+
+def _metrics(diagnosis: Diagnosis, repaired: Sequence[tuple[Retrained, Outcome]]) -> dict[str, float]:
+    metrics = {"errors": float(diagnosis.num_errors)}
+    for scores in diagnosis.groups:
+        metrics |= {f"{name}/{scores.group.name}": value for name, value in scores.scores.items()}
+    for retrained, outcome in repaired:
+        of = retrained.name.replace(" ", "_")
+        metrics |= {
+            f"{of}/fixed": float(outcome.num_fixed),
+            f"{of}/broken": float(outcome.num_broken),
+            f"{of}/net": float(outcome.net),
+            f"{of}/parameter_share": retrained.parameter_share,
+            f"{of}/compute_share": retrained.compute_share,
+        }
+    return metrics
+
+
+def _write(
+    folder: Path,
+    options: argparse.Namespace,
+    trained: Trained,
+    network: Network,
+    diagnosis: Diagnosis,
+    chosen: Sequence[str],
+    repaired: Sequence[tuple[Retrained, Outcome]],
+) -> None:
+    """Pictures, numbers, and the repaired weights, each file in the place of an earlier one."""
+    content = {
+        "run": trained.name,
+        "split": diagnosis.split,
+        "classes": diagnosis.classes,
+        "confusion": diagnosis.confusion.tolist(),
+        "score": options.score,
+        "named": list(chosen),
+        "groups": {g.group.name: {"parameters": g.num_parameters, **g.scores} for g in diagnosis.groups},
+        "repair": {
+            one.name: {"groups": one.groups, "epoch": one.epoch, **dataclasses.asdict(outcome), "net": outcome.net}
+            for one, outcome in repaired
+        },
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "diagnosis.json").write_text(json.dumps(content, indent=1) + "\n")
+        diagnosis_picture(diagnosis, options.score, chosen, trained.history).savefig(folder / "diagnosis.png")
+        if picture := attribution_picture(network, diagnosis, options.score):
+            picture.savefig(folder / "errors.png")
+        if repaired:
+            torch.save({name: tensor.cpu() for name, tensor in repaired[0][0].state.items()}, folder / "repaired.pt")
+    except OSError as error:
+        raise InvalidInput(f"--folder {folder}: cannot be written ({error.strerror})") from None
+
+
+def _compare(options: argparse.Namespace, console: Console) -> None:
+    rankings = []
+    for name in options.compare:
+        _, network, groups = _open(options, name)
+        rankings.append([scores.group.name for scores in diagnose(network, groups).ranking(options.score)])
+    number = _num_named(options, len(rankings[0]))
+    console.print(agreement_table(options.compare, rankings, number, agreement(rankings, number)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
