@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nbclient
@@ -23,6 +24,7 @@ SHOWN = {
         ["small: 12 trials of sgdm, critical, hybrid, critical-matched", "critical-matched, its control"],
     ),
     "04-forward-and-backward": (3, ["small: 2 confirmed runs of backward, 2", "backward-forward, its control"]),
+    "05-layers": (2, ["small: ", "Groups that two networks share, of 1", "No repair yet: python -m"]),
 }
 """Notebook -> how many pictures it has at least, and what is in what it prints."""
 LONG = {"02-p-schedules": (3, ["small: 72 trials", "Nothing was confirmed", "More than chance"])}
@@ -31,12 +33,13 @@ LONG = {"02-p-schedules": (3, ["small: 72 trials", "Nothing was confirmed", "Mor
 
 @pytest.fixture(scope="session")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a search of a linear model by all that the notebooks are about; easy targets, reached by some."""
+    """The folder of a search of a small model by all that the notebooks are about; easy targets, reached by some."""
     folder = tmp_path_factory.mktemp("notebooks")
     (folder / "mine.py").write_text(
         "import torch\n"
         "def model(*, num_classes, channels, image_size):\n"
-        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * image_size ** 2, num_classes))\n"
+        "    first, second = torch.nn.Linear(channels * image_size ** 2, 32), torch.nn.Linear(32, num_classes)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), first, torch.nn.ReLU(), second)\n"
     )
     ran = search(
         folder, "--name", "small", "--variants", *VARIANTS, "--model", "mine:model", "--trials", "3", "--epochs", "3",
@@ -55,6 +58,7 @@ def read(path: Path) -> NotebookNode:
 def execute(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookNode:
     """Runs a notebook on the search in a folder."""
     monkeypatch.setenv("TUNER_SEARCH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder.parents[1]), prepend=os.pathsep)  # the model
     notebook = read(path)
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
     return notebook

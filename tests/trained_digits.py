@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from search_spaces import SPACES
 from tuner.convergence import is_over
@@ -37,3 +37,13 @@ def trained() -> Network:
     """A copy of its own."""
     data = Training(SPEC, CPU).data
     return trained_network(SPEC, trained_state(), data, CPU)
+
+
+def linear(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    """One group of layers."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
+
+
+def two_layers(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    """Two groups, no BatchNorm and no convolution."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, 32), nn.ReLU(), nn.Linear(32, num_classes))

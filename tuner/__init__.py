@@ -11,6 +11,10 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     display          the live display
     console          the terminal for the display, all else into a file
     report           what a search says: statistics, pictures, pages; python -m tuner.report
+    diagnose         the command: which layers a trained network fails in, and retraining only those
+    diagnosis_tables, diagnosis_pictures     what it says and draws
+    trained          a trained network by its name
+    nested_run       what is said of it, in MLflow
     preflight        everything that can be wrong, found before anything exists
     searcher         Tune's questions, answered from the ledger
     ledger           what happens to trials and confirmed runs: planned, run, judged, ended, tested
@@ -35,9 +39,10 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     trial_folder     a training's spec, log, score
     plan             SearchSpec: what a search is
     gpu_share        several trainings on one GPU
+    diagnosis        layer groups, their scores, repairs, agreement of several trainings
     train            train(spec): pure PyTorch, like everything below
     checkpoints      what a training continues from
-    final_weights    final weights, and the one place where the test split is read
+    final_weights    final weights, and the one place where the test split is opened
     network          model, optimizer and average: what a step changes
     replicas         several processes that train one network
     batch_norm       BatchNorm over a batch that they share

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tuner.console import PLAIN_WIDTH
 from tuner.diagnosis.agreement import agreement
 from tuner.diagnosis.attribution import DEFAULT_SCORE, SCORES, Diagnosis, diagnose
-from tuner.diagnosis.groups import LayerGroup, layer_groups
+from tuner.diagnosis.groups import LayerGroup, layer_groups, num_named
 from tuner.diagnosis.repair import Outcome, RepairSettings, Retrained, compare, retrain, selections
 from tuner.diagnosis_pictures import attribution_picture, diagnosis_picture
 from tuner.diagnosis_tables import agreement_table, confusions, damping_line, ranking_table, repair_table
@@ -36,8 +36,6 @@ from tuner.spec import TrialSpec
 from tuner.trained import Trained, open_trained
 from tuner.workloads.data import cached_data
 
-NAMED_SHARE = 3 / 7
-"""Of the groups, named where no number is asked for: the paper names three of seven."""
 DEFAULTS = RepairSettings()
 
 
@@ -127,7 +125,7 @@ def _open(options: argparse.Namespace, name: str) -> tuple[Trained, Network, tup
 def _num_named(options: argparse.Namespace, num_groups: int) -> int:
     number = options.num_groups
     if number is None:
-        return min(max(1, round(NAMED_SHARE * num_groups)), num_groups - 1)
+        return num_named(num_groups)
     if not 1 <= number < num_groups:
         raise InvalidInput(f"--num-groups {number}: must be in [1, {num_groups - 1}], as the model has {num_groups}")
     return int(number)

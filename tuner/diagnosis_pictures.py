@@ -92,8 +92,8 @@ def attribution_picture(network: Network, diagnosis: Diagnosis, score: Score) ->
     taken = torch.tensor([example.predicted for example in diagnosis.examples], device=network.device)
     maps = LayerGradCam(network.model, layer).attribute(images, target=taken, relu_attributions=True)
     assert isinstance(maps, Tensor)
-    heat = LayerAttribution.interpolate(maps.detach(), tuple(images.shape[2:]), "bilinear").cpu()[:, 0]
-    pixels = (images * network.data.deviation + network.data.mean).clamp(0, 255).cpu().permute(0, 2, 3, 1) / 255
+    heat = LayerAttribution.interpolate(maps.detach(), tuple(images.shape[2:]), "bilinear")[:, 0].cpu().numpy()
+    pixels = (images * network.data.deviation + network.data.mean).clamp(0, 255).cpu().permute(0, 2, 3, 1).numpy() / 255
     columns = min(6, len(pixels))
     rows = math.ceil(len(pixels) / columns)
     figure = Figure(figsize=(WIDTH, 1.25 * rows), dpi=150, layout="constrained")

@@ -37,6 +37,10 @@ class Tracked:
     """The searches' runs in one MLflow."""
 
     def __init__(self, uri: str) -> None:
+        """Raises :class:`InvalidInput` for a SQLite file that is not there, which MLflow would make."""
+        file = uri.removeprefix("sqlite:///")
+        if file != uri and not Path(file).exists():
+            raise InvalidInput(f"--tracking-uri {uri}: is not there")
         self._uri = uri
         self._client = MlflowClient(with_login_apart(uri))
 

@@ -60,6 +60,11 @@ def layer_groups(model: nn.Module) -> tuple[LayerGroup, ...]:
     return tuple(groups)
 
 
+def num_named(num_groups: int) -> int:
+    """How many of them are named where no number is asked for: three of seven, as in the paper, and not all."""
+    return min(max(1, round(3 / 7 * num_groups)), num_groups - 1)
+
+
 def _parts(module: nn.Module, path: str, kinds: Counter[type]) -> Iterator[list[str]]:
     """Paths of the modules, or of a module's own parameters, that are a group each."""
     before: list[str] | None = None

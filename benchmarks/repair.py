@@ -1,0 +1,180 @@
+"""Do trainings fail in the same layers, and does retraining those help?  Real trainings, several seeds a variant.
+
+python -m benchmarks.repair                                              ResNet-8 on digits
+python -m benchmarks.repair --set workload.data=/data/images workload.model=resnet20 epochs=10
+
+Every variant trains at its default point, by each seed; its layer groups are ranked on the validation split, those that
+are named retrained beside three controls, and all counted on the test split.  A training that ended is kept under
+``--folder`` and not done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from scipy.special import stdtrit
+
+from benchmarks.recording import conditions, parser, record, show
+from search_spaces import SPACES
+from tuner.convergence import is_over
+from tuner.diagnosis.agreement import agreement
+from tuner.diagnosis.attribution import DEFAULT_SCORE, SCORES, diagnose
+from tuner.diagnosis.groups import layer_groups, num_named
+from tuner.diagnosis.repair import RepairSettings, compare, retrain, selections
+from tuner.errors import InvalidInput
+from tuner.final_weights import trained_network, unsealed_data
+from tuner.settings import digest, with_settings
+from tuner.spec import OptimizerSpec, TrialSpec
+from tuner.train import Training
+from tuner.train_command import _with_settings
+
+CPU = torch.device("cpu")
+Found = Mapping[str, Any]
+"""Of one training: its accuracy, its rankings by score, and fixed, broken and net of the repair and its controls."""
+
+
+def main() -> int:
+    made = parser(__doc__, "repair")
+    made.add_argument("--variants", nargs="+", default=["sgdm", "adamw", "critical", "lpsgdm"])
+    made.add_argument("--seeds", type=int, default=5)
+    made.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="as of tuner.train")
+    made.add_argument("--repair-epochs", type=int, default=RepairSettings().epochs)
+    made.add_argument("--repair-lr", type=float, default=RepairSettings().lr)
+    made.add_argument("--folder", type=Path, default=Path("repairs"), help="where each training's figures are kept")
+    made.add_argument("--jobs", type=int, default=1)
+    options = made.parse_args()
+    before = conditions()
+    settings = RepairSettings(options.repair_lr, options.repair_epochs)
+    base = _with_settings(TrialSpec(), options.set)
+    specs = {
+        (variant, seed): dataclasses.replace(
+            base, optimizer=with_settings(OptimizerSpec(), SPACES[variant].default_settings()), seed=seed
+        )
+        for variant, seed in itertools.product(options.variants, range(options.seeds))
+    }
+    found = Parallel(n_jobs=options.jobs)(delayed(_found)(spec, settings, options.folder) for spec in specs.values())
+    by_run = {key: one for key, one in zip(specs, found, strict=True) if one}
+    _show_agreement(by_run, options.variants)
+    _show_repairs(by_run, options.variants)
+    record(options.out, before, {f"{variant} {seed}": one for (variant, seed), one in by_run.items()})
+    return 0
+
+
+def _found(spec: TrialSpec, settings: RepairSettings, folder: Path) -> Found | None:
+    """One training; None where nothing was misclassified, or it diverged."""
+    kept = folder / f"{digest(spec)}-{digest(settings)}.json"
+    if kept.exists():
+        known: Found | None = json.loads(kept.read_text())
+        return known
+    torch.set_num_threads(1)
+    found = _measured(spec, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(found) + "\n")
+    return found
+
+
+def _measured(spec: TrialSpec, settings: RepairSettings) -> Found | None:
+    training = Training(spec, CPU)
+    while not is_over(spec, training.history):
+        metrics = training.run_leg()
+    network, state = training.network, training.network.evaluated_state()
+    groups = layer_groups(network.model)
+    try:
+        diagnosis = diagnose(network, groups)
+    except InvalidInput:
+        return None
+    chosen = diagnosis.top(num_named(len(groups)))
+    ranking = [scores.group for scores in diagnosis.ranking()]
+    retrained = [
+        retrain(spec, state, name, some, dataclasses.replace(settings, seed=spec.seed), CPU)
+        for name, some in selections(groups, chosen, ranking, spec.seed)
+    ]
+    opened = trained_network(spec, state, unsealed_data(spec, CPU), CPU)
+    outcomes = {one.name: compare(opened, state, one.state, "test") for one in retrained}
+    return {
+        "validation": metrics.validation_accuracy,
+        "errors": diagnosis.num_errors,
+        "images": next(iter(outcomes.values())).num_images,
+        "rankings": {score: [group.name for group in diagnosis.top(len(groups), score)] for score in SCORES},
+        "repairs": {
+            one.name: {
+                "parameters": one.parameter_share,
+                "compute": one.compute_share,
+                "epoch": one.epoch,
+                "fixed": outcomes[one.name].num_fixed,
+                "broken": outcomes[one.name].num_broken,
+                "net": outcomes[one.name].net,
+            }
+            for one in retrained
+        },
+    }
+
+
+def _show_agreement(found: Mapping[tuple[str, int], Found], variants: Sequence[str]) -> None:
+    lines = []
+    for score in SCORES:
+        rankings = {key: one["rankings"][score] for key, one in found.items()}
+        number = num_named(len(next(iter(rankings.values()))))
+        keys = list(rankings)
+        everything = agreement(list(rankings.values()), number)
+        within = [pair.shared for (a, b), pair in everything.pairs.items() if keys[a][0] == keys[b][0]]
+        across = [pair.shared for (a, b), pair in everything.pairs.items() if keys[a][0] != keys[b][0]]
+        by_variant = ([g for key in keys if key[0] == variant for g in rankings[key][:number]] for variant in variants)
+        named = [[group for group, _ in Counter(groups).most_common(number)] for groups in by_variant]
+        lines.append(
+            [
+                score + (" *" if score == DEFAULT_SCORE else ""),
+                f"{statistics.mean(within):.2f}",
+                f"{statistics.mean(across):.2f}" if across else "",
+                f"{everything.expected_shared:.2f}",
+                f"{everything.p_value:.2g}",
+                "; ".join(" ".join(names) for names in named),
+            ]
+        )
+    columns = ["score", "within a variant", "across variants", "by chance", "p", f"most named: {'; '.join(variants)}"]
+    show(f"Groups that two trainings both name, of {number} each", columns, lines)
+
+
+def _show_repairs(found: Mapping[tuple[str, int], Found], variants: Sequence[str]) -> None:
+    lines = []
+    for variant in variants:
+        ones = [one for (name, _), one in found.items() if name == variant]
+        for name in ones[0]["repairs"]:
+            of = [one["repairs"][name] for one in ones]
+            fixed, broken = (statistics.mean(each[what] for each in of) for what in ("fixed", "broken"))
+            shares = [f"{statistics.mean(each[what] for each in of):.0%}" for what in ("parameters", "compute")]
+            nets = [each["net"] for each in of]
+            less = [each["net"] - one["repairs"]["repair"]["net"] for each, one in zip(of, ones, strict=True)]
+            apart = "" if name == "repair" else _interval(less)
+            lines.append([variant, name, *shares, f"{fixed:.1f}", f"{broken:.1f}", _interval(nets), apart])
+    columns = ["variant", "retrained", "parameters", "compute", "fixed", "broken", "net", "net, less the repair's"]
+    sizes = next(iter(found.values()))
+    accuracy = statistics.mean(one["validation"] for one in found.values())
+    show(
+        f"Of {sizes['images']:,} test images; {accuracy:.1%} of the validation split right before; means, 95% by t",
+        columns,
+        lines,
+    )
+
+
+def _interval(values: Sequence[float]) -> str:
+    """A mean and its interval by Student's t; the mean alone for one value."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:+.1f}"
+    reach = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:+.1f} [{mean - reach:+.1f}, {mean + reach:+.1f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
