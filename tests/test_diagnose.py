@@ -142,7 +142,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["{file}", "--spec", "nothing.json"], "name the training that it comes from by --spec"),
         (["no/sgdm-00", "--spec", "{file}"], "belongs to a file of weights"),
         (["{folder}/spec.json"], "is no file of weights"),
-        (["{file}", "--folder", "{file}"], "cannot be written"),
+        (["{file}", "--folder", "{file}"], "is not a folder"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -12,7 +12,7 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     console          the terminal for the display, all else into a file
     report           what a search says: statistics, pictures, pages; python -m tuner.report
     diagnose         the command: which layers a trained network fails in, and retraining only those
-    diagnosis_tables, diagnosis_pictures     what it says and draws
+    diagnosis_tables, diagnosis_files        what it says and leaves
     trained          a trained network by its name
     nested_run       what is said of it, in MLflow
     preflight        everything that can be wrong, found before anything exists

@@ -8,8 +8,6 @@ python -m tuner.diagnose --compare digits/sgdm/confirm-1 digits/adamw/confirm-1
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ from tuner.diagnosis.agreement import agreement
 from tuner.diagnosis.attribution import DEFAULT_SCORE, SCORES, Diagnosis, diagnose
 from tuner.diagnosis.groups import LayerGroup, layer_groups, num_named
 from tuner.diagnosis.repair import Outcome, RepairSettings, Retrained, compare, retrain, selections
-from tuner.diagnosis_pictures import attribution_picture, diagnosis_picture
+from tuner.diagnosis_files import as_metrics, write_files
 from tuner.diagnosis_tables import agreement_table, confusions, damping_line, ranking_table, repair_table
 from tuner.errors import InvalidInput, masked, unknown
 from tuner.final_weights import trained_network, unsealed_data
@@ -31,7 +29,7 @@ from tuner.nested_run import Tracked, TrainedRun
 from tuner.network import Network
 from tuner.outage import StorageFailed
 from tuner.plan import BAD_INPUT, DEFAULT_TRACKING_URI, INTERRUPTED, OK, STORAGE_FAILED
-from tuner.preflight import check_tracking_uri
+from tuner.preflight import check_folder, check_tracking_uri
 from tuner.spec import TrialSpec
 from tuner.trained import Trained, open_trained
 from tuner.workloads.data import cached_data
@@ -102,6 +100,8 @@ def _check(options: argparse.Namespace) -> None:
         raise InvalidInput("--repair: belongs to one RUN, not to --compare")
     if options.threads < 1:
         raise InvalidInput(f"--threads {options.threads}: must be at least 1")
+    if options.folder is not None:
+        check_folder("--folder", options.folder)
     _settings(options).spec(TrialSpec())
 
 
@@ -159,11 +159,14 @@ def _diagnose(options: argparse.Namespace, console: Console) -> None:
         before = 1 - diagnosis.num_errors / int(diagnosis.confusion.sum())
         console.print(repair_table(before, repaired))
     folder = options.folder or trained.folder
-    _write(folder, options, trained, network, diagnosis, names, repaired)
+    try:
+        write_files(folder, trained, network, diagnosis, options.score, names, repaired)
+    except OSError as error:
+        raise InvalidInput(f"--folder {folder}: cannot be written ({error.strerror})") from None
     console.print(f"Files: {folder}", highlight=False, soft_wrap=True)
     if tracked:
         client, run = tracked
-        metrics = _metrics(diagnosis, repaired)
+        metrics = as_metrics(diagnosis, repaired)
         parameters = {"score": options.score, "groups": ",".join(names), "lr": options.lr, "epochs": options.epochs}
         run_id = client.log_nested(run, "diagnosis", parameters=parameters, metrics=metrics, folder=folder)
         console.print(f"MLflow: run {run_id}, under {run.name}", highlight=False)
@@ -201,57 +204,6 @@ def _repair(
     data = unsealed_data(trained.spec, network.device)
     opened = trained_network(trained.spec, trained.state, data, network.device)
     return [(one, compare(opened, trained.state, one.state, "test")) for one in retrained]
-
-
-def _metrics(diagnosis: Diagnosis, repaired: Sequence[tuple[Retrained, Outcome]]) -> dict[str, float]:
-    metrics = {"errors": float(diagnosis.num_errors)}
-    for scores in diagnosis.groups:
-        metrics |= {f"{name}/{scores.group.name}": value for name, value in scores.scores.items()}
-    for retrained, outcome in repaired:
-        of = retrained.name.replace(" ", "_")
-        metrics |= {
-            f"{of}/fixed": float(outcome.num_fixed),
-            f"{of}/broken": float(outcome.num_broken),
-            f"{of}/net": float(outcome.net),
-            f"{of}/parameter_share": retrained.parameter_share,
-            f"{of}/compute_share": retrained.compute_share,
-        }
-    return metrics
-
-
-def _write(
-    folder: Path,
-    options: argparse.Namespace,
-    trained: Trained,
-    network: Network,
-    diagnosis: Diagnosis,
-    chosen: Sequence[str],
-    repaired: Sequence[tuple[Retrained, Outcome]],
-) -> None:
-    """Pictures, numbers, and the repaired weights, each file in the place of an earlier one."""
-    content = {
-        "run": trained.name,
-        "split": diagnosis.split,
-        "classes": diagnosis.classes,
-        "confusion": diagnosis.confusion.tolist(),
-        "score": options.score,
-        "named": list(chosen),
-        "groups": {g.group.name: {"parameters": g.num_parameters, **g.scores} for g in diagnosis.groups},
-        "repair": {
-            one.name: {"groups": one.groups, "epoch": one.epoch, **dataclasses.asdict(outcome), "net": outcome.net}
-            for one, outcome in repaired
-        },
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "diagnosis.json").write_text(json.dumps(content, indent=1) + "\n")
-        diagnosis_picture(diagnosis, options.score, chosen, trained.history).savefig(folder / "diagnosis.png")
-        if picture := attribution_picture(network, diagnosis, options.score):
-            picture.savefig(folder / "errors.png")
-        if repaired:
-            torch.save({name: tensor.cpu() for name, tensor in repaired[0][0].state.items()}, folder / "repaired.pt")
-    except OSError as error:
-        raise InvalidInput(f"--folder {folder}: cannot be written ({error.strerror})") from None
 
 
 def _compare(options: argparse.Namespace, console: Console) -> None:

@@ -1,9 +1,12 @@
-"""Pictures of a diagnosis: the ranking, the confusions, the damping, and what the network looked at where it erred."""
+"""What a diagnosis leaves: its numbers, and pictures of the ranking, confusions, damping, and of what the network saw."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,12 +16,65 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from tuner.diagnosis.attribution import Diagnosis, Score
+from tuner.diagnosis.repair import Outcome, Retrained
 from tuner.network import Network
 from tuner.report.figures import COLOURS, GREY, PALE, SMALL, WIDTH, numbers, panels
 from tuner.spec import EpochMetrics
+from tuner.trained import Trained
 
 MOST_CLASSES = 20
 """Classes whose names and counts are written; of more the confusions are colours alone."""
+
+
+def write_files(
+    folder: Path,
+    trained: Trained,
+    network: Network,
+    diagnosis: Diagnosis,
+    score: Score,
+    chosen: Sequence[str],
+    repaired: Sequence[tuple[Retrained, Outcome]],
+) -> None:
+    """Pictures, numbers, and the repaired weights, each file in the place of an earlier one."""
+    content = {
+        "run": trained.name,
+        "split": diagnosis.split,
+        "classes": diagnosis.classes,
+        "confusion": diagnosis.confusion.tolist(),
+        "score": score,
+        "named": list(chosen),
+        "groups": {g.group.name: {"parameters": g.num_parameters, **g.scores} for g in diagnosis.groups},
+        "repair": {
+            one.name: {"groups": one.groups, "epoch": one.epoch, **dataclasses.asdict(outcome), "net": outcome.net}
+            for one, outcome in repaired
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for maybe in ("errors.png", "repaired.pt"):
+        (folder / maybe).unlink(missing_ok=True)
+    (folder / "diagnosis.json").write_text(json.dumps(content, indent=1) + "\n")
+    diagnosis_picture(diagnosis, score, chosen, trained.history).savefig(folder / "diagnosis.png")
+    if picture := attribution_picture(network, diagnosis, score):
+        picture.savefig(folder / "errors.png")
+    if repaired:
+        torch.save({name: tensor.cpu() for name, tensor in repaired[0][0].state.items()}, folder / "repaired.pt")
+
+
+def as_metrics(diagnosis: Diagnosis, repaired: Sequence[tuple[Retrained, Outcome]]) -> dict[str, float]:
+    """The same numbers for MLflow."""
+    metrics = {"errors": float(diagnosis.num_errors)}
+    for scores in diagnosis.groups:
+        metrics |= {f"{name}/{scores.group.name}": value for name, value in scores.scores.items()}
+    for retrained, outcome in repaired:
+        of = retrained.name.replace(" ", "_")
+        metrics |= {
+            f"{of}/fixed": float(outcome.num_fixed),
+            f"{of}/broken": float(outcome.num_broken),
+            f"{of}/net": float(outcome.net),
+            f"{of}/parameter_share": retrained.parameter_share,
+            f"{of}/compute_share": retrained.compute_share,
+        }
+    return metrics
 
 
 def diagnosis_picture(
@@ -27,11 +83,7 @@ def diagnosis_picture(
     """The groups' scores, those that are ``chosen`` in colour; images by class and by the class they were taken for;
     and, where the training logged it, the damping ratio of each epoch."""
     damping = [(metrics.epoch, metrics.damping_ratio) for metrics in history if metrics.damping_ratio is not None]
-    titles = [
-        f"{score} score",
-        "errors: class and taken for",
-        *(["damping ratio"] if damping else []),
-    ]
+    titles = [f"{score} score", "errors: class and taken for", *(["damping ratio"] if damping else [])]
     figure, (ranking, confusion, *rest) = panels(
         titles, height=max(2.6, 0.2 * len(diagnosis.groups)), sharex=False, sharey=False
     )
