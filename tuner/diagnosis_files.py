@@ -1,4 +1,4 @@
-"""What a diagnosis leaves: its numbers, and pictures of the ranking, confusions, damping, and of what the network saw."""
+"""What a diagnosis leaves: its numbers, and pictures of ranking, confusions, damping, and of what the network saw."""
 
 from __future__ import annotations
 
