@@ -28,7 +28,7 @@ from benchmarks.recording import conditions, parser, record, show
 from search_spaces import SPACES
 from tuner.convergence import is_over
 from tuner.diagnosis.agreement import agreement
-from tuner.diagnosis.attribution import DEFAULT_SCORE, SCORES, diagnose
+from tuner.diagnosis.attribution import DEFAULT_SCORE, SCORES, Diagnosis, Score, diagnose
 from tuner.diagnosis.groups import layer_groups, num_named
 from tuner.diagnosis.repair import RepairSettings, compare, retrain, selections
 from tuner.errors import InvalidInput
@@ -60,7 +60,7 @@ def main() -> int:
         (variant, seed): dataclasses.replace(
             base, optimizer=with_settings(OptimizerSpec(), SPACES[variant].default_settings()), seed=seed
         )
-        for variant, seed in itertools.product(options.variants, range(options.seeds))
+        for seed, variant in itertools.product(range(options.seeds), options.variants)
     }
     found = Parallel(n_jobs=options.jobs)(delayed(_found)(spec, settings, options.folder) for spec in specs.values())
     by_run = {key: one for key, one in zip(specs, found, strict=True) if one}
@@ -85,10 +85,11 @@ def _found(spec: TrialSpec, settings: RepairSettings, folder: Path) -> Found | N
 
 def _measured(spec: TrialSpec, settings: RepairSettings) -> Found | None:
     training = Training(spec, CPU)
+    groups = layer_groups(training.network.model)
+    untrained = diagnose(training.network, groups)
     while not is_over(spec, training.history):
         metrics = training.run_leg()
     network, state = training.network, training.network.evaluated_state()
-    groups = layer_groups(network.model)
     try:
         diagnosis = diagnose(network, groups)
     except InvalidInput:
@@ -105,7 +106,8 @@ def _measured(spec: TrialSpec, settings: RepairSettings) -> Found | None:
         "validation": metrics.validation_accuracy,
         "errors": diagnosis.num_errors,
         "images": next(iter(outcomes.values())).num_images,
-        "rankings": {score: [group.name for group in diagnosis.top(len(groups), score)] for score in SCORES},
+        "rankings": _rankings(diagnosis),
+        "untrained": _rankings(untrained),
         "repairs": {
             one.name: {
                 "parameters": one.parameter_share,
@@ -120,6 +122,10 @@ def _measured(spec: TrialSpec, settings: RepairSettings) -> Found | None:
     }
 
 
+def _rankings(diagnosis: Diagnosis) -> dict[Score, list[str]]:
+    return {score: [group.name for group in diagnosis.top(len(diagnosis.groups), score)] for score in SCORES}
+
+
 def _show_agreement(found: Mapping[tuple[str, int], Found], variants: Sequence[str]) -> None:
     lines = []
     for score in SCORES:
@@ -129,6 +135,8 @@ def _show_agreement(found: Mapping[tuple[str, int], Found], variants: Sequence[s
         everything = agreement(list(rankings.values()), number)
         within = [pair.shared for (a, b), pair in everything.pairs.items() if keys[a][0] == keys[b][0]]
         across = [pair.shared for (a, b), pair in everything.pairs.items() if keys[a][0] != keys[b][0]]
+        before = [(one["rankings"][score][:number], one["untrained"][score][:number]) for one in found.values()]
+        untrained = [len({*ours} & {*initial}) for ours, initial in before]
         by_variant = ([g for key in keys if key[0] == variant for g in rankings[key][:number]] for variant in variants)
         named = [[group for group, _ in Counter(groups).most_common(number)] for groups in by_variant]
         lines.append(
@@ -136,12 +144,21 @@ def _show_agreement(found: Mapping[tuple[str, int], Found], variants: Sequence[s
                 score + (" *" if score == DEFAULT_SCORE else ""),
                 f"{statistics.mean(within):.2f}",
                 f"{statistics.mean(across):.2f}" if across else "",
+                f"{statistics.mean(untrained):.2f}",
                 f"{everything.expected_shared:.2f}",
                 f"{everything.p_value:.2g}",
                 "; ".join(" ".join(names) for names in named),
             ]
         )
-    columns = ["score", "within a variant", "across variants", "by chance", "p", f"most named: {'; '.join(variants)}"]
+    columns = [
+        "score",
+        "within a variant",
+        "across variants",
+        "with its initial weights",
+        "by chance",
+        "p",
+        f"most named: {'; '.join(variants)}",
+    ]
     show(f"Groups that two trainings both name, of {number} each", columns, lines)
 
 
