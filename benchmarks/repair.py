@@ -89,7 +89,10 @@ def _measured(spec: TrialSpec, settings: RepairSettings) -> Found | None:
     untrained = diagnose(training.network, groups)
     while not is_over(spec, training.history):
         metrics = training.run_leg()
-    network, state = training.network, training.network.evaluated_state()
+    if metrics.diverged:
+        return None
+    state = training.network.evaluated_state()
+    network = trained_network(spec, state, training.data, CPU)
     try:
         diagnosis = diagnose(network, groups)
     except InvalidInput:
@@ -142,7 +145,7 @@ def _show_agreement(found: Mapping[tuple[str, int], Found], variants: Sequence[s
         lines.append(
             [
                 score + (" *" if score == DEFAULT_SCORE else ""),
-                f"{statistics.mean(within):.2f}",
+                f"{statistics.mean(within):.2f}" if within else "",
                 f"{statistics.mean(across):.2f}" if across else "",
                 f"{statistics.mean(untrained):.2f}",
                 f"{everything.expected_shared:.2f}",
@@ -166,6 +169,8 @@ def _show_repairs(found: Mapping[tuple[str, int], Found], variants: Sequence[str
     lines = []
     for variant in variants:
         ones = [one for (name, _), one in found.items() if name == variant]
+        if not ones:
+            continue
         for name in ones[0]["repairs"]:
             of = [one["repairs"][name] for one in ones]
             fixed, broken = (statistics.mean(each[what] for each in of) for what in ("fixed", "broken"))

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from tests.trained_digits import trained
 from tuner.diagnosis.attribution import SCORES, Diagnosis, diagnose
-from tuner.diagnosis.groups import layer_groups
+from tuner.diagnosis.groups import LayerGroup, layer_groups
+from tuner.diagnosis.planting import plant_fault
 from tuner.errors import InvalidInput
 from tuner.network import Network
 
@@ -85,6 +86,23 @@ def test_rescaling_a_convolution_before_batch_norm_changes_no_invariant_score(sc
         moved = old.group.name == "blocks.1"
         assert (new.scores["raw"] == pytest.approx(old.scores["raw"], rel=1e-2)) != moved
         assert (new.scores["relative"] == pytest.approx(old.scores["relative"], rel=1e-2)) != moved
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_fault_planted_in_a_block_ranks_first(place: int) -> None:
+    """Noise as large as the weights; in the stem and in the head it does not (benchmarks/planted_faults.py)."""
+    network = trained()
+    group = layer_groups(network.model)[place]
+    plant_fault(network.model, group, noise=1.0, seed=0)
+    assert diagnosed(network).top(1) == (group,)
+
+
+def test_what_the_errors_do_not_depend_on_scores_nothing() -> None:
+    network = trained()
+    network.model.state_dict()["blocks.1.norm2.weight"].zero_()
+    conv = LayerGroup("conv", (), ("blocks.1.conv2.weight",))
+    found = diagnose(network, [conv])
+    assert set(found.groups[0].scores.values()) == {0.0}
 
 
 def test_nothing_is_changed_by_looking() -> None:

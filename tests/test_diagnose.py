@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tests.command import mlflow_runs, search
@@ -96,6 +97,33 @@ def test_a_trial_is_trained_again_once_and_nothing_of_it_is_left_but_its_weights
 
 
 @pytest.mark.slow
+def test_what_mlflow_does_not_take_leaves_a_failed_run_and_the_files(
+    there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", refuse)
+        assert main(["a/adamw/confirm-2", *ONE]) == 3
+    assert "fails: no room" in capsys.readouterr().err
+    parent, (run,) = runs_under(there, "adamw/confirm-2")
+    assert run.info.status == "FAILED"
+    assert (there / "runs/a/adamw.confirm-2/diagnosis/diagnosis.json").exists()
+    # Its id belongs to one search: another of the same name is not taken for it.
+    spec = there / "runs/a/search.json"
+    saved = spec.read_text()
+    spec.write_text(saved.replace(json.loads(saved)["id"], "0" * 32))
+    assert "is of another search" in refused([parent.info.run_id], capsys)
+    spec.write_text(saved)
+
+
+def test_threads_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file_of(tmp_path)), "--threads", "0"]) == 2
+    assert "--threads 0: must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_runs_are_compared(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--compare", "a/sgdm/confirm-1", "a/sgdm/confirm-2", "a/adamw/confirm-1", *ONE]) == 0
     said = capsys.readouterr().out
@@ -132,6 +160,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["{file}", "--compare", "{file}"], "name one RUN, or several by --compare"),
         (["--compare", "{file}", "{file}", "--repair"], "--repair: belongs to one RUN"),
         (["--compare", "{file}"], "at least two runs"),
+        (["--compare", "{file}", "{file}"], "each named once"),
+        (["{file}", "--num-groups", "0", "--groups", "linear"], "--num-groups 0: must be in [1, 4]"),
+        (["{file}", "--folder", "{folder}"], "has the weights themselves"),
+        (["{file}", "--tracking-uri", "nonsense://x"], "--tracking-uri nonsense://x: must be"),
         (["{file}", "--repair", "--lr", "0"], "lr.peak = 0"),
         (["{file}", "--repair", "--epochs", "0"], "epochs = 0"),
         (["{file}", "--groups", "blocks.1,block.2"], "unknown layer group 'block.2'"),
@@ -182,11 +214,12 @@ def test_weights_on_other_data_and_runs_without_weights_are_refused(
     assert "is not there" in refused(["a/adamw/confirm-1"], capsys)
     assert "unknown run of a 'sgdm-07'" in refused(["a/sgdm-07"], capsys)
     elsewhere = ["--tracking-uri", f"sqlite:///{tmp_path}/other.db"]
-    assert "other.db: is not there" in refused(["a/sgdm/confirm-2", *elsewhere], capsys)
+    assert "is no database of MLflow's" in refused(["a/sgdm/confirm-2", *elsewhere], capsys)
     assert not list(tmp_path.glob("runs/a/*/diagnosis"))
-    assert "other.db: is not there" in refused(["0" * 32, *elsewhere], capsys)
+    assert "is no database of MLflow's" in refused(["0" * 32, *elsewhere], capsys)
     assert not (tmp_path / "other.db").exists()
     MlflowClient(elsewhere[1]).search_experiments()
+    capsys.readouterr()
     assert "has no run of a/sgdm/confirm-2" in refused(["a/sgdm/confirm-2", *elsewhere], capsys)
     assert "0" * 32 in refused(["0" * 32, *elsewhere], capsys)
 

@@ -40,12 +40,21 @@ def test_every_parameter_is_in_one_group(name: str) -> None:
     assert sorted(in_groups) == sorted(parameter for parameter, _ in model.named_parameters())
 
 
+def test_what_has_no_parameters_belongs_to_the_group_before_it_or_to_the_first() -> None:
+    norm = nn.BatchNorm2d(3, affine=False)
+    model = nn.Sequential(
+        nn.Dropout(), nn.Conv2d(3, 3, 1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(3, 2), nn.Dropout()
+    )
+    assert [group.modules for group in layer_groups(model)] == [("1", "2", "3", "4", "0"), ("5", "6")]
+
+
 def test_an_encoder_is_opened_and_its_blocks_are_not() -> None:
     names = names_of(built("vit_b_16"))
     assert [name for name in names if "encoder_layer" in name] == [
         f"encoder.layers.encoder_layer_{number}" for number in range(12)
     ]
     assert {"class_token", "encoder.pos_embedding", "encoder.ln"} <= set(names)
+    assert names_of(built("vit_b_16", channels=1)) == [f"classifier.{name}" for name in names]
 
 
 def test_tied_parameters_belong_to_the_first_group_that_has_them() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import VisionTransformer
 
 from tests.trained_digits import CPU, SPEC, trained, trained_state
 from tuner.diagnosis.groups import LayerGroup, layer_groups
@@ -25,9 +26,11 @@ from tuner.diagnosis.repair import (
     selections,
 )
 from tuner.errors import InvalidInput
+from tuner.final_weights import trained_network, unsealed_data
 from tuner.settings import with_settings
 from tuner.spec import OptimizerSpec
 from tuner.train import Training
+from tuner.workloads.models import RepeatGrey
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GROUPS = layer_groups(trained().model)
@@ -60,6 +63,35 @@ def test_only_frozen_modules_are_in_evaluation_mode_while_the_others_train() -> 
         modes = {name: module.training for name, module in network.model.named_modules()}
         assert {name for name, training in modes.items() if training} == {"conv", "norm"}
         network.evaluate("validation")
+
+
+def test_the_control_that_trains_everything_freezes_nothing() -> None:
+    """Dropout and statistics without a scale have no parameters, and train with their group."""
+    network = trained()
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4, affine=False), torch.nn.Dropout())
+    network.model = torch.nn.Sequential(model, torch.nn.Flatten(), torch.nn.Linear(4 * 36, 10), torch.nn.Dropout())
+    freeze_all_but(network, layer_groups(network.model))
+    layers = [module for module in network.model.modules() if not list(module.children())]
+    assert all(module.training for module in layers)
+
+
+def test_operations_of_attention_are_counted_where_it_is_frozen_too() -> None:
+    network = trained()
+    network.dtype = torch.float32
+    network.model = torch.nn.Sequential(
+        RepeatGrey(),
+        VisionTransformer(
+            image_size=8, patch_size=2, num_layers=4, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10
+        ),
+    )
+    *_, head = layer_groups(network.model)
+    assert compute_share(network, [head]) == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_averaged_weights_cannot_be_frozen() -> None:
+    averaged = dataclasses.replace(SPEC, optimizer=with_settings(SPEC.optimizer, {"average.decay": 0.9}))
+    with pytest.raises(ValueError, match="average"):
+        freeze_all_but(Training(averaged, CPU).network, GROUPS[:1])
 
 
 def test_the_kept_state_is_that_of_the_best_epoch_on_validation() -> None:
@@ -109,14 +141,14 @@ def planted(place: int, noise: float = 1.0, seed: int = 0) -> Mapping[str, Tenso
 
 @pytest.mark.parametrize("place", range(5))
 def test_a_planted_fault_is_repaired(place: int) -> None:
-    """Nine tenths of the accuracy that it took, by retraining its group alone."""
+    """Nine tenths of the test accuracy that it took, by retraining its group alone."""
     state = planted(place)
     found = retrain(SPEC, state, "repair", GROUPS[place : place + 1], RepairSettings(lr=0.1, epochs=8), CPU)
-    network = trained()
+    network = trained_network(SPEC, trained_state(), unsealed_data(SPEC, CPU), CPU)
     accuracies = []
     for weights in (trained_state(), state, found.state):
         network.model.load_state_dict(weights)
-        accuracies.append(network.evaluate("validation")[1])
+        accuracies.append(network.evaluate("test")[1])
     clean, broken, repaired = accuracies
     assert clean - broken > 0.03
     assert repaired - broken >= 0.9 * (clean - broken)
@@ -151,6 +183,8 @@ def test_controls_are_everything_random_groups_and_the_lowest() -> None:
     assert list(made) == ["repair", FULL, RANDOM, LOWEST]
     assert made["repair"] == chosen and made[FULL] == GROUPS
     assert set(made[LOWEST]) == {GROUPS[3], GROUPS[4]}
+    lowest = dict(selections(GROUPS, GROUPS[3:], ranking, seed=0))[LOWEST]
+    assert set(lowest) == {GROUPS[1], GROUPS[0]}, "of the others"
     drawn = {dict(selections(GROUPS, chosen, ranking, seed))[RANDOM] for seed in range(200)}
     assert len(drawn) == 9 and chosen not in drawn, "all ten pairs but the chosen one"
 

@@ -30,10 +30,9 @@ def test_a_checkpoint_and_final_weights_are_what_was_evaluated(decay: float, tmp
     expected = training.network.evaluated_state()
     weights, checkpoint = (open_trained(str(tmp_path / name)) for name in ("weights.pt", "checkpoint-000002.pt"))
     assert weights.data == training.data.digest and checkpoint.data is None
-    learned = [name for name, _ in training.network.model.named_parameters()]
-    for name in learned:
-        assert torch.equal(weights.state[name], expected[name]) and torch.equal(checkpoint.state[name], expected[name])
-    assert checkpoint.state.keys() == expected.keys()
+    assert weights.state.keys() == checkpoint.state.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(weights.state[name], tensor) and torch.equal(checkpoint.state[name], tensor), name
 
 
 def test_the_spec_may_be_elsewhere_and_has_to_be_that_of_the_weights(tmp_path: Path) -> None:

@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0, 2 for bad input, 3 where storage stays away, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-    torch.set_num_threads(options.threads)
     try:
         _check(options)
+        torch.set_num_threads(options.threads)
         if options.compare:
             _compare(options, console)
         else:
@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", nargs="?", metavar="RUN", help="SEARCH/RUN, a run's id in MLflow, or a file of weights")
     parser.add_argument("--compare", nargs="+", default=[], metavar="RUN", help="runs whose rankings are compared")
-    parser.add_argument("--repair", action="store_true", help="retrain the chosen groups, and three controls")
+    parser.add_argument(
+        "--repair", action="store_true", help="retrain the chosen groups, and three controls; reads the test split"
+    )
     parser.add_argument(
         "--groups", default="auto", metavar="NAME,...", help="groups to retrain. Default: auto, the first"
     )
@@ -87,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-mlflow", action="store_true", help="tell MLflow nothing")
     parser.add_argument("--folder", type=Path, help="where pictures and numbers go. Default: in the run's folder")
     parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), metavar="N", help="CPU threads. Default: all"
+        "--threads", type=int, default=1, metavar="N", help="CPU threads. Default: 1, as trials train by"
     )
     return parser
 
@@ -98,6 +100,10 @@ def _check(options: argparse.Namespace) -> None:
         raise InvalidInput("name one RUN, or several by --compare")
     if options.compare and options.repair:
         raise InvalidInput("--repair: belongs to one RUN, not to --compare")
+    if options.compare and len(set(options.compare)) < max(len(options.compare), 2):
+        raise InvalidInput("--compare: needs at least two runs, each named once")
+    if options.tracking_uri is not None:
+        check_tracking_uri(options.tracking_uri)
     if options.threads < 1:
         raise InvalidInput(f"--threads {options.threads}: must be at least 1")
     if options.folder is not None:
@@ -133,8 +139,9 @@ def _num_named(options: argparse.Namespace, num_groups: int) -> int:
 
 def _chosen(options: argparse.Namespace, diagnosis: Diagnosis) -> tuple[LayerGroup, ...]:
     groups = {scores.group.name: scores.group for scores in diagnosis.groups}
+    number = _num_named(options, len(groups))
     if options.groups == "auto":
-        return diagnosis.top(_num_named(options, len(groups)), options.score)
+        return diagnosis.top(number, options.score)
     names = dict.fromkeys(options.groups.split(","))
     for name in names:
         if name not in groups:
@@ -145,31 +152,34 @@ def _chosen(options: argparse.Namespace, diagnosis: Diagnosis) -> tuple[LayerGro
 def _diagnose(options: argparse.Namespace, console: Console) -> None:
     trained, network, groups = _open(options, options.run)
     tracked = _tracked(options, trained)
+    folder = options.folder or trained.folder
+    check_folder("--folder", folder)
+    if Path(options.run).is_file() and folder.resolve() == Path(options.run).resolve().parent:
+        raise InvalidInput(f"--folder {folder}: has the weights themselves; choose another")
     diagnosis = diagnose(network, groups)
     chosen = _chosen(options, diagnosis)
     names = [group.name for group in chosen]
     for line in (*confusions(diagnosis), damping_line(trained.history)):
         if line:
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, markup=False)
     console.print(ranking_table(diagnosis, options.score, names))
     if not any(isinstance(module, _BatchNorm) for module in network.model.modules()):
-        console.print("The model has no BatchNorm: no weights are free to scale, and all scores may be read.")
+        console.print("The model has no BatchNorm, for whose free scale the invariant score is made.")
     repaired = _repair(options, trained, network, groups, diagnosis, chosen) if options.repair else []
     if repaired:
         before = 1 - diagnosis.num_errors / int(diagnosis.confusion.sum())
         console.print(repair_table(before, repaired))
-    folder = options.folder or trained.folder
     try:
-        write_files(folder, trained, network, diagnosis, options.score, names, repaired)
+        files = write_files(folder, trained, network, diagnosis, options.score, names, repaired)
     except OSError as error:
         raise InvalidInput(f"--folder {folder}: cannot be written ({error.strerror})") from None
-    console.print(f"Files: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"Files: {folder}", highlight=False, markup=False, soft_wrap=True)
     if tracked:
         client, run = tracked
         metrics = as_metrics(diagnosis, repaired)
         parameters = {"score": options.score, "groups": ",".join(names), "lr": options.lr, "epochs": options.epochs}
-        run_id = client.log_nested(run, "diagnosis", parameters=parameters, metrics=metrics, folder=folder)
-        console.print(f"MLflow: run {run_id}, under {run.name}", highlight=False)
+        run_id = client.log_nested(run, "diagnosis", parameters=parameters, metrics=metrics, files=files)
+        console.print(f"MLflow: run {run_id}, under {run.name}", highlight=False, markup=False)
 
 
 def _tracked(options: argparse.Namespace, trained: Trained) -> tuple[Tracked, TrainedRun] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from tuner.report.figures import COLOURS, GREY, PALE, SMALL, WIDTH, numbers, pan
 from tuner.spec import EpochMetrics
 from tuner.trained import Trained
 
+FILES = ("diagnosis.json", "diagnosis.png", "errors.png", "repaired.pt")
 MOST_CLASSES = 20
 """Classes whose names and counts are written; of more the confusions are colours alone."""
 
@@ -34,8 +35,9 @@ def write_files(
     score: Score,
     chosen: Sequence[str],
     repaired: Sequence[tuple[Retrained, Outcome]],
-) -> None:
-    """Pictures, numbers, and the repaired weights, each file in the place of an earlier one."""
+) -> list[Path]:
+    """Writes numbers, pictures and, after a repair, its weights, each file in the place of an earlier one; returns
+    which."""
     content = {
         "run": trained.name,
         "split": diagnosis.split,
@@ -43,21 +45,29 @@ def write_files(
         "confusion": diagnosis.confusion.tolist(),
         "score": score,
         "named": list(chosen),
-        "groups": {g.group.name: {"parameters": g.num_parameters, **g.scores} for g in diagnosis.groups},
+        "groups": {g.group.name: {"parameters": g.num_parameters, **_finite(g.scores)} for g in diagnosis.groups},
         "repair": {
             one.name: {"groups": one.groups, "epoch": one.epoch, **dataclasses.asdict(outcome), "net": outcome.net}
             for one, outcome in repaired
         },
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for maybe in ("errors.png", "repaired.pt"):
-        (folder / maybe).unlink(missing_ok=True)
-    (folder / "diagnosis.json").write_text(json.dumps(content, indent=1) + "\n")
-    diagnosis_picture(diagnosis, score, chosen, trained.history).savefig(folder / "diagnosis.png")
+    numbers, ranking, errors, weights = (folder / name for name in FILES)
+    numbers.write_text(json.dumps(content, indent=1) + "\n")
+    diagnosis_picture(diagnosis, score, chosen, trained.history).savefig(ranking)
+    written = [numbers, ranking]
     if picture := attribution_picture(network, diagnosis, score):
-        picture.savefig(folder / "errors.png")
+        picture.savefig(errors)
+        written.append(errors)
     if repaired:
-        torch.save({name: tensor.cpu() for name, tensor in repaired[0][0].state.items()}, folder / "repaired.pt")
+        torch.save({name: tensor.cpu() for name, tensor in repaired[0][0].state.items()}, weights)
+        written.append(weights)
+    return written
+
+
+def _finite(scores: Mapping[Score, float]) -> dict[Score, float | None]:
+    """JSON knows no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def as_metrics(diagnosis: Diagnosis, repaired: Sequence[tuple[Retrained, Outcome]]) -> dict[str, float]:
@@ -136,7 +146,8 @@ def attribution_picture(network: Network, diagnosis: Diagnosis, score: Score) ->
     Grad-CAM, by Captum, at the last convolution of the first group that has one; None for a model without.
     Source: Selvaraju et al., "Grad-CAM", arXiv 1610.02391.
     """
-    layer = _last_convolution(network.model, [path for g in diagnosis.ranking(score) for path in g.group.modules])
+    moved = [scores.group for scores in diagnosis.ranking(score) if scores.scores["raw"] > 0]
+    layer = _last_convolution(network.model, [path for group in moved for path in group.modules])
     if layer is None:
         return None
     network.model.eval()
@@ -165,5 +176,6 @@ def _last_convolution(model: nn.Module, paths: Sequence[str]) -> nn.Module | Non
     for path in paths:
         found = [part for part in model.get_submodule(path).modules() if isinstance(part, nn.Conv2d)]
         if found:
-            return found[-1]
+            # Not a block's shortcut.
+            return [*found, *(layer for layer in found if max(layer.kernel_size) > 1)][-1]
     return None

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from tuner.damping import damping_class
@@ -65,7 +66,7 @@ def ranking_table(diagnosis: Diagnosis, score: Score, chosen: Sequence[str]) -> 
         bar = "█" * round(BAR * min(group.scores[score] / most, 1.0))
         numbers = [f"{group.scores[name]:.3g}" for name in SCORES]
         mark = " *" if group.group.name in chosen else ""
-        table.add_row(group.group.name + mark, str(group.num_parameters), *numbers, bar)
+        table.add_row(escape(group.group.name) + mark, str(group.num_parameters), *numbers, bar)
     return table
 
 
@@ -84,7 +85,7 @@ def repair_table(before: float, rows: Sequence[tuple[Retrained, Outcome]]) -> Ta
         low, high = outcome.net_interval()
         table.add_row(
             retrained.name,
-            "all" if retrained.parameter_share == 1 else ", ".join(retrained.groups),
+            "all" if retrained.parameter_share == 1 else escape(", ".join(retrained.groups)),
             f"{retrained.parameter_share:.0%}",
             f"{retrained.compute_share:.0%}",
             str(retrained.epoch),
@@ -110,5 +111,5 @@ def agreement_table(names: Sequence[str], rankings: Sequence[Sequence[str]], num
     table.add_column("run", no_wrap=True)
     table.add_column("named", overflow="fold")
     for name, ranking in zip(names, rankings, strict=True):
-        table.add_row(name, ", ".join(ranking[:num_named]))
+        table.add_row(escape(name), escape(", ".join(ranking[:num_named])))
     return table

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tuner.errors import InvalidInput
+from tuner.errors import InvalidInput, first_line
 from tuner.network import Network
 from tuner.outage import patiently
 from tuner.settings import digest, with_settings
@@ -48,7 +49,11 @@ def load_weights(store: Store, spec: TrialSpec) -> dict[str, Any]:
         except FileNotFoundError:
             raise InvalidInput(f"{path} is not there") from None
 
-    content: dict[str, Any] = torch.load(io.BytesIO(patiently(path, read)), map_location="cpu", weights_only=True)
+    stored = io.BytesIO(patiently(path, read))
+    try:
+        content: dict[str, Any] = torch.load(stored, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InvalidInput(f"{path} cannot be read ({first_line(error)[:100]})") from None
     if content.get("format") != FORMAT or content.get("spec") != digest(spec):
         raise InvalidInput(f"{path} has the weights of another training")
     return content

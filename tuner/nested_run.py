@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from tuner.mlflow_runs import (  # it sets MLflow up before that is imported
     finite,
     with_login_apart,
 )
+from tuner.outage import StorageFailed
 
 # isort: split
-from mlflow.entities import Param
+from mlflow.entities import Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -24,23 +27,29 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A run of a search in MLflow."""
+    """A training of a search in MLflow."""
 
     run_id: str
     experiment_id: str
     search: str
     """Name of its search."""
+    search_id: str
     name: str
+
+    @classmethod
+    def of(cls, run: Run) -> TrainedRun:
+        tags = run.data.tags
+        return cls(run.info.run_id, run.info.experiment_id, tags["tuner.search"], tags[SEARCH_TAG], tags[TRIAL_TAG])
 
 
 class Tracked:
-    """The searches' runs in one MLflow."""
+    """The searches' runs in one MLflow; where it stays away its methods raise :class:`StorageFailed`."""
 
     def __init__(self, uri: str) -> None:
-        """Raises :class:`InvalidInput` for a SQLite file that is not there, which MLflow would make."""
+        """Raises :class:`InvalidInput` for a SQLite file that is none of MLflow's, which MLflow would make one."""
         file = uri.removeprefix("sqlite:///")
-        if file != uri and not Path(file).exists():
-            raise InvalidInput(f"--tracking-uri {uri}: is not there")
+        if file != uri and not _is_mlflows(Path(file)):
+            raise InvalidInput(f"--tracking-uri {uri}: is no database of MLflow's")
         self._uri = uri
         self._client = MlflowClient(with_login_apart(uri))
 
@@ -50,21 +59,17 @@ class Tracked:
             run = self._client.get_run(run_id)
         except MlflowException as error:
             raise InvalidInput(f"run {run_id} in {masked(self._uri)}: {first_line(error)}") from None
-        tags = run.data.tags
-        if not tags.get(TRIAL_TAG):
+        if not run.data.tags.get(TRIAL_TAG):
             raise InvalidInput(f"run {run_id} in {masked(self._uri)}: is no training of a search")
-        return TrainedRun(run_id, run.info.experiment_id, tags["tuner.search"], tags[TRIAL_TAG])
+        return TrainedRun.of(run)
 
     def by_name(self, experiment: str, search_id: str, name: str) -> TrainedRun | None:
         """A search's training; None where MLflow does not have it."""
-        found = self._client.get_experiment_by_name(experiment)
         asked = f"tags.`{SEARCH_TAG}` = '{search_id}' AND tags.`{TRIAL_TAG}` = '{name}'"
-        runs = self._client.search_runs([found.experiment_id], asked) if found else []
-        return (
-            TrainedRun(runs[0].info.run_id, runs[0].info.experiment_id, runs[0].data.tags["tuner.search"], name)
-            if runs
-            else None
-        )
+        with self._asking():
+            found = self._client.get_experiment_by_name(experiment)
+            runs = self._client.search_runs([found.experiment_id], asked) if found else []
+        return TrainedRun.of(runs[0]) if runs else None
 
     def log_nested(
         self,
@@ -73,16 +78,42 @@ class Tracked:
         *,
         parameters: Mapping[str, object],
         metrics: Mapping[str, float],
-        folder: Path,
+        files: Sequence[Path],
     ) -> str:
-        """Makes a run under another, with a folder's files as its artifacts, and returns its id.
+        """Makes a run under another, with some files as its artifacts, and returns its id; marked as failed where not
+        all of it could be written.
 
         It does not carry the search's own tags: to the search it is none of its trainings.
         """
         tags = {MLFLOW_PARENT_RUN_ID: under.run_id, "tuner.search": under.search, "tuner.diagnosed": under.name}
-        run = self._client.create_run(under.experiment_id, run_name=f"{under.name}/{name}", tags=tags)
-        params = [Param(key, str(value)) for key, value in parameters.items()]
-        self._client.log_batch(run.info.run_id, finite(metrics, at=time.time(), step=0), params)
-        self._client.log_artifacts(run.info.run_id, str(folder))
-        self._client.set_terminated(run.info.run_id, "FINISHED")
-        return str(run.info.run_id)
+        with self._asking():
+            run = self._client.create_run(under.experiment_id, run_name=f"{under.name}/{name}", tags=tags)
+            run_id = str(run.info.run_id)
+            try:
+                params = [Param(key, str(value)) for key, value in parameters.items()]
+                self._client.log_batch(run_id, finite(metrics, at=time.time(), step=0), params)
+                for file in files:
+                    self._client.log_artifact(run_id, str(file))
+            except BaseException:
+                with suppress(MlflowException):
+                    self._client.set_terminated(run_id, "FAILED")
+                raise
+            self._client.set_terminated(run_id, "FINISHED")
+        return run_id
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except MlflowException as error:
+            raise StorageFailed(f"MLflow at {masked(self._uri)} fails: {masked(first_line(error))[:200]}") from None
+
+
+def _is_mlflows(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            return bool(database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone())
+    except sqlite3.Error:
+        return False

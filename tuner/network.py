@@ -70,8 +70,11 @@ class Network:
     def freeze(self, parameters: Iterable[str], modules: Iterable[str]) -> None:
         """No step changes any parameters and buffers but these: the parameters by name, the buffers of modules by path.
 
-        What is frozen has no weight decay either, and is in evaluation mode in training too.
+        What is frozen has no weight decay either, and is in evaluation mode in training too.  ValueError for a network
+        with an average of its weights, whose statistics are all taken anew.
         """
+        if self.average:
+            raise ValueError("average.decay > 0: the statistics of averaged weights cannot be frozen")
         parameters, opened = set(parameters), [self.model.get_submodule(path) for path in modules]
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in parameters)
@@ -159,6 +162,13 @@ class Network:
         loss, num_correct = map(float, self.replicas.sums(total_loss, total_correct))
         size = self.data.sizes[split]
         return loss / size if math.isfinite(loss) else math.inf, num_correct / size
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The last weights' answer to images, (B, num_classes), in the mode the model is in, at the precision of the
+        evaluations."""
+        with self._autocast():
+            logits: Tensor = self.model(images.to(self.dtype))
+        return logits.to(self.dtype)
 
     def curvature(self) -> Curvature | None:
         """The curvature of the training loss at the last weights on a fixed batch, BatchNorm in training mode.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,10 +69,12 @@ def open_trained(
         run = Tracked(tracking_uri or DEFAULT_TRACKING_URI).by_id(name)
         search_name, run_name = run.search, run.name
     else:
-        search_name, _, run_name = name.partition("/")
+        run, (search_name, _, run_name) = None, name.partition("/")
     if not run_name:
         raise InvalidInput(f"{name}: must be SEARCH/RUN, a run's id in MLflow, or a file of weights")
     search = load_search(search_name, output=output, storage=storage)
+    if run and run.search_id != search.search_id:
+        raise InvalidInput(f"{name}: is of another search than the one of this name in {output}")
     if run_name not in search.records:
         raise unknown(f"run of {search_name}", run_name, search.records)
     return _from_search(search, search.records[run_name])
@@ -79,8 +82,9 @@ def open_trained(
 
 def _from_search(search: Search, record: Record) -> Trained:
     name = f"{search.folder.name}/{record.name}"
-    if record.status != "finished":
-        raise InvalidInput(f"{name}: has {record.status}; only a training that ran to its end has final weights")
+    if record.status != "finished" or not record.history:
+        ended = record.status if record.history else "no log"
+        raise InvalidInput(f"{name}: has {ended}; only a training that ran to its end has final weights")
     folder = search.folder / record.folder_name
     if record.phase == "confirm":
         content = load_weights(search.store(record), record.spec)
@@ -105,10 +109,14 @@ def _trained_again(name: str, record: Record, store: Store) -> dict[str, Any]:
         *_, last = train(record.spec, store=store, keep_weights=True)
         for checkpoint in filter(CHECKPOINT.fullmatch, store.names()):
             store.delete(checkpoint)
-        was, now = record.history[-1].validation_accuracy, last.validation_accuracy
-        if now != was:
+        was = record.history[-1]
+        same_loss = math.isclose(last.validation_loss, was.validation_loss, rel_tol=1e-3)
+        if last.validation_accuracy != was.validation_accuracy or not same_loss:
             store.delete(WEIGHTS)
-            raise InvalidInput(f"{name}: trained again here it came to {now:.2%} in place of {was:.2%}")
+            raise InvalidInput(
+                f"{name}: trained again here it came to {last.validation_accuracy:.2%} in place of "
+                f"{was.validation_accuracy:.2%}; another device or number of threads gives other numbers"
+            )
     return load_weights(store, record.spec)
 
 
@@ -141,6 +149,11 @@ def _state(path: Path, content: Any, spec: TrialSpec) -> tuple[Mapping[str, Tens
             prefix = "module."
             return {key.removeprefix(prefix): value for key, value in average.items() if key.startswith(prefix)}, None
         return content["state"]["model"], None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(map(_is_weight, content.items())):
         raise InvalidInput(f"{path}: is neither weights nor a checkpoint of this package, nor a model's state_dict")
     return content, None
+
+
+def _is_weight(item: tuple[Any, Any]) -> bool:
+    name, value = item
+    return isinstance(name, str) and isinstance(value, Tensor)

@@ -7,7 +7,6 @@ In reading order; imports go up the list.
     planting     a fault put into one group, to see whether it is found
     repair       retraining some groups while all else is frozen, beside its controls
     agreement    whether several trainings name the same groups
-    pictures     what is drawn of all that
 
 Pasichnyk, "Beta-scheduling: momentum from critical damping as a diagnostic and correction tool", 2026,
 https://arxiv.org/abs/2603.28921, has gradients on misclassified images by layer group, and retraining the groups that

@@ -12,8 +12,8 @@ element of a vector)::
 
 A convolution before BatchNorm can be multiplied by any number, the statistics with it, and the network computes the
 same; the gradient is then divided by it.  So ``raw``, ``per-element`` and ``relative`` say as much of the weights' size
-as of the errors; ``invariant`` and ``ratio`` do not change.  Source: Pasichnyk (2026), arXiv 2603.28921, for gradients
-on errors alone by layer group; the forms are ours.
+as of the errors; ``invariant`` does not change, nor does ``ratio`` where all of a group's tensors are so multiplied.
+Source: Pasichnyk (2026), arXiv 2603.28921, for gradients on errors alone by layer group; the forms are ours.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tuner.diagnosis.groups import LayerGroup
@@ -107,18 +107,17 @@ def diagnose(network: Network, groups: Sequence[LayerGroup], split: str = "valid
     was_training = model.training
     model.eval()
     for images, labels in network.data.evaluation_batches(split):
-        images = images.to(network.dtype)
         with torch.no_grad():
-            predicted = model(images).argmax(1)
+            predicted = network.logits(images).argmax(1)
         confusion.view(-1).index_add_(
             0, (labels * num_classes + predicted).cpu(), torch.ones(len(labels), dtype=torch.int64)
         )
         is_wrong = predicted != labels
         num_wrong += int(is_wrong.sum())
-        losses = _add_gradients(wrong, model, images[is_wrong], labels[is_wrong])
+        losses = _add_gradients(wrong, network, images[is_wrong], labels[is_wrong])
         compared = (~is_wrong).nonzero()[: num_wrong - num_right, 0]
         num_right += len(compared)
-        _add_gradients(right, model, images[compared], labels[compared])
+        _add_gradients(right, network, images[compared], labels[compared])
         found = zip(images[is_wrong].cpu(), labels[is_wrong], predicted[is_wrong], losses, strict=True)
         examples += [Example(image, int(label), int(taken), float(loss)) for image, label, taken, loss in found]
         examples = sorted(examples, key=lambda example: -example.loss)[:NUM_EXAMPLES]
@@ -138,13 +137,13 @@ def diagnose(network: Network, groups: Sequence[LayerGroup], split: str = "valid
     return Diagnosis(split, network.data.classes, confusion.numpy(), num_right, scored, tuple(examples))
 
 
-def _add_gradients(total: Gradients, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def _add_gradients(total: Gradients, network: Network, images: Tensor, labels: Tensor) -> Tensor:
     """Adds the gradient of the sum of the images' losses, and returns the losses."""
     if len(images) == 0:
         return torch.zeros(0)
-    parameters = dict(model.named_parameters())
+    parameters = dict(network.model.named_parameters())
     with torch.enable_grad():
-        losses = cross_entropy(model(images), labels, reduction="none")
+        losses = cross_entropy(network.logits(images), labels, reduction="none")
         # Unused: a model may have parameters that its logits do not depend on.
         gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
     for name, gradient in zip(parameters, gradients, strict=True):
@@ -169,10 +168,15 @@ def _scores(
     return {
         "raw": errors,
         "per-element": errors / math.sqrt(num_elements),
-        "relative": errors / weights if weights > 0 else math.inf,
+        "relative": _over(errors, weights),
         "invariant": invariant,
-        "ratio": errors / correct if correct > 0 else math.inf,
+        "ratio": _over(errors, correct),
     }
+
+
+def _over(numerator: float, denominator: float) -> float:
+    """0 of 0: what nothing moves has no part in the errors."""
+    return numerator / denominator if denominator > 0 else math.inf if numerator > 0 else 0.0
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
@@ -181,4 +185,5 @@ def _norm(tensors: Iterable[Tensor]) -> float:
 
 def _rows(tensor: Tensor) -> Tensor:
     """Norms of the slices of the first dimension: (R, ...) -> (R,)."""
+    tensor = torch.atleast_1d(tensor)
     return tensor.double().reshape(len(tensor), -1).square().sum(dim=1).sqrt()

@@ -6,7 +6,6 @@ Ours: the paper names seven groups of a ResNet-18 and does not say how a model i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -32,17 +31,20 @@ class LayerGroup:
 def layer_groups(model: nn.Module) -> tuple[LayerGroup, ...]:
     """The groups in the order of the model's definition; every parameter is in exactly one.
 
-    A group is a child of the model, except that containers (``Sequential``, ``ModuleList``) are opened, and so is a
-    module whose class occurs once and most of whose parameters are in containers, a transformer's encoder say.  A
-    normalization belongs to the single layer before it.  Parameters that an opened module holds itself are a group.
+    A group is a child of the model, except that containers (``Sequential``, ``ModuleList``) are opened, and so are a
+    child with all of the model's parameters (it is wrapped), and a module whose class occurs once and most of whose
+    parameters are in containers, a transformer's encoder say.  A normalization belongs to the single layer before it,
+    and what has no parameters (dropout, statistics without a scale) to the group before it, or to the first.
+    Parameters that an opened module holds itself are a group.
 
     Raises :class:`InvalidInput` for a model with fewer than two: there is nothing to rank.
     """
-    kinds = Counter(type(module) for module in model.modules())
-    modules = list(_parts(model, "", kinds))
+    parts: list[list[str]] = []
+    without: list[str] = []
+    _open(model, "", Counter(type(module) for module in model.modules()), parts, without)
     taken: set[str] = set()
-    groups = []
-    for paths in modules:
+    groups: list[LayerGroup] = []
+    for paths in parts:
         prefixes = tuple(f"{path}." for path in paths)
         # Tied parameters are named once, and belong to the first.
         names = [
@@ -53,8 +55,8 @@ def layer_groups(model: nn.Module) -> tuple[LayerGroup, ...]:
         ]
         if names:
             taken.update(names)
-            known = tuple(path for path in paths if path not in names)
-            groups.append(LayerGroup(paths[0], known, tuple(names)))
+            modules = [path for path in paths if path not in names]
+            groups.append(LayerGroup(paths[0], tuple([*modules, *([] if groups else without)]), tuple(names)))
     if len(groups) < 2:
         raise InvalidInput(f"the model is one group of layers ({type(model).__name__}): there is nothing to rank")
     return tuple(groups)
@@ -65,26 +67,25 @@ def num_named(num_groups: int) -> int:
     return min(max(1, round(3 / 7 * num_groups)), num_groups - 1)
 
 
-def _parts(module: nn.Module, path: str, kinds: Counter[type]) -> Iterator[list[str]]:
-    """Paths of the modules, or of a module's own parameters, that are a group each."""
-    before: list[str] | None = None
-    own = [f"{path}{name}" for name, _ in module.named_parameters(recurse=False)]
-    if own:
-        yield own
+def _open(module: nn.Module, path: str, kinds: Counter[type], parts: list[list[str]], without: list[str]) -> None:
+    """Adds paths of the modules, or of a module's own parameters, that are a group each; to ``without`` what leads and
+    has no parameters."""
+    if own := [f"{path}{name}" for name, _ in module.named_parameters(recurse=False)]:
+        parts.append(own)
+    after_layer = False
     for name, child in module.named_children():
-        if not any(True for _ in child.parameters()):
-            continue
+        here = f"{path}{name}"
         is_layer = not any(True for _ in child.children())
-        if before and is_layer and isinstance(child, NORMS):
-            before.append(f"{path}{name}")
-            continue
-        if before:
-            yield before
-        before = [f"{path}{name}"] if is_layer else None
-        if not is_layer:
-            yield from _parts(child, f"{path}{name}.", kinds) if _opens(child, kinds) else [[f"{path}{name}"]]
-    if before:
-        yield before
+        if not any(True for _ in child.parameters()):
+            (parts[-1] if parts else without).append(here)
+        elif after_layer and is_layer and isinstance(child, NORMS):
+            parts[-1].append(here)
+        elif not is_layer and (_opens(child, kinds) or (_size(child) == _size(module) and not path)):
+            _open(child, f"{here}.", kinds, parts, without)
+            after_layer = False
+        else:
+            parts.append([here])
+            after_layer = is_layer
 
 
 def _opens(module: nn.Module, kinds: Counter[type]) -> bool:

@@ -1,4 +1,4 @@
-"""Retraining a few layer groups of a trained network while all else is frozen, beside what else the cost would buy.
+"""Retraining a few layer groups of a trained network while all else is frozen, beside controls of as many steps.
 
 The groups train on the training split, with the momentum that damps critically at each step's learning rate; the state
 of the best epoch on the validation split is kept, the one before the first among them.  What it is worth is counted on
@@ -93,9 +93,9 @@ class Outcome:
 def selections(
     groups: Sequence[LayerGroup], chosen: Sequence[LayerGroup], ranking: Sequence[LayerGroup], seed: int
 ) -> Iterator[tuple[str, tuple[LayerGroup, ...]]]:
-    """The repair and its three controls: everything, as many random groups, and as many that rank last.
+    """The repair and its three controls: everything, as many random groups, and as many of the others that rank last.
 
-    Random groups are drawn among all; where that gives the chosen ones, again, unless there are no others.
+    Random groups are drawn among all; where that gives the chosen ones, again.
     Raises :class:`InvalidInput` where all groups are chosen: nothing would be frozen.
     """
     if len(chosen) >= len(groups):
@@ -106,7 +106,7 @@ def selections(
     while set(drawn := draw.sample(list(groups), len(chosen))) == set(chosen):
         pass
     yield RANDOM, tuple(group for group in groups if group in drawn)
-    yield LOWEST, tuple(ranking[-len(chosen) :])
+    yield LOWEST, tuple([group for group in ranking if group not in chosen][-len(chosen) :])
 
 
 def retrain(
@@ -163,13 +163,16 @@ def compute_share(network: Network, groups: Sequence[LayerGroup]) -> float:
     (images, labels), *_ = network.data.train_batches([Batch(batch, 0)])
     counts = []
     network.model.eval()  # two images are no statistics
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation, which is not counted
     for names in ([name for group in groups for name in group.parameters], everything):
         for name, parameter in network.model.named_parameters():
             parameter.requires_grad_(name in names)
         with FlopCounterMode(display=False) as counter:
-            cross_entropy(network.model(images.to(network.dtype)), labels).backward()
+            cross_entropy(network.logits(images), labels).backward()
         counts.append(counter.get_total_flops())
         network.optimizer.zero_grad(set_to_none=True)
+    torch.backends.mha.set_fastpath_enabled(fast)
     network.model.train()
     return float(counts[0] / counts[1])
 
@@ -185,10 +188,7 @@ def _correct(network: Network, state: Mapping[str, Tensor], split: str) -> Tenso
     network.model.eval()
     with torch.inference_mode():
         return torch.cat(
-            [
-                network.model(images.to(network.dtype)).argmax(1) == labels
-                for images, labels in network.data.evaluation_batches(split)
-            ]
+            [network.logits(images).argmax(1) == labels for images, labels in network.data.evaluation_batches(split)]
         )
 
 
