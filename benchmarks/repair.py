@@ -167,11 +167,9 @@ def _show_agreement(found: Mapping[tuple[str, int], Found], variants: Sequence[s
 
 def _show_repairs(found: Mapping[tuple[str, int], Found], variants: Sequence[str]) -> None:
     lines = []
-    for variant in variants:
-        ones = [one for (name, _), one in found.items() if name == variant]
-        if not ones:
-            continue
-        for name in ones[0]["repairs"]:
+    by_variant = {variant: [one for (name, _), one in found.items() if name == variant] for variant in variants}
+    for variant, ones in {**by_variant, "together": list(found.values())}.items():
+        for name in ones[0]["repairs"] if ones else ():
             of = [one["repairs"][name] for one in ones]
             fixed, broken = (statistics.mean(each[what] for each in of) for what in ("fixed", "broken"))
             shares = [f"{statistics.mean(each[what] for each in of):.0%}" for what in ("parameters", "compute")]
