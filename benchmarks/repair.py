@@ -30,9 +30,9 @@ from tuner.convergence import is_over
 from tuner.diagnosis.agreement import agreement
 from tuner.diagnosis.attribution import DEFAULT_SCORE, SCORES, Diagnosis, Score, diagnose
 from tuner.diagnosis.groups import layer_groups, num_named
-from tuner.diagnosis.repair import RepairSettings, compare, retrain, selections
+from tuner.diagnosis.repair import RepairSettings, repairs
 from tuner.errors import InvalidInput
-from tuner.final_weights import trained_network, unsealed_data
+from tuner.final_weights import trained_network
 from tuner.settings import digest, with_settings
 from tuner.spec import OptimizerSpec, TrialSpec
 from tuner.train import Training
@@ -99,28 +99,23 @@ def _measured(spec: TrialSpec, settings: RepairSettings) -> Found | None:
         return None
     chosen = diagnosis.top(num_named(len(groups)))
     ranking = [scores.group for scores in diagnosis.ranking()]
-    retrained = [
-        retrain(spec, state, name, some, dataclasses.replace(settings, seed=spec.seed), CPU)
-        for name, some in selections(groups, chosen, ranking, spec.seed)
-    ]
-    opened = trained_network(spec, state, unsealed_data(spec, CPU), CPU)
-    outcomes = {one.name: compare(opened, state, one.state, "test") for one in retrained}
+    outcomes = repairs(network, groups, chosen, ranking, dataclasses.replace(settings, seed=spec.seed))
     return {
         "validation": metrics.validation_accuracy,
         "errors": diagnosis.num_errors,
-        "images": next(iter(outcomes.values())).num_images,
+        "images": outcomes[0][1].num_images,
         "rankings": _rankings(diagnosis),
         "untrained": _rankings(untrained),
         "repairs": {
             one.name: {
                 "parameters": one.parameter_share,
-                "compute": one.compute_share,
+                "cost": one.cost,
                 "epoch": one.epoch,
-                "fixed": outcomes[one.name].num_fixed,
-                "broken": outcomes[one.name].num_broken,
-                "net": outcomes[one.name].net,
+                "fixed": outcome.num_fixed,
+                "broken": outcome.num_broken,
+                "net": outcome.net,
             }
-            for one in retrained
+            for one, outcome in outcomes
         },
     }
 
@@ -172,16 +167,17 @@ def _show_repairs(found: Mapping[tuple[str, int], Found], variants: Sequence[str
         for name in ones[0]["repairs"] if ones else ():
             of = [one["repairs"][name] for one in ones]
             fixed, broken = (statistics.mean(each[what] for each in of) for what in ("fixed", "broken"))
-            shares = [f"{statistics.mean(each[what] for each in of):.0%}" for what in ("parameters", "compute")]
+            parameters, cost = (statistics.mean(each[what] for each in of) for what in ("parameters", "cost"))
+            shares = [f"{parameters:.0%}", f"{cost:.1f}"]
             nets = [each["net"] for each in of]
             less = [each["net"] - one["repairs"]["repair"]["net"] for each, one in zip(of, ones, strict=True)]
             apart = "" if name == "repair" else _interval(less)
             lines.append([variant, name, *shares, f"{fixed:.1f}", f"{broken:.1f}", _interval(nets), apart])
-    columns = ["variant", "retrained", "parameters", "compute", "fixed", "broken", "net", "net, less the repair's"]
+    columns = ["variant", "retrained", "parameters", "cost", "fixed", "broken", "net", "net, less the repair's"]
     sizes = next(iter(found.values()))
     accuracy = statistics.mean(one["validation"] for one in found.values())
     show(
-        f"Of {sizes['images']:,} test images; {accuracy:.1%} of the validation split right before; means, 95% by t",
+        f"Of {sizes['images']:,} test images; {accuracy:.1%} of validation before; cost in epochs; means, 95% by t",
         columns,
         lines,
     )

@@ -22,6 +22,7 @@ from tuner.diagnosis.repair import (
     compare,
     compute_share,
     freeze_all_but,
+    repairs,
     retrain,
     selections,
 )
@@ -107,7 +108,7 @@ def test_the_kept_state_is_that_of_the_best_epoch_on_validation() -> None:
     network = trained()
     network.model.load_state_dict(found.state)
     assert network.evaluate("validation")[1] == best.validation_accuracy
-    assert found.gradient_evaluations == 4 * training.steps_per_epoch
+    assert found.epochs == 4
 
 
 def test_the_network_as_it_was_is_kept_where_nothing_is_better() -> None:
@@ -130,7 +131,20 @@ def test_shares_are_of_parameters_and_of_operations() -> None:
     assert shares[-1] == pytest.approx(1 / 3, abs=0.01) and all(share < 0.75 for share in shares)
     found = retrain(SPEC, trained_state(), "repair", GROUPS[4:], RepairSettings(epochs=1), CPU)
     whole = sum(parameter.numel() for parameter in network.model.parameters())
-    assert found.parameter_share == 650 / whole and found.compute_share == shares[-1]
+    assert found.parameter_share == 650 / whole
+
+
+def test_controls_cost_what_the_repair_does() -> None:
+    network = trained()
+    made = [one for one, _ in repairs(network, GROUPS, GROUPS[3:], GROUPS[::-1], RepairSettings(epochs=4))]
+    assert [one.name for one in made] == ["repair", FULL, RANDOM, LOWEST]
+    for one in made:
+        assert one.cost == pytest.approx(
+            one.epochs * compute_share(network, [g for g in GROUPS if g.name in one.groups])
+        )
+        assert abs(one.cost - made[0].cost) <= one.compute_share / 2, "as near as whole epochs come"
+    assert made[0].epochs == 4 > made[1].epochs
+    assert all(torch.equal(tensor, trained_state()[name]) for name, tensor in network.model.state_dict().items())
 
 
 def planted(place: int, noise: float = 1.0, seed: int = 0) -> Mapping[str, Tensor]:

@@ -20,11 +20,11 @@ from tuner.console import PLAIN_WIDTH
 from tuner.diagnosis.agreement import agreement
 from tuner.diagnosis.attribution import DEFAULT_SCORE, SCORES, Diagnosis, diagnose
 from tuner.diagnosis.groups import LayerGroup, layer_groups, num_named
-from tuner.diagnosis.repair import Outcome, RepairSettings, Retrained, compare, retrain, selections
+from tuner.diagnosis.repair import RepairSettings, repairs
 from tuner.diagnosis_files import as_metrics, write_files
 from tuner.diagnosis_tables import agreement_table, confusions, damping_line, ranking_table, repair_table
 from tuner.errors import InvalidInput, masked, unknown
-from tuner.final_weights import trained_network, unsealed_data
+from tuner.final_weights import trained_network
 from tuner.nested_run import Tracked, TrainedRun
 from tuner.network import Network
 from tuner.outage import StorageFailed
@@ -165,7 +165,8 @@ def _diagnose(options: argparse.Namespace, console: Console) -> None:
     console.print(ranking_table(diagnosis, options.score, names))
     if not any(isinstance(module, _BatchNorm) for module in network.model.modules()):
         console.print("The model has no BatchNorm, for whose free scale the invariant score is made.")
-    repaired = _repair(options, trained, network, groups, diagnosis, chosen) if options.repair else []
+    ranking = [scores.group for scores in diagnosis.ranking(options.score)]
+    repaired = repairs(network, groups, chosen, ranking, _settings(options)) if options.repair else []
     if repaired:
         before = 1 - diagnosis.num_errors / int(diagnosis.confusion.sum())
         console.print(repair_table(before, repaired))
@@ -194,26 +195,6 @@ def _tracked(options: argparse.Namespace, trained: Trained) -> tuple[Tracked, Tr
     if run is None:
         raise InvalidInput(f"{masked(uri)}: has no run of {trained.name}; leave MLflow out by --no-mlflow")
     return tracked, run
-
-
-def _repair(
-    options: argparse.Namespace,
-    trained: Trained,
-    network: Network,
-    groups: Sequence[LayerGroup],
-    diagnosis: Diagnosis,
-    chosen: Sequence[LayerGroup],
-) -> list[tuple[Retrained, Outcome]]:
-    """The repair and its controls; only then the test split is opened."""
-    ranking = [scores.group for scores in diagnosis.ranking(options.score)]
-    settings = _settings(options)
-    retrained = [
-        retrain(trained.spec, trained.state, name, selected, settings, network.device)
-        for name, selected in selections(groups, chosen, ranking, options.seed)
-    ]
-    data = unsealed_data(trained.spec, network.device)
-    opened = trained_network(trained.spec, trained.state, data, network.device)
-    return [(one, compare(opened, trained.state, one.state, "test")) for one in retrained]
 
 
 def _compare(options: argparse.Namespace, console: Console) -> None:

@@ -47,7 +47,13 @@ def write_files(
         "named": list(chosen),
         "groups": {g.group.name: {"parameters": g.num_parameters, **_finite(g.scores)} for g in diagnosis.groups},
         "repair": {
-            one.name: {"groups": one.groups, "epoch": one.epoch, **dataclasses.asdict(outcome), "net": outcome.net}
+            one.name: {
+                "groups": one.groups,
+                "epoch": one.epoch,
+                "cost": one.cost,
+                **dataclasses.asdict(outcome),
+                "net": outcome.net,
+            }
             for one, outcome in repaired
         },
     }
@@ -82,7 +88,7 @@ def as_metrics(diagnosis: Diagnosis, repaired: Sequence[tuple[Retrained, Outcome
             f"{of}/broken": float(outcome.num_broken),
             f"{of}/net": float(outcome.net),
             f"{of}/parameter_share": retrained.parameter_share,
-            f"{of}/compute_share": retrained.compute_share,
+            f"{of}/cost": retrained.cost,
         }
     return metrics
 

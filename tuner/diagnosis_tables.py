@@ -74,12 +74,12 @@ def repair_table(before: float, rows: Sequence[tuple[Retrained, Outcome]]) -> Ta
     """The repair and its controls: what was retrained, at what cost, and what came of it on the test split."""
     size = rows[0][1].num_images
     table = Table(
-        caption=f"Fixed, broken and net, with its 95% interval, count images of the test split's {size}. Compute: "
-        "operations of a training step, of one that trains everything; all took as many steps. Epoch: the best "
-        f"on the validation split, whose accuracy was {before:.2%} before; 0 is the network as it was.",
+        caption=f"Fixed, broken and net, with its 95% interval, count images of the test split's {size}. Cost: operations "
+        "in epochs that train everything. Epoch: the best on the validation split, whose accuracy was "
+        f"{before:.2%} before, of those trained; 0 is the network as it was.",
         caption_justify="left",
     )
-    for column in ("retrained", "groups", "parameters", "compute", "epoch", "validation", "fixed", "broken", "net"):
+    for column in ("retrained", "groups", "parameters", "cost", "epoch", "validation", "fixed", "broken", "net"):
         table.add_column(column, justify="left" if column in ("retrained", "groups") else "right", overflow="fold")
     for retrained, outcome in rows:
         low, high = outcome.net_interval()
@@ -87,8 +87,8 @@ def repair_table(before: float, rows: Sequence[tuple[Retrained, Outcome]]) -> Ta
             retrained.name,
             "all" if retrained.parameter_share == 1 else escape(", ".join(retrained.groups)),
             f"{retrained.parameter_share:.0%}",
-            f"{retrained.compute_share:.0%}",
-            str(retrained.epoch),
+            f"{retrained.cost:.1f}",
+            f"{retrained.epoch} of {retrained.epochs}",
             f"{retrained.validation_accuracy:.2%}",
             str(outcome.num_fixed),
             str(outcome.num_broken),

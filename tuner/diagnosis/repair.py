@@ -1,4 +1,4 @@
-"""Retraining a few layer groups of a trained network while all else is frozen, beside controls of as many steps.
+"""Retraining a few layer groups of a trained network while all else is frozen, beside controls at its cost.
 
 The groups train on the training split, with the momentum that damps critically at each step's learning rate; the state
 of the best epoch on the validation split is kept, the one before the first among them.  What it is worth is counted on
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tuner.diagnosis.groups import LayerGroup
 from tuner.errors import InvalidInput
+from tuner.final_weights import trained_network, unsealed_data
 from tuner.network import Network
 from tuner.optimizer_spec import LearningRateSpec, MomentumSpec, OptimizerSpec
 from tuner.order import Batch
@@ -54,16 +55,22 @@ class Retrained:
 
     name: str
     groups: tuple[str, ...]
+    epochs: int
+    """For which it was trained."""
     epoch: int
-    """The epoch that was kept; 0 where none was better than before."""
+    """The one that was kept; 0 where none was better than before."""
     validation_accuracy: float
     parameter_share: float
     """Parameters that were trained, of all."""
     compute_share: float
     """Floating-point operations of a step, of those of a step that trains everything."""
-    gradient_evaluations: int
     state: Mapping[str, Tensor]
     """Weights and buffers, on the device."""
+
+    @property
+    def cost(self) -> float:
+        """Floating-point operations, in epochs that train everything; evaluations apart."""
+        return self.epochs * self.compute_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,27 @@ class Outcome:
             return 0.0, 0.0
         share = binomtest(self.num_fixed, changed).proportion_ci(level)
         return changed * (2 * float(share.low) - 1), changed * (2 * float(share.high) - 1)
+
+
+def repairs(
+    network: Network,
+    groups: Sequence[LayerGroup],
+    chosen: Sequence[LayerGroup],
+    ranking: Sequence[LayerGroup],
+    settings: RepairSettings,
+) -> list[tuple[Retrained, Outcome]]:
+    """The repair of a network, its controls, and what each is worth on the test split, which is opened last.
+
+    A control trains for the whole number of epochs, at least one, that comes nearest to the repair's floating-point
+    operations.  Raises :class:`InvalidInput` as :func:`selections` does.
+    """
+    state, device = _copy(network), network.device
+    made: list[Retrained] = []
+    for name, some in selections(groups, chosen, ranking, settings.seed):
+        epochs = max(1, round(made[0].cost / compute_share(network, some))) if made else settings.epochs
+        made.append(retrain(network.spec, state, name, some, replace(settings, epochs=epochs), device))
+    opened = trained_network(network.spec, state, unsealed_data(network.spec, device), device)
+    return [(one, compare(opened, state, one.state, "test")) for one in made]
 
 
 def selections(
@@ -140,11 +168,11 @@ def retrain(
     return Retrained(
         name,
         tuple(group.name for group in groups),
+        settings.epochs,
         epoch,
         best[0],
         trained / sum(parameter.numel() for parameter in parameters.values()),
         share,
-        training.history[-1].gradient_evaluations,
         kept,
     )
 
