@@ -74,9 +74,9 @@ def repair_table(before: float, rows: Sequence[tuple[Retrained, Outcome]]) -> Ta
     """The repair and its controls: what was retrained, at what cost, and what came of it on the test split."""
     size = rows[0][1].num_images
     table = Table(
-        caption=f"Fixed, broken and net, with its 95% interval, count images of the test split's {size}. Cost: operations "
-        "in epochs that train everything. Epoch: the best on the validation split, whose accuracy was "
-        f"{before:.2%} before, of those trained; 0 is the network as it was.",
+        caption=f"Fixed, broken and net, with its 95% interval, count images of the test split's {size}. Cost: "
+        "operations in epochs that train everything. Epoch: of those trained the best on the validation split, whose "
+        f"accuracy was {before:.2%} before; 0 is the network as it was.",
         caption_justify="left",
     )
     for column in ("retrained", "groups", "parameters", "cost", "epoch", "validation", "fixed", "broken", "net"):
