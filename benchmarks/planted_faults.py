@@ -7,9 +7,9 @@ A planting counts where it takes at least five points of validation accuracy.
 
 from __future__ import annotations
 
-import copy
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from scipy.stats import binomtest
@@ -38,19 +38,20 @@ def main() -> int:
     torch.set_num_threads(1)
     before, figures = conditions(), {}
     for model in options.models:
+        found = list(_plantings(model, options.noise, options.seeds, options.draws, options.epochs))
         for noise in options.noise:
-            found = list(_plantings(model, noise, options.seeds, options.draws, options.epochs))
-            figures[f"{model} {noise:g}"] = [{"group": group, "places": places} for group, places in found]
-            if found:
-                _show(f"{model}, noise {noise:g} of the weights' size: {len(found)} plantings", found)
+            some = [(group, places) for size, group, places in found if size == noise]
+            figures[f"{model} {noise:g}"] = [{"group": group, "places": places} for group, places in some]
+            if some:
+                _show(f"{model}, noise {noise:g} of the weights' size: {len(some)} plantings", some)
     record(options.out, before, figures)
     return 0
 
 
 def _plantings(
-    model: str, noise: float, num_seeds: int, draws: int, epochs: int
-) -> Iterator[tuple[str, dict[Score, int]]]:
-    """The group of each planting that counts, and its place, from 0, in the ranking by each score."""
+    model: str, noises: Sequence[float], num_seeds: int, draws: int, epochs: int
+) -> Iterator[tuple[float, str, dict[Score, int]]]:
+    """Noise and group of each planting that counts, and its place, from 0, in the ranking by each score."""
     for seed in range(num_seeds):
         optimizer = with_settings(OptimizerSpec(), SPACES["sgdm"].default_settings())
         spec = TrialSpec(workload=WorkloadSpec(model=model), optimizer=optimizer, epochs=epochs, seed=seed)
@@ -58,15 +59,14 @@ def _plantings(
         while not is_over(spec, training.history):
             metrics = training.run_leg()
         network = training.network
-        groups, state = layer_groups(network.model), copy.deepcopy(network.model.state_dict())
-        for number, group in enumerate(groups):
-            for draw in range(draws):
-                network.model.load_state_dict(state)
-                plant_fault(network.model, group, noise=noise, seed=(seed * len(groups) + number) * draws + draw)
-                if metrics.validation_accuracy - network.evaluate("validation")[1] < LEAST_DAMAGE:
-                    continue
+        groups = layer_groups(network.model)
+        for noise, (number, group), draw in itertools.product(noises, enumerate(groups), range(draws)):
+            planted = (seed * len(groups) + number) * draws + draw
+            before = plant_fault(network.model, group, noise=noise, seed=planted)
+            if metrics.validation_accuracy - network.evaluate("validation")[1] >= LEAST_DAMAGE:
                 diagnosis = diagnose(network, groups)
-                yield group.name, {score: diagnosis.top(len(groups), score).index(group) for score in SCORES}
+                yield noise, group.name, {score: diagnosis.top(len(groups), score).index(group) for score in SCORES}
+            network.model.load_state_dict(before, strict=False)
 
 
 def _show(title: str, found: list[tuple[str, dict[Score, int]]]) -> None:
