@@ -47,8 +47,9 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     replicas         several processes that train one network
     batch_norm       BatchNorm over a batch that they share
     knobs            what the knobs stand at in each step
-    optimizers       update rules: the direction and the length of a step
     workloads        data and models
+    theory           SGD on diagonal linear networks, in theory and simulated
+    optimizers       update rules: the direction and the length of a step
     schedules        learning rate, momentum and p as functions of time
     order            which batches, and how their steps are composed
     curvature        the loss's largest and mean curvature

@@ -1,0 +1,180 @@
+"""Closed forms: which learning rate is too large, what the risk comes to there, and how fast it falls below.
+
+Symbols as in :mod:`tuner.theory.problem`; gamma is the learning rate, B the batch size, mu the momentum, s the random
+factor of a step, of mean 1, and avg the mean over coordinates::
+
+    nu = E[s^2]/B                      noise factor, time in steps/d
+    gamma_e = gamma/(1 - mu)           effective learning rate under heavy-ball momentum
+
+    gamma_c = 1/(nu avg lambda |beta*|)                                            critical, whatever the start
+    gamma_f = 2/(nu avg lambda S),  S = u^2 + v^2                                  local, S frozen
+    2 P = sigma^2 + avg lambda f(beta*, gamma nu P)                                plateau, the largest root
+        f(b, x) = 2 x |b| - x^2 where |b| > x, else b^2
+    avg[nu gamma^2 lambda^2 S^2/(2 gamma lambda S - rho)] = 1                      rate rho of P ~ exp(-rho t)
+    sum_i h_i (1 + mu)/((1 - mu)(2 (1 + mu) - h_i)) = B/E[s^2],  h = eta kappa     critical eta of a linearised model
+
+With momentum a step's factor multiplies what is left of earlier gradients too: a gradient moves the weights by
+gamma sum_k mu^k s_k, whose square has the mean gamma_e^2 (1 + Var[s] (1 - mu)/(1 + mu)).  That is what stands for
+E[s^2] there.
+
+All are ours, and checked against simulation.  That SGD on diagonal linear networks has such a limit: Garcia
+Malaxechebarria, Paquette, Fazel and Drusvyatskiy, 2026, https://arxiv.org/abs/2605.17177.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from tuner.errors import InvalidInput
+from tuner.optimizer_spec import Law
+from tuner.theory.problem import Floats, Numbers, Problem, require_spectrum
+
+
+def critical_lr(lam: Numbers, target: Numbers, *, nu: float = 1.0) -> float:
+    """gamma_c, above which the risk no longer goes to 0; inf where lambda |beta*| is 0 everywhere.
+
+    ``lam`` and ``target`` are aligned, of equal weights; ``nu`` is above 0.  InvalidInput otherwise.
+    """
+    rates, wanted = np.array(lam, dtype=np.float64), np.array(target, dtype=np.float64)
+    require_spectrum(rates, wanted)
+    _require_noise_factor(nu)
+    strength = nu * float(np.mean(rates * np.abs(wanted)))
+    return 1 / strength if strength > 0 else math.inf
+
+
+def critical_lr_of(problem: Problem, *, nu: float = 1.0) -> float:
+    """gamma_c of a problem; the same as :func:`critical_lr` with the types' shares."""
+    _require_noise_factor(nu)
+    strength = nu * float(problem.share @ (problem.lam * np.abs(problem.target)))
+    return 1 / strength if strength > 0 else math.inf
+
+
+def frozen_critical_lr(problem: Problem, size: Floats, *, nu: float = 1.0) -> float:
+    """gamma_f where ``size``, S of each type (K,), stands still: above it the risk rises there; inf where S is 0."""
+    _require_noise_factor(nu)
+    strength = nu * float(problem.share @ (problem.lam * size))
+    return 2 / strength if strength > 0 else math.inf
+
+
+def plateau(problem: Problem, lr: float, *, nu: float = 1.0) -> float:
+    """The risk that is left in the end: 0 up to the critical rate where the labels have no noise.
+
+    Above the critical rate d has to be large: at a finite d SGD can diverge.
+    """
+    _require_lr(lr)
+    _require_noise_factor(nu)
+    sizes, strength = np.abs(problem.target), lr * nu
+
+    def excess(risk: float) -> float:
+        reach = np.minimum(strength * risk, sizes)
+        return problem.noise**2 + float(problem.share @ (problem.lam * (2 * reach * sizes - reach**2))) - 2 * risk
+
+    largest = problem.risk(np.zeros_like(sizes))  # reached where the noise holds all weights at 0
+    # Concave from excess(0) >= 0: the one root above 0, if there is one, is where it falls.
+    if problem.noise == 0 and lr <= critical_lr_of(problem, nu=nu):
+        return 0.0
+    lowest = largest
+    while excess(lowest) <= 0:
+        lowest /= 2
+        if lowest < 1e-300:  # at the critical rate, but for rounding
+            return 0.0
+    return largest if lowest == largest else _root(excess, lowest, 2 * lowest)
+
+
+def convergence_rate(problem: Problem, size: Floats, lr: float, *, nu: float = 1.0) -> float:
+    """rho of P ~ exp(-rho t), late, where ``size`` is S of each type (K,) and no longer moves.
+
+    In the end q = u^2 - v^2 stands still and S = sqrt(q^2 + 4 beta*^2) (:func:`final_size`); before, up to 18% less has
+    been seen.  Types with lambda S = 0 take no part.  For one type, rho = 2 gamma lambda S - nu (gamma lambda S)^2.
+    Raises :class:`InvalidInput` at or above the rate where the risk rises, and where the labels have noise.
+    """
+    _require_lr(lr)
+    if problem.noise > 0:
+        raise InvalidInput(f"noise = {problem.noise}: with noise in the labels the risk stays at its plateau")
+    limit = frozen_critical_lr(problem, size, nu=nu)
+    if lr >= limit:
+        raise InvalidInput(f"lr = {lr:g}: the risk does not fall from {limit:.4g} on")
+    moves = problem.lam * size > 0
+    share, drift = problem.share[moves], lr * (problem.lam * size)[moves]
+
+    def excess(rho: float) -> float:
+        return float(share @ (nu * drift**2 / (2 * drift - rho))) - 1
+
+    slowest = 2 * float(drift.min())
+    return _root(excess, 0.0, slowest * (1 - 1e-12))
+
+
+def final_size(target: Floats, q: Floats) -> Floats:
+    """S = u^2 + v^2 where u v = beta* and u^2 - v^2 = q: sqrt(q^2 + 4 beta*^2)."""
+    return np.hypot(q, 2 * target)
+
+
+def effective_lr(lr: float, momentum: float = 0.0) -> float:
+    """gamma_e = gamma/(1 - mu), with which SGD without momentum moves alike (d large: 1/(1 - mu) steps are no time)."""
+    _require_lr(lr)
+    _require_momentum(momentum)
+    return lr / (1 - momentum)
+
+
+def noise_factor(batch: float = 1, *, law: Law = "none", shape: float = 2.0, momentum: float = 0.0) -> float:
+    """nu = (1 + Var[s] (1 - mu)/(1 + mu))/B; ``law`` and ``shape`` as in :class:`tuner.optimizers.RandomScaling`."""
+    if not batch >= 1:
+        raise InvalidInput(f"batch = {batch}: must be at least 1")
+    _require_momentum(momentum)
+    variance = {"none": 0.0, "exponential": 1.0, "uniform": 1 / 3, "gamma": 1 / shape}[law]
+    return (1 + variance * (1 - momentum) / (1 + momentum)) / batch
+
+
+def linearised_critical_lr(
+    kappa: Numbers, *, batch: float, momentum: float = 0.0, factor: float = 1.0, counts: Numbers | None = None
+) -> float:
+    """The critical learning rate of a model that is linear in its weights, with large batches and momentum.
+
+    ``kappa``, (n,), are the eigenvalues of its Hessian, at least 0, one above, each ``counts`` times; ``factor`` is
+    E[s^2] or what stands for it, at least 1.  About 2 B (1 - mu)/(E[s^2] sum kappa) where batches are small, and
+    2 (1 + mu)/max kappa where they are infinite (``batch = math.inf``).
+    """
+    eigenvalues = np.array(kappa, dtype=np.float64)
+    require_spectrum(eigenvalues, eigenvalues)
+    weights = np.ones_like(eigenvalues) if counts is None else np.array(counts, dtype=np.float64)
+    if weights.shape != eigenvalues.shape or not (weights >= 0).all():
+        raise InvalidInput("counts: must be at least 0, one for each eigenvalue")
+    if not batch >= 1:
+        raise InvalidInput(f"batch = {batch}: must be at least 1")
+    if not factor >= 1:
+        raise InvalidInput(f"factor = {factor}: must be at least 1, the mean square of a factor of mean 1")
+    _require_momentum(momentum)
+    stable = 2 * (1 + momentum) / float(eigenvalues[weights > 0].max())
+    if math.isinf(batch):
+        return stable
+
+    def excess(lr: float) -> float:
+        h = lr * eigenvalues
+        return float(weights @ (h * (1 + momentum) / ((1 - momentum) * (2 * (1 + momentum) - h)))) - batch / factor
+
+    highest = stable * (1 - 1e-12)
+    return stable if excess(highest) <= 0 else _root(excess, 0.0, highest)
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    from scipy.optimize import brentq  # slow to import
+
+    return float(brentq(function, low, high, xtol=1e-300, rtol=1e-12))
+
+
+def _require_lr(lr: float) -> None:
+    if not 0 < lr < math.inf:
+        raise InvalidInput(f"lr = {lr}: must be above 0 and finite")
+
+
+def _require_momentum(momentum: float) -> None:
+    if not 0 <= momentum < 1:
+        raise InvalidInput(f"momentum = {momentum}: must be in [0, 1); above, no learning rate is stable")
+
+
+def _require_noise_factor(nu: float) -> None:
+    if not 0 < nu < math.inf:
+        raise InvalidInput(f"nu = {nu}: must be above 0 and finite; without gradient noise no rate is critical")
