@@ -1,0 +1,150 @@
+"""The limit as stochastic differential equations, one for each coordinate, many runs at a time.
+
+u and v of a coordinate are driven by the *same* noise, as one gradient moves both::
+
+    dU = -gamma V dZ - gamma w U dt,   dV = -gamma U dZ - gamma w V dt
+    dZ = lambda delta dt + sqrt(2 nu P lambda) dB,   P = avg lambda delta^2/2 + sigma^2/2
+
+and in hyperbolic form, with q = |u^2 - v^2|, beta = q sinh(theta)/2 and S = q cosh(theta)::
+
+    d theta = -2 gamma lambda (q sinh(theta)/2 - beta*) dt - 2 gamma sqrt(2 nu P lambda) dB
+    d log q = -2 (nu gamma^2 lambda P + gamma w) dt
+
+For directions sign(z) |z|^a in place of the gradient z, with M_p = E|N(0, 1)|^p and f(z) = sign(z) |z|^a::
+
+    dU = -f(V) dZ,   dV = -f(U) dZ
+    dZ = gamma ((2 P)^((a - 1)/2) lambda^((a + 1)/2) M_(a + 1)^2 delta dt + (2 P)^(a/2) lambda^(a/2) M_(2 a) dB)
+
+Integrated by Euler and Maruyama; in hyperbolic form the noise is additive.  The equations are ours (that such a limit
+exists: https://arxiv.org/abs/2605.17177), and with independent noise for u and v they are wrong: ``shared=False`` is
+there to show it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tuner.errors import InvalidInput
+from tuner.theory.pde import hyperbolic_start
+from tuner.theory.problem import Numbers, Problem
+from tuner.theory.steps import EffectiveSgd, at
+from tuner.theory.trajectory import Trajectory, require_times
+
+
+def simulate_sde(
+    problem: Problem,
+    sgd: EffectiveSgd,
+    times: Numbers,
+    *,
+    num_particles: int,
+    num_runs: int = 1,
+    step: float = 1 / 400,
+    hyperbolic: bool = False,
+    shared: bool = True,
+    power: float = 1.0,
+    seed: int = 0,
+) -> Trajectory:
+    """``num_runs`` runs of ``num_particles`` coordinates each, whose risk is their own mean; steps of at most ``step``.
+
+    ``power`` is a, in [0, 1]; below 1 it goes with nu = 1 and no decay.  It and ``shared=False`` go with the form in
+    (u, v) alone.  Raises :class:`InvalidInput` otherwise, and in hyperbolic form where |u| = |v|.
+    """
+    checked = require_times(times)
+    if num_runs < 1 or not 0 < step < math.inf:
+        raise InvalidInput(f"num_runs = {num_runs}, step = {step}: must be at least 1, and above 0")
+    if not 0 <= power <= 1 or (power < 1 and (sgd.nu != 1 or sgd.decay)):
+        raise InvalidInput(f"power = {power}: must be in [0, 1], and below 1 without decay and with nu = 1")
+    if hyperbolic and (power < 1 or not shared):
+        raise InvalidInput("hyperbolic: goes with power = 1 and shared noise")
+    cloud = _Cloud(problem, num_particles, num_runs, hyperbolic, shared, power, torch.Generator().manual_seed(seed))
+    rows: list[Tensor] = []
+    time = 0.0
+    for target in checked:
+        num_steps = math.ceil((target - time) / step)
+        for k in range(num_steps):
+            length = (target - time) / num_steps
+            cloud.step(sgd, time + k * length, length)
+        time = float(target)
+        rows.append(cloud.observe())
+    table = torch.stack(rows).numpy().transpose(1, 2, 0)
+    risk = np.where(np.isfinite(table[0]), table[0], np.inf)
+    return Trajectory(times=checked, risk=risk, curvature=table[1], norm=table[2], distance=table[3])
+
+
+class _Cloud:
+    """Coordinates of all runs, (R, N): u and v, or theta and log q."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        num_particles: int,
+        num_runs: int,
+        hyperbolic: bool,
+        shared: bool,
+        power: float,
+        generator: torch.Generator,
+    ) -> None:
+        types = problem.types_of(num_particles)
+
+        def of_type(values: np.ndarray) -> Tensor:
+            return torch.tensor(values[types])
+
+        self.noise, self.hyperbolic, self.shared, self.power = problem.noise, hyperbolic, shared, power
+        self.generator = generator
+        self.lam, self.target = of_type(problem.lam), of_type(problem.target)
+        first, second = hyperbolic_start(problem) if hyperbolic else (problem.u, problem.v)
+        self.first, self.second = (of_type(part).repeat(num_runs, 1) for part in (first, second))
+
+    def step(self, sgd: EffectiveSgd, time: float, length: float) -> None:
+        lr, nu = at(sgd.lr, time), at(sgd.nu, time)
+        delta = self.beta() - self.target
+        risk = self.risk(delta)[:, None]
+        noise = self._normal(delta) * math.sqrt(length)
+        if self.hyperbolic:
+            falls = 2 * (nu * lr**2 * self.lam * risk + lr * sgd.decay) * length
+            moves = self.lam * delta * length + (2 * nu * risk * self.lam).sqrt() * noise
+            self.first -= 2 * lr * moves
+            self.second -= falls
+            return
+        drift, deviation = self._coefficients(nu, risk)
+        to_u = to_v = lr * (drift * delta * length + deviation * noise)
+        if not self.shared:
+            to_v = lr * (drift * delta * length + deviation * self._normal(delta) * math.sqrt(length))
+        u, v = self.first, self.second
+        shrink = 1 - lr * sgd.decay * length
+        self.first, self.second = u * shrink - self._direction(v) * to_u, v * shrink - self._direction(u) * to_v
+
+    def _coefficients(self, nu: float, risk: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of delta dt and of dB in dZ, without the learning rate."""
+        a = self.power
+        drift = (2 * risk) ** ((a - 1) / 2) * self.lam ** ((a + 1) / 2) * _moment(a + 1) ** 2
+        return drift, math.sqrt(nu) * (2 * risk * self.lam) ** (a / 2) * _moment(2 * a)
+
+    def _direction(self, z: Tensor) -> Tensor:
+        return z if self.power == 1 else z.sign() * z.abs().pow(self.power)
+
+    def _normal(self, like: Tensor) -> Tensor:
+        return torch.empty_like(like).normal_(generator=self.generator)
+
+    def beta(self) -> Tensor:
+        return self.second.exp() * self.first.sinh() / 2 if self.hyperbolic else self.first * self.second
+
+    def risk(self, delta: Tensor) -> Tensor:
+        """P of each run, (R,)."""
+        return (self.lam * delta.square()).mean(1) / 2 + self.noise**2 / 2
+
+    def observe(self) -> Tensor:
+        """Risk, curvature, norm and distance of each run, (4, R)."""
+        delta = self.beta() - self.target
+        square = self.first.square() + self.second.square()
+        size = self.second.exp() * self.first.cosh() if self.hyperbolic else square
+        return torch.stack([self.risk(delta), (self.lam * size).mean(1), size.mean(1), delta.square().mean(1)])
+
+
+def _moment(p: float) -> float:
+    """E|N(0, 1)|^p."""
+    return 2 ** (p / 2) * math.gamma((p + 1) / 2) / math.sqrt(math.pi)

@@ -1,0 +1,70 @@
+"""What every simulation and every theory gives: the risk and its company as functions of time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.errors import InvalidInput
+from tuner.theory.problem import Floats, Numbers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Trajectory:
+    """R runs at T times; R is 1 where nothing is random.  All but the times are means over coordinates, (R, T).
+
+    A run that diverged has the risk inf from then on.
+    """
+
+    times: Floats
+    """Steps over the dimension d, (T,), rising from 0 on."""
+    risk: Floats
+    """P = avg lambda delta^2/2 + sigma^2/2."""
+    curvature: Floats
+    """Trace of the Hessian of P in (u, v): avg lambda S, S = u^2 + v^2."""
+    norm: Floats
+    """avg S."""
+    distance: Floats
+    """avg delta^2, delta = beta - beta*."""
+
+    @property
+    def diverged(self) -> NDArray[np.bool_]:
+        """Whether a run diverged, (R,)."""
+        return np.asarray(~np.isfinite(self.risk).all(axis=1))
+
+    @property
+    def median(self) -> Floats:
+        """The risk's median over runs, (T,); diverged runs are the largest."""
+        return np.median(self.risk, axis=0)
+
+    def time_to(self, risk: float) -> Floats:
+        """The first time at which each run's risk is at most this, (R,), log-linear between times; inf for never."""
+        found = np.full(len(self.risk), math.inf)
+        for run, curve in enumerate(self.risk):
+            below = np.flatnonzero(curve <= risk)
+            if not len(below):
+                continue
+            after = int(below[0])
+            found[run] = self.times[after]
+            if after and np.isfinite(curve[after - 1]) and curve[after] > 0:
+                heights = np.log(curve[after - 1 : after + 1])
+                back = (math.log(risk) - heights[1]) / (heights[0] - heights[1])
+                found[run] -= back * (self.times[after] - self.times[after - 1])
+        return found
+
+    def gap_to(self, other: Trajectory) -> Floats:
+        """Mean over time of |P - P'|/P' for each run's P beside one run P' at the same times, (R,)."""
+        return np.asarray(np.abs(self.risk / other.risk - 1).mean(axis=1))
+
+
+def require_times(times: Numbers) -> Floats:
+    """The times as an array; InvalidInput unless they rise from 0 or later."""
+    checked = np.array(times, dtype=np.float64)
+    if checked.ndim != 1 or not checked.size or not np.isfinite(checked).all():
+        raise InvalidInput("times: must be a sequence of finite numbers")
+    if checked[0] < 0 or (np.diff(checked) <= 0).any():
+        raise InvalidInput("times: must rise, from 0 or later")
+    return checked
