@@ -38,7 +38,7 @@ def simulate_sgd(
     checked = require_times(times)
     if num_runs < 1:
         raise InvalidInput(f"num_runs = {num_runs}: must be at least 1")
-    networks = _Networks(problem, sgd, dimension, num_runs, parametrization, dtype)
+    networks = Networks(problem, sgd, dimension, num_runs, parametrization, dtype)
     generator = torch.Generator().manual_seed(seed)
     scales = torch.Generator().manual_seed(seed)
     inputs = torch.empty((num_runs, sgd.batch, dimension), dtype=dtype)
@@ -62,7 +62,7 @@ def simulate_sgd(
     return Trajectory(times=checked, risk=risk, curvature=table[1], norm=table[2], distance=table[3])
 
 
-class _Networks:
+class Networks:
     """Weights of all runs, (R, d) each, and their steps."""
 
     def __init__(
