@@ -27,7 +27,7 @@ from tuner.order import shuffled_batches
 from tuner.spec import TrialSpec, WorkloadSpec
 from tuner.train import train
 from tuner.workloads.augmentation import Augmentation
-from tuner.workloads.data import DATA, Images, load_data
+from tuner.workloads.data import DATA, Data, load_data
 from tuner.workloads.images import ResidentImages
 
 OURS, BARE, FLOOR = "ours", "bare", "bare, no crops"
@@ -45,7 +45,7 @@ def register_random_images(num_images: int) -> None:
     # Every image trains; the other splits only have to be there.
     splits = {"train": np.arange(num_images), "validation": np.arange(1), "test": np.arange(1)}
 
-    def load(spec: WorkloadSpec, device: torch.device) -> Images:
+    def load(spec: WorkloadSpec, device: torch.device) -> Data:
         return ResidentImages(
             pixels,
             labels,
@@ -69,7 +69,7 @@ def our_epochs(workload: WorkloadSpec, device: torch.device, epochs: int) -> Ite
 
 
 def bare_epochs(
-    workload: WorkloadSpec, device: torch.device, epochs: int, batches_of: Callable[[Images, int], Batches]
+    workload: WorkloadSpec, device: torch.device, epochs: int, batches_of: Callable[[Data, int], Batches]
 ) -> Iterator[float]:
     """The same of the hand-written loop."""
     data = load_data(workload, device)
@@ -82,24 +82,24 @@ def bare_epochs(
         yield num_images / (time.perf_counter() - started)
 
 
-def augmented(workload: WorkloadSpec) -> Callable[[Images, int], Batches]:
+def augmented(workload: WorkloadSpec) -> Callable[[Data, int], Batches]:
     """Our batches."""
 
-    def batches(data: Images, epoch: int) -> Batches:
+    def batches(data: Data, epoch: int) -> Batches:
         order = shuffled_batches(data.sizes["train"], workload.batch_size, seed=SEED, epoch=epoch)
         return data.train_batches(order)
 
     return batches
 
 
-def prepared(workload: WorkloadSpec, device: torch.device) -> Callable[[Images, int], Batches]:
+def prepared(workload: WorkloadSpec, device: torch.device) -> Callable[[Data, int], Batches]:
     """Batches of a fresh permutation of images that lie ready as float32, normalized, channels_last."""
     data = load_data(workload, device)
     parts = [*data.train_batches(shuffled_batches(data.sizes["train"], workload.batch_size, seed=SEED, epoch=0))]
     images = torch.cat([part for part, _ in parts]).contiguous(memory_format=torch.channels_last)
     labels = torch.cat([part for _, part in parts])
 
-    def batches(data: Images, epoch: int) -> Batches:
+    def batches(data: Data, epoch: int) -> Batches:
         for positions in torch.randperm(len(images), device=device).split(workload.batch_size):
             yield images[positions], labels[positions]
 

@@ -19,7 +19,7 @@ from tuner.order import Batch
 from tuner.spec import WorkloadSpec
 from tuner.workloads import decoding, folders
 from tuner.workloads.check import check_workload, prepare
-from tuner.workloads.data import load_data
+from tuner.workloads.data import load_data, require_images
 from tuner.workloads.images import ResidentImages
 from tuner.workloads.streaming import StreamedImages
 
@@ -201,7 +201,7 @@ def test_an_unreadable_image_is_named_or_left_out(root: Path, damage: object) ->
             ask(spec_of(root))
     prepared = prepare(spec_of(root, skip_corrupt=True))
     assert prepared.note.endswith("left out: 1")
-    data = load_data(spec_of(root, skip_corrupt=True), CPU)
+    data = require_images(load_data(spec_of(root, skip_corrupt=True), CPU))
     assert (prepared.digest, prepared.sizes, prepared.num_classes) == (data.digest, data.sizes, data.num_classes)
     assert data.num_skipped == 1
     assert sum(data.sizes.values()) == sum(whole.values()) - 1
@@ -263,7 +263,7 @@ def test_grey_and_palette_images_become_color(root: Path) -> None:
         with Image.open(path) as image:
             converted = image.convert(mode)
         converted.save(path)
-        assert load_data(spec_of(root), CPU).channels == 3
+        assert require_images(load_data(spec_of(root), CPU)).channels == 3
 
 
 def test_training_batches_are_replayed(root: Path) -> None:

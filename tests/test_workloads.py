@@ -20,7 +20,7 @@ from tuner.errors import InvalidInput
 from tuner.order import Batch, shuffled_batches
 from tuner.spec import WorkloadSpec
 from tuner.workloads.check import CHECKS, check_workload, prepare
-from tuner.workloads.data import DATA, Images, load_data
+from tuner.workloads.data import DATA, Images, load_data, require_images
 from tuner.workloads.datasets import FASHION_MNIST_FILES, load_digits
 from tuner.workloads.images import channel_statistics
 from tuner.workloads.splits import split_off, stratified_mask
@@ -39,7 +39,7 @@ def run(code: str) -> str:
 
 @pytest.fixture(scope="module")
 def digits() -> Images:
-    return load_data(WorkloadSpec(), CPU, sealed=False)
+    return require_images(load_data(WorkloadSpec(), CPU, sealed=False))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 1.0])
@@ -231,7 +231,7 @@ def test_a_check_does_not_import_torch() -> None:
 
 def assert_known(spec: WorkloadSpec) -> None:
     """What is known of the data before a start is what the loaded data says."""
-    prepared, data = prepare(spec), load_data(spec, CPU)
+    prepared, data = prepare(spec), require_images(load_data(spec, CPU))
     assert (prepared.digest, prepared.sizes, prepared.num_classes) == (data.digest, data.sizes, data.num_classes)
     assert len(prepared.digest) == 64 and len(data.classes) == data.num_classes
 
@@ -275,7 +275,7 @@ def test_fashion_mnist_is_read_from_both_layouts(place: str, packed: bool, tmp_p
     spec = WorkloadSpec(data="fashion-mnist", data_dir=str(tmp_path))
     check_workload(spec)
     assert_known(spec)
-    data = load_data(spec, CPU, sealed=False)
+    data = require_images(load_data(spec, CPU, sealed=False))
     assert data.sizes == {"train": 180, "validation": 20, "test": 30}
     images = torch.cat([images for images, _ in data.evaluation_batches("test")])
     order = np.argsort(images.flatten().numpy(), kind="stable")
@@ -292,7 +292,7 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path) -> None:
 
 @needs_fashion_mnist
 def test_the_real_fashion_mnist(tmp_path: Path) -> None:
-    data = load_data(WorkloadSpec(data="fashion-mnist", data_dir=FASHION_MNIST), CPU, sealed=False)
+    data = require_images(load_data(WorkloadSpec(data="fashion-mnist", data_dir=FASHION_MNIST), CPU, sealed=False))
     assert data.sizes == {"train": 54_000, "validation": 6_000, "test": 10_000}
     assert (data.num_classes, data.channels, data.image_size) == (10, 1, 28)
     labels = torch.cat([labels for _, labels in data.evaluation_batches("test")])
@@ -338,7 +338,7 @@ def test_cifar_is_read_as_torchvision_does(tmp_path: Path, monkeypatch: pytest.M
 
     spec = WorkloadSpec(data="cifar10", data_dir=str(tmp_path))
     check_workload(spec)
-    data = load_data(spec, CPU, sealed=False)
+    data = require_images(load_data(spec, CPU, sealed=False))
     assert data.sizes == {"train": 180, "validation": 20, "test": 50}
     assert (data.classes, data.channels, data.image_size) == (tuple("0123456789"), 3, 32)
     images, labels = next(iter(data.evaluation_batches("test")))

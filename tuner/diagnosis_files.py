@@ -21,6 +21,7 @@ from tuner.network import Network
 from tuner.report.figures import COLOURS, GREY, PALE, SMALL, WIDTH, numbers, panels
 from tuner.spec import EpochMetrics
 from tuner.trained import Trained
+from tuner.workloads.data import require_images
 
 FILES = ("diagnosis.json", "diagnosis.png", "errors.png", "repaired.pt")
 MOST_CLASSES = 20
@@ -157,12 +158,13 @@ def attribution_picture(network: Network, diagnosis: Diagnosis, score: Score) ->
     if layer is None:
         return None
     network.model.eval()
+    data = require_images(network.data)
     images = torch.stack([example.image for example in diagnosis.examples]).to(network.device, network.dtype)
     taken = torch.tensor([example.predicted for example in diagnosis.examples], device=network.device)
     maps = LayerGradCam(network.model, layer).attribute(images, target=taken, relu_attributions=True)
     assert isinstance(maps, Tensor)
     heat = LayerAttribution.interpolate(maps.detach(), tuple(images.shape[2:]), "bilinear")[:, 0].cpu().numpy()
-    pixels = (images * network.data.deviation + network.data.mean).clamp(0, 255).cpu().permute(0, 2, 3, 1).numpy() / 255
+    pixels = (images * data.deviation + data.mean).clamp(0, 255).cpu().permute(0, 2, 3, 1).numpy() / 255
     columns = min(6, len(pixels))
     rows = math.ceil(len(pixels) / columns)
     figure = Figure(figsize=(WIDTH, 1.25 * rows), dpi=150, layout="constrained")

@@ -17,14 +17,14 @@ from tuner.outage import patiently
 from tuner.settings import digest, with_settings
 from tuner.spec import TrialSpec
 from tuner.store import WEIGHTS, Store
-from tuner.workloads.data import Images, cached_data
+from tuner.workloads.data import Data, cached_data
 
 FORMAT = 1
 
 
 def save_weights(network: Network, store: Store) -> None:
-    """Writes the weights and buffers that evaluation uses, on the CPU, with the spec's digest and that of the images
-    and their splits.  Raises :class:`StorageFailed` where the storage stays away."""
+    """Writes the weights and buffers that evaluation uses, on the CPU, with the spec's digest and that of the data
+    and its splits.  Raises :class:`StorageFailed` where the storage stays away."""
     content = {
         "format": FORMAT,
         "spec": digest(network.spec),
@@ -72,12 +72,12 @@ def score_on_test(spec: TrialSpec, store: Store, device: torch.device | None = N
     return *trained_network(spec, content["model"], data, device).evaluate("test"), data.digest
 
 
-def unsealed_data(spec: TrialSpec, device: torch.device) -> Images:
+def unsealed_data(spec: TrialSpec, device: torch.device) -> Data:
     """A training's data with the test split open."""
     return cached_data(spec.workload, device, sealed=False)
 
 
-def trained_network(spec: TrialSpec, state: Mapping[str, Tensor], data: Images, device: torch.device) -> Network:
+def trained_network(spec: TrialSpec, state: Mapping[str, Tensor], data: Data, device: torch.device) -> Network:
     """The network with these weights and buffers, to be evaluated.
 
     Raises :class:`InvalidInput` where they are not those of the spec's model for this data.

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from tuner.batch_norm import taken_alone
@@ -26,7 +25,7 @@ from tuner.optimizers import RandomScaling, make_optimizer, set_knobs
 from tuner.order import Batch
 from tuner.replicas import ALONE, Replicas
 from tuner.spec import TrialSpec
-from tuner.workloads.data import Images
+from tuner.workloads.data import Data
 from tuner.workloads.models import build_model
 
 NORM_BATCHES = 32
@@ -42,12 +41,12 @@ class Network:
     """The state of a training and the maps of it.  Seeds torch's global generators.
 
     Several replicas hold it alike, and have to call the methods that change or evaluate it alike.  Their steps are
-    those of one process on the whole batches, but for rounding, where the model treats each image by itself or by
+    those of one process on the whole batches, but for rounding, where the model treats each input by itself or by
     BatchNorm, and has no dropout: replicas draw other masks than one process.
     """
 
     def __init__(
-        self, spec: TrialSpec, data: Images, device: torch.device, *, num_steps: int, replicas: Replicas = ALONE
+        self, spec: TrialSpec, data: Data, device: torch.device, *, num_steps: int, replicas: Replicas = ALONE
     ) -> None:
         self.spec = spec
         self.data = data
@@ -55,9 +54,7 @@ class Network:
         self.replicas = replicas
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
         torch.manual_seed(spec.seed)
-        model = build_model(
-            spec.workload, num_classes=data.num_classes, channels=data.channels, image_size=data.image_size
-        )
+        model = build_model(spec.workload, **data.model_arguments)
         model = model.to(device=device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = replicas.whole_batches(model)
         self.optimizer = make_optimizer(self.model.parameters(), spec.optimizer, num_steps=num_steps)
@@ -112,30 +109,31 @@ class Network:
         model = self.average.module if self.average else self.model
         return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
-    def step(self, number: int, batch: Batch, images: Tensor, labels: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
-        """The map of step ``number`` (from 0) and its batch; the loss before it and how many images were right.
+    def step(self, number: int, batch: Batch, inputs: Tensor, labels: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
+        """The map of step ``number`` (from 0) and its batch; the loss before it and the sum of the task's score, which
+        of images is how many were right.
 
-        ``images`` and ``labels`` are this replica's part; what is returned is of the whole batch.
+        ``inputs`` and ``labels`` are this replica's part; what is returned is of the whole batch.
         """
         set_knobs(self.optimizer, **knobs._asdict(), rescale=self.spec.optimizer.momentum.rescale)
         if isinstance(self.optimizer, RandomScaling):
             self.optimizer.seek(number, batch.seed ^ SCALE_STREAM)
         self._seed(batch.seed)
         with self._autocast():
-            logits = self.train_forward(images.to(self.dtype))
-            loss = cross_entropy(logits, labels)
+            outputs = self.train_forward(inputs.to(self.dtype))
+            loss = self.data.task.loss(outputs, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.model)
-        mean, num_correct = loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        mean, score = loss.detach(), self.data.task.score_sum(outputs.detach(), labels)
         if self.replicas.size > 1:
-            mean, num_correct = self.replicas.sums(mean / self.replicas.size, num_correct)
-        return mean, num_correct
+            mean, score = self.replicas.sums(mean / self.replicas.size, score)
+        return mean, score
 
     def evaluate(self, split: str, newest: Iterable[Batch] = ()) -> tuple[float, float]:
-        """Mean loss (inf where it is not finite) and accuracy over a whole split, in evaluation mode; each replica
+        """Mean loss (inf where it is not finite) and mean score over a whole split, in evaluation mode; each replica
         takes a part of it.
 
         With an average its weights are evaluated, whose BatchNorm statistics are taken anew from ``newest``, the last
@@ -147,21 +145,21 @@ class Network:
             self._seed(self.spec.seed)
             with self._autocast():
                 # A short-lived name for each batch, no list of them.
-                update_bn((images.to(self.dtype) for images, _ in self.train_batches(newest)), self.average)
+                update_bn((inputs.to(self.dtype) for inputs, _ in self.train_batches(newest)), self.average)
             self.average.eval()
         self.model.eval()
         total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        total_correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        total_score = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.inference_mode():
-            for images, labels in self.data.evaluation_batches(split, self.replicas.part(self.data.sizes[split])):
+            for inputs, labels in self.data.evaluation_batches(split, self.replicas.part(self.data.sizes[split])):
                 with self._autocast():
-                    logits = forward(images.to(self.dtype))
-                total_loss += cross_entropy(logits.to(self.dtype), labels, reduction="sum")
-                total_correct += (logits.argmax(1) == labels).sum()
+                    outputs = forward(inputs.to(self.dtype))
+                total_loss += self.data.task.loss_sum(outputs.to(self.dtype), labels)
+                total_score += self.data.task.score_sum(outputs, labels)
         self._to_training()
-        loss, num_correct = map(float, self.replicas.sums(total_loss, total_correct))
+        loss, score = map(float, self.replicas.sums(total_loss, total_score))
         size = self.data.sizes[split]
-        return loss / size if math.isfinite(loss) else math.inf, num_correct / size
+        return loss / size if math.isfinite(loss) else math.inf, self.data.task.score(score, size)
 
     def logits(self, images: Tensor) -> Tensor:
         """The last weights' answer to images, (B, num_classes), in the mode the model is in, at the precision of the
@@ -177,28 +175,28 @@ class Network:
         """
         generator = torch.Generator().manual_seed(self.spec.seed)
         indices = torch.randperm(self.data.sizes["train"], generator=generator)[:CURVATURE_IMAGES]
-        (images, labels), *_ = self.data.train_batches([Batch(indices, self.spec.seed)])
-        images = images.to(self.dtype)
+        (inputs, labels), *_ = self.data.train_batches([Batch(indices, self.spec.seed)])
+        inputs = inputs.to(self.dtype)
 
         def loss() -> Tensor:
             self._seed(self.spec.seed)
-            return cross_entropy(self.model(images), labels)
+            return self.data.task.loss(self.model(inputs), labels)
 
         # Fused attention has no second derivative.
         with self._buffers_kept(), taken_alone(self.model), sdpa_kernel(SDPBackend.MATH):
             return estimate_curvature(loss, list(self.model.parameters()), seed=self.spec.seed)
 
     def train_batches(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """This replica's part of the images and labels of each batch."""
+        """This replica's part of the inputs and labels of each batch."""
         return self.data.train_batches(batches, self.replicas.part(self.spec.workload.batch_size))
 
     def warm_up(self, batch: Batch) -> float:
         """Seconds to compile and load the kernels of a training and an evaluation step; leaves the state as it was."""
         started = time.perf_counter()
         with self._buffers_kept():
-            for images, labels in self.train_batches([batch]):
+            for inputs, labels in self.train_batches([batch]):
                 with self._autocast():
-                    cross_entropy(self.train_forward(images.to(self.dtype)), labels).backward()
+                    self.data.task.loss(self.train_forward(inputs.to(self.dtype)), labels).backward()
             for parameter in self.model.parameters():
                 parameter.grad = None
             self.evaluate("validation", [batch])

@@ -31,7 +31,7 @@ from tuner.replicas import ALONE, Replicas
 from tuner.settings import digest, from_dict
 from tuner.spec import EpochMetrics, TrialSpec
 from tuner.store import Store
-from tuner.workloads.data import Images, cached_data
+from tuner.workloads.data import Data, cached_data
 
 CUDA_CHECK_INTERVAL = 16
 """Steps between two looks at the loss on a GPU, where each look waits for the device."""
@@ -87,7 +87,7 @@ class Training:
         self.spec = spec
         self.device = device
         self.replicas = replicas
-        self.data: Images = cached_data(spec.workload, device)
+        self.data: Data = cached_data(spec.workload, device)
         self.steps_per_epoch = self.data.sizes["train"] // spec.workload.batch_size
         order, lengths = spec.optimizer.order, {"num_epochs": spec.epochs, "steps_per_epoch": self.steps_per_epoch}
         self.num_steps = last_iterate(order, **lengths)
@@ -106,21 +106,22 @@ class Training:
         switch = switch_step(self.spec.optimizer, self.num_steps, self.history)
         started, loading = time.perf_counter(), self.data.loading_seconds
         losses: list[Tensor] = []
-        num_correct: list[Tensor] = []
+        scores: list[Tensor] = []
         num_steps = 0
         leg = next(self._legs)
         steps = self._load(itertools.chain.from_iterable(replay.numbers for replay in leg))
         for replay in leg:
             self._to_anchor(replay)
-            num_applied = self._apply(itertools.islice(steps, len(replay.numbers)), switch, losses, num_correct)
+            num_applied = self._apply(itertools.islice(steps, len(replay.numbers)), switch, losses, scores)
             num_steps = replay.n - len(replay.numbers) + num_applied
             if num_applied < len(replay.numbers):
                 break
         else:
             assert next(steps, None) is None  # so that data that is streamed knows it has been read
         train_loss = self._mean_loss(losses)
-        # All batches are of one size, so the mean over them is the mean over the images.
-        train_accuracy = float(torch.stack(num_correct).sum()) / (len(losses) * self.spec.workload.batch_size)
+        # All batches are of one size, so the mean over them is the mean over the samples.
+        num_samples = len(losses) * self.spec.workload.batch_size
+        train_accuracy = self.data.task.score(float(torch.stack(scores).sum()), num_samples)
         trained, loading = time.perf_counter(), self.data.loading_seconds - loading
         newest = self._batches(range(max(0, num_steps - NORM_BATCHES), num_steps))
         validation_loss, validation_accuracy = self.network.evaluate("validation", newest)
@@ -164,21 +165,21 @@ class Training:
         steps: Iterator[tuple[int, Batch, tuple[Tensor, Tensor]]],
         switch: int | None,
         losses: list[Tensor],
-        num_correct: list[Tensor],
+        scores: list[Tensor],
     ) -> int:
         """Takes steps, adds to the lists, and returns how many it took: fewer than there are after a divergence."""
         num_before = len(losses)
         check_interval = 1 if self.device.type == "cpu" else CUDA_CHECK_INTERVAL
-        for number, batch, (images, labels) in steps:
-            loss, correct = self.network.step(number, batch, images, labels, self._knobs(number, switch))
+        for number, batch, (inputs, labels) in steps:
+            loss, score = self.network.step(number, batch, inputs, labels, self._knobs(number, switch))
             losses.append(loss)
-            num_correct.append(correct)
+            scores.append(score)
             if len(losses) % check_interval == 0 and self._is_divergent(losses[-check_interval:]):
                 break
         return len(losses) - num_before
 
     def _load(self, numbers: Iterable[int]) -> Iterator[tuple[int, Batch, tuple[Tensor, Tensor]]]:
-        """The numbers with their batches and images; data that is streamed is read ahead of what is taken."""
+        """The numbers with their batches and inputs; data that is streamed is read ahead of what is taken."""
         ours, theirs, read_ahead = itertools.tee(numbers, 3)
         return zip(ours, self._batches(theirs), self.network.train_batches(self._batches(read_ahead)), strict=True)
 

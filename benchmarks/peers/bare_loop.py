@@ -19,16 +19,16 @@ from tuner.optimizers import make_optimizer
 from tuner.order import shuffled_batches
 from tuner.settings import with_settings
 from tuner.spec import OptimizerSpec, WorkloadSpec
-from tuner.workloads.data import Images, load_data
+from tuner.workloads.data import Data, load_data
 from tuner.workloads.models import build_model
 
 CPU = torch.device("cpu")
 
 
-def new_model(data: Images, workload: WorkloadSpec, device: torch.device, seed: int) -> nn.Module:
+def new_model(data: Data, workload: WorkloadSpec, device: torch.device, seed: int) -> nn.Module:
     """The workload's model on the device, in channels_last."""
     torch.manual_seed(seed)
-    model = build_model(workload, num_classes=data.num_classes, channels=data.channels, image_size=data.image_size)
+    model = build_model(workload, **data.model_arguments)
     return model.to(device)
 
 
@@ -49,7 +49,7 @@ def train_epoch(
     return total_loss.item() / num_steps
 
 
-def accuracy(model: nn.Module, data: Images, split: str) -> float:
+def accuracy(model: nn.Module, data: Data, split: str) -> float:
     """Share of a split's images that the model gets right."""
     model.eval()
     with torch.inference_mode():

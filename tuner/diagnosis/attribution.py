@@ -32,6 +32,7 @@ from torch.nn.functional import cross_entropy
 from tuner.diagnosis.groups import LayerGroup
 from tuner.errors import InvalidInput
 from tuner.network import Network
+from tuner.workloads.data import require_images
 
 Score: TypeAlias = Literal["raw", "per-element", "relative", "invariant", "ratio"]
 SCORES: tuple[Score, ...] = get_args(Score)
@@ -96,17 +97,18 @@ def diagnose(network: Network, groups: Sequence[LayerGroup], split: str = "valid
     forward and backward: linear in both.  Leaves weights, buffers and gradients as they were.
 
     The correct images are the first ones that come, no more at any time than there have been errors.
-    Raises :class:`InvalidInput` where nothing is misclassified, and where a loss is not finite.
+    Raises :class:`InvalidInput` for data without images, and where nothing is misclassified or a loss is not finite.
     """
     model, parameters = network.model, dict(network.model.named_parameters())
-    num_classes = network.data.num_classes
+    data = require_images(network.data)
+    num_classes = data.num_classes
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     wrong, right = ({name: torch.zeros_like(tensor) for name, tensor in parameters.items()} for _ in range(2))
     num_wrong = num_right = 0
     examples: list[Example] = []
     was_training = model.training
     model.eval()
-    for images, labels in network.data.evaluation_batches(split):
+    for images, labels in data.evaluation_batches(split):
         with torch.no_grad():
             predicted = network.logits(images).argmax(1)
         confusion.view(-1).index_add_(
@@ -134,7 +136,7 @@ def diagnose(network: Network, groups: Sequence[LayerGroup], split: str = "valid
         )
         for group in groups
     )
-    return Diagnosis(split, network.data.classes, confusion.numpy(), num_right, scored, tuple(examples))
+    return Diagnosis(split, data.classes, confusion.numpy(), num_right, scored, tuple(examples))
 
 
 def _add_gradients(total: Gradients, network: Network, images: Tensor, labels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ In reading order:
 
 - ``check``         may this workload be started? Without torch, so that a driver can ask
 - ``data``          ``load_data``: the data of a workload by name
+- ``task``          loss and score of a model's outputs
 - ``splits``        the fixed split into train, validation and test
 - ``datasets``      digits, Fashion-MNIST and CIFAR as arrays
 - ``folders``       folders of image files: scan, classes, split

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -18,10 +18,59 @@ from tuner.workloads.augmentation import Augmentation
 from tuner.workloads.datasets import LabeledImages, load_cifar, load_digits, load_fashion_mnist
 from tuner.workloads.images import WHOLE, ResidentImages
 from tuner.workloads.streaming import STREAMED_SIDE, StreamedImages
+from tuner.workloads.task import Task
 
 
-class Images(Protocol):
-    """Classified square images in three splits, ``train``, ``validation`` and ``test``."""
+class Data(Protocol):
+    """What a training asks of its data: inputs with labels in three splits, ``train``, ``validation`` and ``test``."""
+
+    @property
+    def task(self) -> Task:
+        """What a model's outputs are held against."""
+
+    @property
+    def model_arguments(self) -> Mapping[str, int]:
+        """What a model is built for, by the names under which its builder is told."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Split -> number of samples."""
+
+    sealed: bool
+    """Whether the test split is refused."""
+
+    @property
+    def splits_note(self) -> str:
+        """One sentence on how the splits were made."""
+
+    @property
+    def digest(self) -> str:
+        """Equal where the data and the split are."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Unreadable images that were left out so far."""
+
+    @property
+    def loading_seconds(self) -> float:
+        """Time that the caller has waited for data so far."""
+
+    def train_batches(self, batches: Iterable[Batch], part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs (B, ...), float, and labels (B,), on the device.
+
+        They come in the order of the batches; the same batch gives the same bits at every call, and a ``part`` of each
+        batch, from its start on or from a place in it, the same as in the whole.
+        """
+
+    def evaluation_batches(self, split: str, part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole split, or a part of it, without augmentation, the last batch short.
+
+        Raises :class:`SealedSplit` for the test split of sealed data.
+        """
+
+
+class Images(Data, Protocol):
+    """Classified square images: (B, C, S, S), float32, normalized, channels_last; labels int64."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -45,44 +94,19 @@ class Images(Protocol):
     def deviation(self) -> Tensor:
         """Standard deviation, likewise; what normalization divides by."""
 
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Split -> number of images."""
 
-    sealed: bool
-    """Whether the test split is refused."""
-
-    @property
-    def splits_note(self) -> str:
-        """One sentence on how the splits were made."""
-
-    @property
-    def digest(self) -> str:
-        """Equal where the data and the split are."""
-
-    @property
-    def num_skipped(self) -> int:
-        """Unreadable images that were left out so far."""
-
-    @property
-    def loading_seconds(self) -> float:
-        """Time that the caller has waited for data so far."""
-
-    def train_batches(self, batches: Iterable[Batch], part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, C, S, S), float32, normalized, channels_last, and labels (B,), int64, on the device.
-
-        They come in the order of the batches; the same batch gives the same bits at every call, and a ``part`` of each
-        batch, from its start on or from a place in it, the same as in the whole.
-        """
-
-    def evaluation_batches(self, split: str, part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole split, or a part of it, without augmentation, the last batch short.
-
-        Raises :class:`SealedSplit` for the test split of sealed data.
-        """
+def are_images(data: Data) -> TypeGuard[Images]:
+    return isinstance(data, ResidentImages | StreamedImages)
 
 
-def load_data(spec: WorkloadSpec, device: torch.device, *, sealed: bool = True) -> Images:
+def require_images(data: Data) -> Images:
+    """The data itself.  Raises :class:`InvalidInput` where it has no images."""
+    if not are_images(data):
+        raise InvalidInput("this data has no images")
+    return data
+
+
+def load_data(spec: WorkloadSpec, device: torch.device, *, sealed: bool = True) -> Data:
     """The workload's data, ready for the device; the test split can be had only where ``sealed`` is False.
 
     Raises :class:`InvalidInput` for an unknown name, for data that is not there or cannot be read, and for a batch
@@ -175,7 +199,7 @@ def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else decoding.free_memory()
 
 
-DATA: dict[str, Callable[[WorkloadSpec, torch.device], Images]] = {
+DATA: dict[str, Callable[[WorkloadSpec, torch.device], Data]] = {
     # A mirrored digit is no digit.
     "digits": partial(_resident, load_digits, Augmentation(padding=1)),
     "fashion-mnist": partial(_resident, load_fashion_mnist, Augmentation(padding=2, flip=True)),

@@ -12,6 +12,7 @@ from torch import Tensor
 from tuner.order import Batch
 from tuner.workloads.augmentation import Augmentation, apply, draw
 from tuner.workloads.splits import Labels, Splits, refuse_sealed
+from tuner.workloads.task import CLASSIFICATION
 
 EVALUATION_BATCH = 256
 """Images a forward pass in evaluation, at least: a small training batch would waste a GPU."""
@@ -28,6 +29,7 @@ class ResidentImages:
 
     loading_seconds = 0.0
     """Nobody waits for data that is there."""
+    task = CLASSIFICATION
 
     def __init__(
         self,
@@ -52,6 +54,11 @@ class ResidentImages:
         self.num_classes = len(classes)
         self.image_size = pixels.shape[1]
         self.channels = pixels.shape[3]
+        self.model_arguments = {
+            "num_classes": self.num_classes,
+            "channels": self.channels,
+            "image_size": self.image_size,
+        }
         self.sizes = {name: len(positions) for name, positions in splits.items()}
         self.splits_note = splits_note
         self.digest = digest

@@ -22,6 +22,7 @@ from tuner.workloads.decoding import READ_ERRORS, THREADS, corrupt
 from tuner.workloads.folders import Listing
 from tuner.workloads.images import EVALUATION_BATCH, WHOLE, channel_statistics, normalize
 from tuner.workloads.splits import Splits, refuse_sealed
+from tuner.workloads.task import CLASSIFICATION
 
 STREAMED_SIDE = 224
 """Side of the images that a model sees, where the files are not smaller; ImageNet's usual one."""
@@ -69,6 +70,8 @@ class StreamedImages:
     evaluation, the center.  One iteration over training batches and one over evaluation batches may go on at a time.
     """
 
+    task = CLASSIFICATION
+
     def __init__(
         self,
         listing: Listing,
@@ -90,6 +93,7 @@ class StreamedImages:
         self.num_classes = len(listing.classes)
         self.channels = 3
         self.image_size = side
+        self.model_arguments = {"num_classes": self.num_classes, "channels": self.channels, "image_size": side}
         self.sizes = {name: len(positions) for name, positions in splits.items()}
         self.splits_note = splits_note
         self.digest = digest
