@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TIMES = ("seconds", "evaluation_seconds", "compile_seconds", "curvature_seconds", "images_per_second", "finished_at")
 CURVATURE = ("curvature_top", "curvature_mean", "damping_ratio")
 PARTLY_USED = WorkloadSpec(model="tests.test_replicas:partly_used")
+DIAGONAL = WorkloadSpec(data="diagonal", model="diagonal")
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +51,25 @@ def numbers(history: list[EpochMetrics]) -> list[dict[str, Any]]:
 
 
 def first_step(replicas: Replicas, spec: TrialSpec) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Loss, images that were right, gradients and buffers of the first step."""
+    """Loss, score, gradients and buffers of the first step."""
     training = Training(spec, CPU, replicas)
     ((number, batch, (images, labels)),) = training._load([0])
     assert len(images) == spec.workload.batch_size // replicas.size
-    loss, num_correct = training.network.step(number, batch, images, labels, training._knobs(number, None))
+    loss, score = training.network.step(number, batch, images, labels, training._knobs(number, None))
     model = training.network.model
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return loss, num_correct, {**gradients, **dict(model.named_buffers())}
+    return loss, score, {**gradients, **dict(model.named_buffers())}
 
 
-@pytest.mark.parametrize("workload", [WorkloadSpec(), PARTLY_USED])
+@pytest.mark.parametrize("workload", [WorkloadSpec(), PARTLY_USED, DIAGONAL])
 def test_gradients_and_statistics_of_a_step_are_those_of_the_whole_batch(
     two: Processes, workload: WorkloadSpec
 ) -> None:
     spec = small(workload=workload)
-    loss, num_correct, expected = first_step(ALONE, spec)
+    loss, score, expected = first_step(ALONE, spec)
     for of_rank in two(first_step, spec):
         torch.testing.assert_close(of_rank[0], loss.double(), rtol=1e-12, atol=0)
-        assert of_rank[1] == num_correct
+        assert float(of_rank[1]) == pytest.approx(float(score), rel=1e-12)
         assert of_rank[2].keys() == expected.keys()
         for name, tensor in of_rank[2].items():
             tensor, whole = tensor.double(), expected[name].double()

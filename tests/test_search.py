@@ -234,6 +234,8 @@ SILENT = "http://127.0.0.1:{port}"
         (["--variants", "sgdmm"], "--variants: unknown variant 'sgdmm': did you mean 'sgdm'?"),
         (["--workload", "digit"], "did you mean 'digits'?"),
         (["--model", "resnet9"], "resnet"),
+        (["--workload", "diagonal", "--model", "resnet8"], "--model resnet8: takes images, and diagonal has none"),
+        (["--model", "diagonal"], "--model diagonal: takes the workload diagonal alone"),
         (["--model", "nowhere.module:function"], "nowhere"),
         (["--model", "alexnet"], "alexnet"),
         (["--output", "s3://bucket/runs"], "--output s3://bucket/runs"),

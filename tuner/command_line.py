@@ -25,7 +25,7 @@ def parse(argv: Sequence[str]) -> tuple[SearchSpec, str | None]:
     A resumed search has the settings of its first start; argv may change those that change no result.
     Raises InvalidInput; exits with status 0 for ``--help``.
     """
-    asked = _parse(argv, SearchSpec())
+    asked = _parse(argv, None)
     if asked.resume is None:
         return run_folder.with_name(asked), None
     saved, search_id = run_folder.load(asked.output, asked.resume)
@@ -46,11 +46,14 @@ def how_to_go_on(spec: SearchSpec) -> str:
     return f"Go on with: {PROGRAM} --resume {spec.name}{output}"
 
 
-def _parse(argv: Sequence[str], default: SearchSpec) -> SearchSpec:
+def _parse(argv: Sequence[str], start: SearchSpec | None) -> SearchSpec:
+    """``start`` with what argv says; without one the class's own defaults, of which some depend on what is given."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(SearchSpec, args=list(argv), default=default, prog=PROGRAM)
+            if start is None:
+                return tyro.cli(SearchSpec, args=list(argv), prog=PROGRAM)
+            return tyro.cli(SearchSpec, args=list(argv), default=start, prog=PROGRAM)
     except SystemExit as stop:
         if stop.code == 0:
             raise

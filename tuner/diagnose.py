@@ -32,7 +32,7 @@ from tuner.plan import BAD_INPUT, DEFAULT_TRACKING_URI, INTERRUPTED, OK, STORAGE
 from tuner.preflight import check_folder, check_tracking_uri
 from tuner.spec import TrialSpec
 from tuner.trained import Trained, open_trained
-from tuner.workloads.data import cached_data
+from tuner.workloads.data import are_images, cached_data
 
 DEFAULTS = RepairSettings()
 
@@ -124,6 +124,10 @@ def _open(options: argparse.Namespace, name: str) -> tuple[Trained, Network, tup
     data = cached_data(trained.spec.workload, device)
     if trained.data not in (None, data.digest):
         raise InvalidInput(f"{name}: the data is not what these weights were trained on")
+    if not are_images(data):
+        raise InvalidInput(
+            f"{name}: its workload {trained.spec.workload.data} has no images, and a diagnosis is of misclassified ones"
+        )
     network = trained_network(trained.spec, trained.state, data, device)
     return trained, network, layer_groups(network.model)
 

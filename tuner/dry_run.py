@@ -62,7 +62,7 @@ def print_plan(spec: SearchSpec, variants: Sequence[Variant]) -> None:
     num_trainings = num_trials + num_tuned + num_plain
     console.print(
         f"Cost at most: {num_trainings} trainings x {spec.epochs} epochs x {steps} steps "
-        f"= {num_trainings * budget} gradient evaluations of {spec.batch_size} images."
+        f"= {num_trainings * budget} gradient evaluations of {spec.batch_size} samples."
     )
     console.print("Nothing was started.")
 

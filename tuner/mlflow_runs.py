@@ -47,15 +47,16 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """The images that a search trains on."""
+    """The data that a search trains on."""
 
     name: str
     digest: str
     source: str
     """Its folder, or the package that it comes with."""
     sizes: Mapping[str, int]
-    """Split -> number of images."""
-    num_classes: int
+    """Split -> number of samples."""
+    num_classes: int | None
+    """None where nothing is classified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +293,8 @@ def _worth(run: Run, known: str | None) -> tuple[bool, bool, bool, int]:
 
 
 def _input(dataset: DataSet) -> DatasetInput:
-    profile = {"digest": dataset.digest, "num_classes": dataset.num_classes, **dataset.sizes}
+    classes = {} if dataset.num_classes is None else {"num_classes": dataset.num_classes}
+    profile = {"digest": dataset.digest, **classes, **dataset.sizes}
     entity = Dataset(
         dataset.name,
         dataset.digest[:MAX_DATASET_DIGEST_SIZE],

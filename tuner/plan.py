@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, get_args
 from search_spaces import expand
 from tuner.errors import InvalidInput, masked, unknown
 from tuner.spec import OptimizerSpec, Precision, TrialSpec, WorkloadSpec
+from tuner.workloads.pairing import default_model
 
 OK, NOTHING_FINISHED, BAD_INPUT, STORAGE_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses of the command."""
@@ -77,9 +78,11 @@ class SearchSpec:
     early_stopping: bool = True
     """Stop the trials that fall behind their own variant's at successive rungs."""
     workload: str = "digits"
-    """Data: digits, fashion-mnist, cifar10, cifar100, imagefolder."""
-    model: str = "resnet8"
-    """Model: resnet8/20/32/56, resnet18/34/50, a torchvision classifier, or package.module:function."""
+    """Data: digits, fashion-mnist, cifar10, cifar100, imagefolder; or diagonal, Gaussian samples for a network of two
+    weights a coordinate, whose accuracy is R^2."""
+    model: str | None = None
+    """Model: resnet8/20/32/56, resnet18/34/50, a torchvision classifier, or package.module:function; of the workload
+    diagonal, diagonal or diagonal-squares. Default: resnet8, or diagonal for the workload diagonal."""
     data_dir: str | None = None
     """Folder of the data."""
     download: bool = False
@@ -91,7 +94,7 @@ class SearchSpec:
     epochs: int = 10
     """Largest number of epochs a trial, at least 1."""
     batch_size: int = 64
-    """Images a gradient evaluation, at least 1."""
+    """Images, or samples, a gradient evaluation, at least 1."""
     precision: Precision = "auto"
     """auto is bfloat16 autocast on a GPU and float32 elsewhere."""
     compile: bool = False
@@ -139,6 +142,9 @@ class SearchSpec:
     """Print all variants, what they search and their named points; start nothing."""
 
     def __post_init__(self) -> None:
+        if self.model is None:
+            # Here and not where it is used: what is saved, shown and compared is the model that is trained.
+            object.__setattr__(self, "model", default_model(self.workload))
         if self.data_dir is not None:
             # Absolute: workers, and whoever resumes the search, may be in other folders.
             object.__setattr__(self, "data_dir", str(Path(self.data_dir).absolute()))
@@ -219,7 +225,7 @@ class SearchSpec:
         """What every trial trains."""
         return WorkloadSpec(
             data=self.workload,
-            model=self.model,
+            model=self.model or default_model(self.workload),
             data_dir=self.data_dir,
             batch_size=self.batch_size,
             skip_corrupt=self.skip_corrupt,

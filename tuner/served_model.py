@@ -2,8 +2,8 @@
 
     python -m tuner.served_model RUN_FOLDER OUT
 
-The model takes pixels as files hold them and gives probabilities.  It is a graph: whoever loads it needs torch and
-MLflow, not this package.
+Of images the model takes pixels as files hold them and gives probabilities; of the workload diagonal it takes inputs
+and gives predictions, as in the training.  It is a graph: whoever loads it needs torch and MLflow, not this package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import mlflow.pytorch
-import numpy as np
 import torch
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -33,7 +32,7 @@ from tuner.settings import digest
 from tuner.spec import TrialSpec
 from tuner.store import Store
 from tuner.trial_folder import read_spec
-from tuner.workloads.data import Images, load_data
+from tuner.workloads.data import Data, are_images, load_data
 from tuner.workloads.images import normalize
 from tuner.workloads.models import build_model
 
@@ -56,8 +55,10 @@ class ServedModel(nn.Module):
         return logits.softmax(1)
 
 
-def load_served(folder: Path, store: Store | None = None) -> tuple[ServedModel, Images, TrialSpec]:
+def load_served(folder: Path, store: Store | None = None) -> tuple[nn.Module, Data, TrialSpec]:
     """The model of a confirmed run's folder, on the CPU, the data it was trained on, and its spec.
+
+    The model is a :class:`ServedModel` of images, and else takes float32.
 
     ``store`` has its final weights; by default the folder has them.
 
@@ -72,46 +73,57 @@ def load_served(folder: Path, store: Store | None = None) -> tuple[ServedModel, 
     data = load_data(replace(spec.workload, loader_workers=0), torch.device("cpu"))
     if data.digest != content["data"]:
         raise InvalidInput(f"{store.place}: the data is not what these weights were trained on")
-    model = build_model(spec.workload, num_classes=data.num_classes, channels=data.channels, image_size=data.image_size)
+    model = build_model(spec.workload, **data.model_arguments)
     # In float32, whatever the training's precision.
     model.load_state_dict(content["model"])
     # Weights in channels_last are no whole tensors to torch.export's archive.
     model = model.to(memory_format=torch.contiguous_format)
-    return ServedModel(model, data.mean, data.deviation).eval(), data, spec
+    served = ServedModel(model, data.mean, data.deviation) if are_images(data) else model
+    return served.eval(), data, spec
+
+
+def example(data: Data) -> Tensor:
+    """Two inputs as the served model takes them, as the graph would take batches of one alone if it was made of one."""
+    inputs, _ = next(iter(data.evaluation_batches("validation")))
+    inputs = inputs[[0, -1]]
+    if are_images(data):
+        return (inputs * data.deviation + data.mean).round().to(torch.uint8).contiguous()
+    return inputs.float()
 
 
 def save_served(folder: Path, out: Path, store: Store | None = None) -> None:
     """Saves the model of a confirmed run's folder as an MLflow model, whole or not at all.
 
-    Its metadata name the classes, and the digests of the spec and of the data.
+    Its metadata name the classes, where there are any, and the digests of the spec and of the data.
     Raises :class:`InvalidInput` as :func:`load_served` does, and where ``out`` exists; what torch.export has against
     the model is raised as it comes.
     """
     if out.exists():
         raise InvalidInput(f"{out} exists already")
     model, data, spec = load_served(folder, store)
-    images, _ = next(iter(data.evaluation_batches("validation")))
-    # Two, as the graph would take batches of one alone if it was made from one.
-    pixels = (images[[0, -1]] * data.deviation + data.mean).round().to(torch.uint8)
-    shape = (-1, data.channels, data.image_size, data.image_size)
+    inputs = example(data)
+    with torch.inference_mode():
+        outputs = model(inputs)
+    classes = {"classes": list(data.classes)} if are_images(data) else {}
     draft = out.with_name(f"{out.name}.new{os.getpid()}")
     try:
         mlflow.pytorch.save_model(
             model,
             draft,
-            signature=ModelSignature(
-                Schema([TensorSpec(np.dtype(np.uint8), shape)]),
-                Schema([TensorSpec(np.dtype(np.float32), (-1, data.num_classes))]),
-            ),
-            input_example=pixels.contiguous().numpy(),
+            signature=ModelSignature(_schema(inputs), _schema(outputs)),
+            input_example=inputs.numpy(),
             # Given, as MLflow would load the model in another process to find them; the build, "+cu132", is no release.
             pip_requirements=[f"torch=={versions()['torch'].partition('+')[0]}"],
             serialization_format="pt2",
-            metadata={"classes": list(data.classes), "spec": digest(spec), "data": data.digest},
+            metadata={**classes, "spec": digest(spec), "data": data.digest},
         )
         draft.replace(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _schema(batch: Tensor) -> Schema:
+    return Schema([TensorSpec(batch.numpy().dtype, (-1, *batch.shape[1:]))])
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -30,7 +30,7 @@ from tuner.settings import flatten
 from tuner.study import close_storage, open_storage, open_studies, study_name
 from tuner.tracking import DataSet, Tracking
 from tuner.tuning import Deadline, tune_all
-from tuner.workloads.check import Prepared
+from tuner.workloads.check import SOURCES, Prepared
 
 
 def check_storage(spec: SearchSpec) -> None:
@@ -65,7 +65,7 @@ def open_ledger(
         dataset=DataSet(
             name=spec.workload,
             digest=data.digest,
-            source=spec.data_dir or "scikit-learn",
+            source=spec.data_dir or SOURCES[spec.workload],
             sizes=data.sizes,
             num_classes=data.num_classes,
         ),

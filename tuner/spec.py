@@ -20,15 +20,15 @@ class WorkloadSpec:
     """What is trained: data, model, batch."""
 
     data: str = "digits"
-    """A key of :data:`tuner.workloads.DATA`."""
+    """A key of :data:`tuner.workloads.data.DATA`."""
     model: str = "resnet8"
-    """A key of :data:`tuner.workloads.MODELS`, a torchvision classifier, or ``package.module:function``."""
+    """A key of :data:`tuner.workloads.models.MODELS`, a torchvision classifier, or ``package.module:function``."""
     data_dir: str | None = None
-    """Folder of the data; not used by ``digits``."""
+    """Folder of the data; not used by ``digits`` and ``diagonal``."""
     download: bool = False
     """Fetch the data set into ``data_dir`` where it is missing."""
     batch_size: int = 64
-    """Images a gradient evaluation, at least 1."""
+    """Images, or samples, a gradient evaluation, at least 1."""
     augment: bool = True
     """Random crops and flips, as far as the data set allows them."""
     skip_corrupt: bool = False
@@ -95,13 +95,15 @@ class EpochMetrics:
     budget: int
     """Gradient evaluations of the whole training as planned."""
     train_loss: float
-    """Mean cross-entropy over the batches since the evaluation before, as trained on; inf where it diverged."""
+    """Mean loss, cross-entropy of images, over the batches since the evaluation before, as trained on; inf where it
+    diverged."""
     train_accuracy: float
-    """Share of this epoch's training images, as augmented, that were classified correctly, in [0, 1]."""
+    """Share of this epoch's training images, as augmented, that were classified correctly, in [0, 1]; of the workload
+    diagonal R^2 over its samples, at least 0."""
     validation_loss: float
-    """Mean cross-entropy over the validation split; inf where it is not finite."""
+    """Mean loss over the validation split; inf where it is not finite."""
     validation_accuracy: float
-    """In [0, 1], in evaluation mode."""
+    """The same score there, in evaluation mode."""
     lr: float
     """Learning rate of the newest batch's step; the next two likewise."""
     momentum: float

@@ -22,6 +22,7 @@ from tuner.settings import Setting, from_dict, to_json, with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec
 from tuner.store import Store, check_place
 from tuner.train import train
+from tuner.workloads.pairing import default_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,6 +101,8 @@ def _with_settings(spec: TrialSpec, given: Sequence[str]) -> TrialSpec:
         if not separator:
             raise InvalidInput(f"--set {text}: must be NAME=VALUE")
         settings[name if name.partition(".")[0] in of_trial else f"optimizer.{name}"] = value
+    if spec.workload.model == default_model(spec.workload.data) and "workload.data" in settings:
+        settings.setdefault("workload.model", default_model(str(settings["workload.data"])))
     try:
         return with_settings(spec, settings)
     except InvalidInput as error:

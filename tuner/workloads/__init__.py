@@ -3,6 +3,7 @@
 In reading order:
 
 - ``check``         may this workload be started? Without torch, so that a driver can ask
+- ``pairing``       which model goes with which data
 - ``data``          ``load_data``: the data of a workload by name
 - ``task``          loss and score of a model's outputs
 - ``splits``        the fixed split into train, validation and test
@@ -14,4 +15,6 @@ In reading order:
 - ``streaming``     data that is read batch by batch
 - ``models``        ``build_model``: the model of a workload by name
 - ``resnet``        the small ResNets
+- ``population``    the workload diagonal as numbers
+- ``diagonal``      its samples and its models
 """

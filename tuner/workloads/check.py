@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tuner.errors import InvalidInput, unknown
 from tuner.settings import to_json
@@ -20,19 +20,30 @@ from tuner.workloads import decoding, folders
 from tuner.workloads.datasets import (
     CIFAR_FOLDERS,
     SPLITS_NOTES,
-    LabeledImages,
     data_folder,
     find_fashion_mnist,
     load_digits,
     load_fashion_mnist,
     missing,
 )
+from tuner.workloads.pairing import DIAGONAL_MODELS, check_model
+from tuner.workloads.population import NUM_TRAIN as NUM_DRAWN
+from tuner.workloads.population import describe_diagonal
 
-KNOWN_MODELS = ("resnet8", "resnet18", "resnet20", "resnet32", "resnet34", "resnet50", "resnet56")
+KNOWN_MODELS = ("resnet8", "resnet18", "resnet20", "resnet32", "resnet34", "resnet50", "resnet56", *DIAGONAL_MODELS)
 """Keys of :data:`tuner.workloads.models.MODELS`, which cannot be read without torch."""
 
-NUM_TRAIN = {"digits": 1078, "fashion-mnist": 54_000, "cifar10": 45_000, "cifar100": 45_000}
-"""Images of the training split, known without reading the data."""
+NUM_TRAIN = {
+    "digits": 1078,
+    "fashion-mnist": 54_000,
+    "cifar10": 45_000,
+    "cifar100": 45_000,
+    "diagonal": NUM_DRAWN,
+}
+"""Size of the training split, known without reading the data."""
+
+SOURCES = {"digits": "scikit-learn", "diagonal": "tuner.theory.problem"}
+"""Name of data that needs no folder -> what it comes with."""
 
 TRY = """
 import json, sys, torch
@@ -46,7 +57,7 @@ try:
     find_model(spec.model)
     data = load_data(spec, torch.device("cpu"))
     try:
-        build_model(spec, num_classes=data.num_classes, channels=data.channels, image_size=data.image_size)
+        build_model(spec, **data.model_arguments)
     except InvalidInput:
         raise
     except Exception as error:
@@ -54,13 +65,29 @@ try:
 except InvalidInput as error:
     print(error)
     sys.exit(2)
-print(json.dumps({"digest": data.digest, "sizes": data.sizes, "num_classes": data.num_classes}))
+num_classes = data.model_arguments.get("num_classes")
+print(json.dumps({"digest": data.digest, "sizes": data.sizes, "num_classes": num_classes}))
 """
 """Fetches the data where it is missing, tries the model on it, and says what the data is."""
 
-WITHOUT_TORCH: dict[str, Callable[[WorkloadSpec], LabeledImages]] = {
+
+class Described(Protocol):
+    """What a search has to know of its data."""
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
+
+    @property
+    def num_classes(self) -> int | None: ...
+
+
+WITHOUT_TORCH: dict[str, Callable[[WorkloadSpec], Described]] = {
     "digits": load_digits,
     "fashion-mnist": load_fashion_mnist,
+    "diagonal": describe_diagonal,
 }
 """Name of the data -> what reads it, where it is there, without torch."""
 
@@ -74,16 +101,18 @@ class Prepared:
     stream: Literal["auto", "always", "never"]
     """Whether images are read batch by batch: decided here, as free memory differs from trial to trial."""
     digest: str
-    """That of the loaded data (:class:`tuner.workloads.data.Images`)."""
+    """That of the loaded data (:class:`tuner.workloads.data.Data`)."""
     sizes: Mapping[str, int]
-    """Split -> number of images."""
-    num_classes: int
+    """Split -> number of samples."""
+    num_classes: int | None
+    """None where nothing is classified."""
 
 
 def check_workload(spec: WorkloadSpec) -> None:
-    """Raises :class:`InvalidInput` where the data is not there; reads no image."""
+    """Raises :class:`InvalidInput` where the data is not there, or the model is of other data; reads no image."""
     if spec.data not in CHECKS:
         raise unknown("data", spec.data, CHECKS)
+    check_model(spec.data, spec.model)
     if spec.stream == "always" and spec.data != "imagefolder":
         raise InvalidInput(f"--stream always: {spec.data} is held in memory, only imagefolder can be streamed")
     CHECKS[spec.data](spec)
@@ -110,8 +139,7 @@ def _prepare_known(spec: WorkloadSpec) -> Prepared:
     _check_batch_size(spec, NUM_TRAIN[spec.data])
     if spec.data in WITHOUT_TORCH and spec.model in KNOWN_MODELS and is_there(spec):
         whole = WITHOUT_TORCH[spec.data](spec)
-        sizes = {split: len(positions) for split, positions in whole.splits.items()}
-        return Prepared(SPLITS_NOTES[spec.data], spec.stream, whole.digest, sizes, len(whole.classes))
+        return Prepared(SPLITS_NOTES[spec.data], spec.stream, whole.digest, whole.sizes, whole.num_classes)
     return Prepared(SPLITS_NOTES[spec.data], spec.stream, **_try(spec))
 
 
@@ -175,6 +203,7 @@ def _check_image_folder(spec: WorkloadSpec) -> None:
 
 CHECKS: dict[str, Callable[[WorkloadSpec], None]] = {
     "digits": lambda spec: None,
+    "diagonal": lambda spec: None,
     "fashion-mnist": _check_published,
     "cifar10": _check_published,
     "cifar100": _check_published,

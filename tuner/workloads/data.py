@@ -16,7 +16,9 @@ from tuner.spec import WorkloadSpec
 from tuner.workloads import decoding, folders
 from tuner.workloads.augmentation import Augmentation
 from tuner.workloads.datasets import LabeledImages, load_cifar, load_digits, load_fashion_mnist
+from tuner.workloads.diagonal import DiagonalSamples
 from tuner.workloads.images import WHOLE, ResidentImages
+from tuner.workloads.population import make_population
 from tuner.workloads.streaming import STREAMED_SIDE, StreamedImages
 from tuner.workloads.task import Task
 
@@ -195,6 +197,10 @@ def _image_folder(spec: WorkloadSpec, device: torch.device) -> Images:
     )
 
 
+def _diagonal(spec: WorkloadSpec, device: torch.device) -> Data:
+    return DiagonalSamples(make_population(), device=device)
+
+
 def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else decoding.free_memory()
 
@@ -206,5 +212,6 @@ DATA: dict[str, Callable[[WorkloadSpec, torch.device], Data]] = {
     "cifar10": partial(_resident, load_cifar, Augmentation(padding=4, flip=True)),
     "cifar100": partial(_resident, load_cifar, Augmentation(padding=4, flip=True)),
     "imagefolder": _image_folder,
+    "diagonal": _diagonal,
 }
 """Name -> what loads it."""

@@ -46,6 +46,8 @@ SPLITS_NOTES = {
     "fashion-mnist": _PUBLISHED,
     "cifar10": _PUBLISHED,
     "cifar100": _PUBLISHED,
+    "diagonal": "train is drawn afresh for every batch; validation and test are both the whole population, of which "
+    "nothing is a sample, so nothing is fitted to one; accuracy is R^2, 1 - (mean r^2) / (mean y^2), at least 0",
 }
 """Name of the data -> how its splits are made."""
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -64,6 +66,15 @@ class LabeledImages:
     splits: Splits
     splits_note: str
     """One sentence on how the splits were made."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Split -> number of images."""
+        return {split: len(positions) for split, positions in self.splits.items()}
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
 
     @property
     def digest(self) -> str:

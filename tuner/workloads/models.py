@@ -6,32 +6,36 @@ import importlib
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from tuner.errors import InvalidInput, unknown
 from tuner.spec import WorkloadSpec
+from tuner.workloads.diagonal import diagonal, diagonal_squares
+from tuner.workloads.pairing import check_model
 from tuner.workloads.resnet import ResNet
 
 SMALL_SIDE = 64
 """Below this side in pixels a stem that divides the sides by 4 leaves the residual blocks too little to see."""
 
 
-class Builder(Protocol):
-    """Makes a model with fresh weights, drawn from torch's global generator."""
+Builder: TypeAlias = Callable[..., nn.Module]
+"""Makes a model with fresh weights, drawn from torch's global generator, from the data's ``model_arguments`` by name:
+``num_classes``, ``channels`` and ``image_size`` of images, ``dimension`` of the workload diagonal."""
 
-    def __call__(self, *, num_classes: int, channels: int, image_size: int) -> nn.Module: ...
 
-
-def build_model(spec: WorkloadSpec, *, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """The workload's model: images (B, channels, image_size, image_size) -> logits (B, num_classes); channels_last.
+def build_model(spec: WorkloadSpec, **model_arguments: int) -> nn.Module:
+    """The workload's model, channels_last: of images (B, channels, image_size, image_size) -> logits (B, num_classes),
+    of the workload diagonal (B, dimension) -> predictions (B,).
 
     Its weights come from torch's global generator: seed that first.
-    Raises :class:`InvalidInput` for an unknown name, and for a torchvision model that cannot take such images.
+    Raises :class:`InvalidInput` for an unknown name, for a model of other data, and for a torchvision model that cannot
+    take such images.
     """
-    model = find_model(spec.model)(num_classes=num_classes, channels=channels, image_size=image_size)
+    check_model(spec.data, spec.model)
+    model = find_model(spec.model)(**model_arguments)
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model {spec.model!r} gave a {type(model).__name__}, not a torch.nn.Module")
     return model.to(memory_format=torch.channels_last)
@@ -123,6 +127,8 @@ MODELS: dict[str, Builder] = {
     "resnet18": partial(_torchvision_resnet, "resnet18"),
     "resnet34": partial(_torchvision_resnet, "resnet34"),
     "resnet50": partial(_torchvision_resnet, "resnet50"),
+    "diagonal": diagonal,
+    "diagonal-squares": diagonal_squares,
 }
 """Name -> what builds it; ``find_model`` knows all other classifiers of torchvision too."""
 

@@ -50,7 +50,7 @@ class Regression:
 
         loss = mean of r^2/2,   score = R^2 = 1 - (mean of r^2) / E y^2,   0 where that is negative
 
-    Labels of mean 0 are meant, of which E y^2 is the variance.
+    Labels of mean 0 are meant, of which E y^2 is the variance.  ValueError where the two have not one shape.
     """
 
     label_square: float
@@ -74,6 +74,9 @@ CLASSIFICATION = Classification()
 
 
 def _residuals(outputs: Tensor, labels: Tensor) -> Tensor:
+    if outputs.shape != labels.shape:
+        # (B, 1) less (B,) would be (B, B), and trained on without a word.
+        raise ValueError(f"outputs of shape {tuple(outputs.shape)} for labels of shape {tuple(labels.shape)}")
     # Autocast's half precision has no digits left for a difference.
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     return outputs - labels.to(outputs.dtype)
