@@ -226,6 +226,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     return folder, resumed
 
 
+@pytest.mark.slow
 def test_a_search_is_whole_and_says_what_its_accuracy_is(
     searched: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
@@ -242,6 +243,7 @@ def test_a_search_is_whole_and_says_what_its_accuracy_is(
     assert written.returncode == 0, written.stderr
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_data_and_the_winning_model(
     searched: tuple[Path, subprocess.CompletedProcess[str]], data: Data
 ) -> None:
@@ -274,6 +276,7 @@ def test_mlflow_has_the_data_and_the_winning_model(
     assert any(score == pytest.approx(known, rel=1e-5) for known in scores)
 
 
+@pytest.mark.slow
 def test_its_networks_cannot_be_diagnosed(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     command = [sys.executable, "-m", "tuner.diagnose", "a/sgdm/confirm-1"]
     ran = subprocess.run(command, cwd=searched[0], capture_output=True, text=True, check=False)
@@ -283,6 +286,7 @@ def test_its_networks_cannot_be_diagnosed(searched: tuple[Path, subprocess.Compl
     )
 
 
+@pytest.mark.slow
 def test_its_plan_costs_nothing(tmp_path: Path) -> None:
     ran = search(tmp_path, "--workload", "diagonal", "--variants", "all", "--dry-run")
     assert ran.returncode == 0, ran.stderr
