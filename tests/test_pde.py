@@ -15,6 +15,8 @@ from tuner.theory.pde import Densities, GridLeft, solve_pde
 from tuner.theory.sde import simulate_sde
 from tuner.theory.steps import EffectiveSgd
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TIMES = np.linspace(0, 6, 61)
 
 

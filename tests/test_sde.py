@@ -12,6 +12,8 @@ from tuner.theory.sde import simulate_sde
 from tuner.theory.sgd import simulate_sgd
 from tuner.theory.steps import EffectiveSgd, Sgd
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TIMES = np.linspace(0, 6, 61)
 
 

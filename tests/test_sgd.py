@@ -15,6 +15,8 @@ from tuner.theory.sgd import Networks, Parametrization, simulate_sgd
 from tuner.theory.steps import EffectiveSgd, Sgd
 from tuner.theory.trajectory import Trajectory
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TIMES = np.linspace(0, 6, 61)
 
 

@@ -28,6 +28,8 @@ from tuner.theory import (
     standard_problem,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def test_critical_rate_of_the_standard_problem_is_four_thirds() -> None:
     problem = standard_problem()

@@ -67,12 +67,16 @@ def solve_pde(
     reach to either side.  Raises :class:`InvalidInput` where |u| = |v| for some type, whose theta is infinite, and
     :class:`GridLeft` where a density reaches farther.
     """
-    checked = require_times(times)
     if not 0 < cell <= 0.5:
         raise InvalidInput(f"cell = {cell}: must be in (0, 0.5] deviations")
     if not REACH <= width < math.inf:
         raise InvalidInput(f"width = {width}: must be at least {REACH:g} deviations")
-    densities = Densities(problem, cell, width)
+    return follow(Densities(problem, cell, width), sgd, times)
+
+
+def follow(densities: Densities, sgd: EffectiveSgd, times: Numbers) -> Trajectory:
+    """Takes densities that are at time 0 to the last of the times."""
+    checked = require_times(times)
     rows: list[tuple[float, ...]] = []
     time = 0.0
     for target in checked:

@@ -1,0 +1,178 @@
+"""The command ``python -m tuner.theory``: what theory says of a way of running SGD on a diagonal linear network.
+
+python -m tuner.theory --lr 0.4                           critical rate, rate, plateau, time to the goal; two pictures
+python -m tuner.theory --lr 0.1 --momentum 0.9 --batch 4
+python -m tuner.theory --lr 0.4 --law exponential         random step lengths, which halve the critical rate
+python -m tuner.theory --lr 0.4 --lam 1 0.5 --target 1 -2
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tuner.errors import InvalidInput
+from tuner.optimizers.random_scaling import LAWS
+from tuner.theory.pictures import plateau_against_lr, risk_over_time
+from tuner.theory.prediction import Prediction, predict
+from tuner.theory.problem import Floats, Problem, grid_problem, make_problem, standard_problem
+from tuner.theory.sde import simulate_sde
+from tuner.theory.sgd import simulate_sgd
+from tuner.theory.stability import critical_lr_of
+from tuner.theory.steps import Sgd
+
+BAD_INPUT, INTERRUPTED = 2, 130
+LATE = np.linspace(30, 40, 21)
+"""Times over which the risk that is left is measured."""
+MEASURED = (0.5, 0.8, 0.95, 1.05, 1.2, 1.5, 2.0)
+"""Learning rates at which it is, over the critical one."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; exit status 0, 2 for bad input, 130 after Ctrl-C."""
+    options = _parser().parse_args(argv)
+    try:
+        torch.set_num_threads(1)
+        _check(options)
+        problem, sgd = _problem(options), _sgd(options)
+        goal = (1 - options.goal) * problem.risk(np.zeros_like(problem.target))
+        prediction = predict(problem, sgd, dimension=options.dimension, goal=goal, horizon=options.horizon)
+        print("\n".join(_said(prediction, sgd, options)))
+        if not options.no_pictures:
+            print(_draw(problem, sgd, prediction, options))
+    except InvalidInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tuner.theory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lr", type=float, required=True, help="learning rate, of order 1 at one sample a step")
+    parser.add_argument("--momentum", type=float, default=0.0, help="heavy-ball momentum, in [0, 1). Default: 0")
+    parser.add_argument("--batch", type=int, default=1, help="samples a step. Default: 1")
+    parser.add_argument("--law", choices=LAWS, default="none", help="law of a random step length. Default: none")
+    parser.add_argument("--shape", type=float, default=2.0, help="shape of the gamma law. Default: 2")
+    parser.add_argument("--decay", type=float, default=0.0, help="weight decay of a step. Default: 0")
+    parser.add_argument("--noise", type=float, default=0.0, help="deviation of the labels' noise. Default: 0")
+    parser.add_argument(
+        "--lam",
+        type=float,
+        nargs="+",
+        help="eigenvalues of the inputs. Default: .2 .5 1 1.5 1.8, each with each target",
+    )
+    parser.add_argument("--target", type=float, nargs="+", help="weights to be found, aligned. Default: -1 0 .5 1.5")
+    parser.add_argument("--grid", action="store_true", help="every --lam with every --target")
+    parser.add_argument("--start", type=float, nargs=2, metavar=("U", "V"), default=(1.0, 0.0), help="Default: 1 0")
+    parser.add_argument("--goal", type=float, default=0.95, help="share of the labels' variance. Default: 0.95")
+    parser.add_argument("--horizon", type=float, help="time that is drawn, in steps/d. Default: as the goal needs")
+    parser.add_argument("--dimension", type=int, default=400, help="coordinates that are simulated. Default: 400")
+    parser.add_argument("--runs", type=int, default=32, help="runs of SGD; 0 simulates nothing. Default: 32")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulations. Default: 0")
+    parser.add_argument("--folder", type=Path, default=Path("theory"), help="where pictures go. Default: theory")
+    parser.add_argument("--no-pictures", action="store_true", help="print alone; simulate and draw nothing")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What is wrong whatever the rest is."""
+    if not 0 < options.goal < 1:
+        raise InvalidInput(f"--goal {options.goal}: must be in (0, 1)")
+    if options.runs < 0:
+        raise InvalidInput(f"--runs {options.runs}: must be at least 0")
+    if options.horizon is not None and not 0 < options.horizon < math.inf:
+        raise InvalidInput(f"--horizon {options.horizon}: must be above 0")
+    if (options.lam is None) != (options.target is None):
+        raise InvalidInput("--lam and --target: go together, a target for each eigenvalue")
+    if not options.no_pictures and options.folder.exists() and not options.folder.is_dir():
+        raise InvalidInput(f"--folder {options.folder}: is a file")
+
+
+def _problem(options: argparse.Namespace) -> Problem:
+    u, v = options.start
+    if options.lam is None:
+        standard = standard_problem()
+        return make_problem(standard.lam, standard.target, u=u, v=v, noise=options.noise)
+    make = grid_problem if options.grid else make_problem
+    return make(options.lam, options.target, u=u, v=v, noise=options.noise)
+
+
+def _sgd(options: argparse.Namespace) -> Sgd:
+    names = ("lr", "momentum", "batch", "law", "shape", "decay")
+    return Sgd(**{name: getattr(options, name) for name in names})
+
+
+def _said(prediction: Prediction, sgd: Sgd, options: argparse.Namespace) -> list[str]:
+    d, ratio = options.dimension, prediction.effective_lr / (prediction.critical_lr / (1 - sgd.momentum))
+    critical = f"{prediction.critical_lr:.4g}" if math.isfinite(prediction.critical_lr) else "none, whatever the noise"
+    lines = [
+        f"effective learning rate   {prediction.effective_lr:.4g}, noise factor {prediction.nu:.4g}",
+        f"critical learning rate    {critical}; this is {ratio:.3g} times it",
+        f"    linearised, d = {d}   {prediction.linearised_critical_lr:.4g} where the training ends",
+        f"plateau                   {prediction.plateau:.4g} of a first risk of {prediction.trajectory.risk[0, 0]:.4g}",
+    ]
+    if prediction.rate is not None:
+        halved = math.log(2) / prediction.rate
+        lines.append(
+            f"late rate                 {prediction.rate:.4g} a unit of time: half the risk in {halved * d:.0f} steps"
+        )
+    else:
+        lines.append("late rate                 none: the risk does not fall to 0 exponentially")
+    time = prediction.time_to_goal
+    reached = f"{time:.3g}, that is {time * d:.0f} steps" if math.isfinite(time) else "never"
+    lines.append(f"time to {options.goal:.4g} explained    {reached}")
+    if ratio > 1:
+        lines.append("Above the critical rate the risk ends at the plateau; at a finite d single runs can diverge.")
+    if not prediction.overdamped:
+        lines.append(f"At d = {d} some directions swing under this momentum: the limit, which has no memory, is off.")
+    return lines
+
+
+def _draw(problem: Problem, sgd: Sgd, prediction: Prediction, options: argparse.Namespace) -> str:
+    """Simulates, draws, and says where the pictures are."""
+    times = prediction.trajectory.times
+    common = {"dimension": options.dimension, "num_runs": max(options.runs, 1), "seed": options.seed}
+    runs = simulate_sgd(problem, sgd, times, **common) if options.runs else None
+    limit = sgd.effective(options.dimension)
+    sde = None
+    if options.runs:
+        sde = simulate_sde(
+            problem, limit, times, num_particles=options.dimension, num_runs=options.runs, seed=options.seed
+        )
+    critical = critical_lr_of(problem, nu=prediction.nu)
+    pictures = {"risk": risk_over_time(prediction, sde, runs, options.dimension)}
+    if math.isfinite(critical):
+        measured: dict[float, Floats] = {}
+        for ratio in MEASURED if options.runs else ():
+            at_ratio = Sgd(
+                lr=ratio * prediction.critical_lr, momentum=sgd.momentum, batch=sgd.batch, law=sgd.law, shape=sgd.shape
+            )
+            late = simulate_sgd(
+                problem, at_ratio, LATE, dimension=options.dimension, num_runs=min(options.runs, 8), seed=options.seed
+            )
+            measured[ratio * critical] = late.risk.mean(axis=1)
+        pictures["plateau"] = plateau_against_lr(problem, critical, prediction.nu, measured)
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in pictures.items():
+            figure.savefig(options.folder / f"{name}.png")
+    except OSError as error:
+        raise InvalidInput(f"--folder {options.folder}: cannot be written ({error.strerror})") from None
+    said = f"{options.folder}: {', '.join(f'{name}.png' for name in pictures)}"
+    if runs is not None and runs.diverged.any():
+        said += f"; {int(runs.diverged.sum())} of {len(runs.risk)} runs of SGD diverged"
+    return said
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What theory says of a way of running SGD, before it is run: critical rate, plateau, rate and time to a goal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tuner.errors import InvalidInput
+from tuner.theory.closure import solve_closure
+from tuner.theory.pde import Densities, follow
+from tuner.theory.problem import Floats, Numbers, Problem
+from tuner.theory.stability import (
+    convergence_rate,
+    critical_lr_of,
+    final_size,
+    frozen_critical_lr,
+    linearised_critical_lr,
+    noise_factor,
+    plateau,
+)
+from tuner.theory.steps import EffectiveSgd, Sgd
+from tuner.theory.trajectory import Trajectory
+
+MODERATE = 0.3
+"""Part of the critical rate up to which the closure stands for the PDE: within 2% of the risk."""
+LONGEST = 96.0
+"""Time after which a goal counts as never reached."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """Of constant settings.  Times are in steps/d."""
+
+    effective_lr: float
+    nu: float
+    critical_lr: float
+    """The learning rate, as it is set, from which on the risk stays at a plateau."""
+    linearised_critical_lr: float
+    """Likewise of the network linearised where it ends, with all its steps' memory; d counts here."""
+    overdamped: bool
+    """Whether no direction swings under this momentum where it ends: h <= (1 - sqrt mu)^2.  Else d is too small for the
+    limit to know of its memory."""
+    plateau: float
+    rate: float | None
+    """rho of P ~ exp(-rho t), late; None where it does not fall to 0."""
+    goal: float
+    """The risk that is to be reached."""
+    time_to_goal: float
+    """inf for never."""
+    trajectory: Trajectory
+    """The PDE's."""
+
+
+def predict(problem: Problem, sgd: Sgd, *, dimension: int, goal: float, horizon: float | None = None) -> Prediction:
+    """What becomes of ``sgd``, of constant learning rate, on ``dimension`` coordinates.
+
+    ``goal`` is a risk above 0.  The trajectory ends at ``horizon``, by default at half as long again as the goal takes,
+    and no earlier than 6.  Raises :class:`InvalidInput` for a schedule, and as :func:`tuner.theory.pde.solve_pde` does.
+    """
+    if callable(sgd.lr):
+        raise InvalidInput("lr: must be a constant, of which alone there is a critical value")
+    if not 0 < goal < math.inf:
+        raise InvalidInput(f"goal = {goal}: must be above 0")
+    limit = sgd.effective(dimension)
+    lr, nu = float(limit.lr), float(limit.nu)  # type: ignore[arg-type]
+    densities, trajectory, time_to_goal = _until(problem, limit, goal, horizon)
+    critical = critical_lr_of(problem, nu=nu)
+    q = np.exp(densities.log_q)
+    rate = None
+    if lr < critical and problem.noise == 0 and sgd.decay == 0:
+        rate, q = _late_rate(problem, q, lr, nu, float(trajectory.risk[0, -1]))
+    kappa = problem.lam * final_size(problem.target, q) / dimension
+    factor = noise_factor(law=sgd.law, shape=sgd.shape, momentum=sgd.momentum)
+    linearised = linearised_critical_lr(
+        kappa, counts=problem.share * dimension, batch=sgd.batch, momentum=sgd.momentum, factor=factor
+    )
+    return Prediction(
+        effective_lr=lr,
+        nu=nu,
+        critical_lr=critical * (1 - sgd.momentum),
+        linearised_critical_lr=linearised,
+        overdamped=sgd.lr * float(kappa.max()) <= (1 - math.sqrt(sgd.momentum)) ** 2,
+        plateau=plateau(problem, lr, nu=nu),
+        rate=rate,
+        goal=goal,
+        time_to_goal=time_to_goal,
+        trajectory=trajectory,
+    )
+
+
+def solve_limit(
+    problem: Problem, sgd: EffectiveSgd, times: Numbers, largest_lr: float, largest_nu: float
+) -> Trajectory:
+    """The limit by the closure where that is as good, by the PDE else; the two largest values say which."""
+    if largest_lr <= MODERATE * critical_lr_of(problem, nu=largest_nu):
+        return solve_closure(problem, sgd, times)
+    return follow(Densities(problem, 0.2, 80.0), sgd, times)
+
+
+def _until(
+    problem: Problem, limit: EffectiveSgd, goal: float, horizon: float | None
+) -> tuple[Densities, Trajectory, float]:
+    end = horizon or 6.0
+    while True:
+        densities = Densities(problem, 0.1, 80.0)
+        trajectory = follow(densities, limit, np.linspace(0, end, 121))
+        reached = float(trajectory.time_to(goal)[0])
+        if horizon or end >= max(1.25 * reached, 6.0) or (math.isinf(reached) and end >= LONGEST):
+            return densities, trajectory, reached
+        end = min(2 * end if math.isinf(reached) else 1.5 * reached, LONGEST)
+
+
+def _late_rate(problem: Problem, q: Floats, lr: float, nu: float, risk: float) -> tuple[float | None, Floats]:
+    """The rate, and q in the end: what is left of the risk, P/rho in all, still takes some of it."""
+    rate = None
+    for _ in range(20):
+        last = q * np.exp(-2 * nu * lr**2 * problem.lam * (risk / rate if rate else 0.0))
+        size = final_size(problem.target, last)
+        if lr >= frozen_critical_lr(problem, size, nu=nu):
+            return None, last
+        rate = convergence_rate(problem, size, lr, nu=nu)
+    return rate, last
