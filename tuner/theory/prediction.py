@@ -20,8 +20,8 @@ from tuner.theory.stability import (
     noise_factor,
     plateau,
 )
-from tuner.theory.steps import EffectiveSgd, Sgd
-from tuner.theory.trajectory import Trajectory
+from tuner.theory.steps import EffectiveSgd, Sgd, at
+from tuner.theory.trajectory import Trajectory, require_times
 
 MODERATE = 0.3
 """Part of the critical rate up to which the closure stands for the PDE: within 2% of the risk."""
@@ -90,13 +90,14 @@ def predict(problem: Problem, sgd: Sgd, *, dimension: int, goal: float, horizon:
     )
 
 
-def solve_limit(
-    problem: Problem, sgd: EffectiveSgd, times: Numbers, largest_lr: float, largest_nu: float
-) -> Trajectory:
-    """The limit by the closure where that is as good, by the PDE else; the two largest values say which."""
-    if largest_lr <= MODERATE * critical_lr_of(problem, nu=largest_nu):
-        return solve_closure(problem, sgd, times)
-    return follow(Densities(problem, 0.2, 80.0), sgd, times)
+def solve_limit(problem: Problem, sgd: EffectiveSgd, times: Numbers) -> Trajectory:
+    """The limit, of any schedules: by the closure where that is as good all the way, by the PDE else."""
+    ends = require_times(times)
+    looked_at = np.linspace(0, ends[-1], 201)
+    strongest = max(at(sgd.lr, time) * at(sgd.nu, time) for time in looked_at)
+    if strongest <= MODERATE * critical_lr_of(problem):
+        return solve_closure(problem, sgd, ends)
+    return follow(Densities(problem, 0.2, 80.0), sgd, ends)
 
 
 def _until(
