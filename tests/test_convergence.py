@@ -108,5 +108,11 @@ def test_names_of_an_epochs_metrics(epoch: MakeEpoch) -> None:
         "damping/ratio": 0.5,
         "damping/class": -1.0,
     }
+    limited = dataclasses.replace(bare, curvature_seconds=1.5, critical_lr=0.5, lr_over_critical=0.2)
+    assert epoch_metrics(limited) == expected | {
+        "curvature/critical_lr": 0.5,
+        "curvature/lr_over_critical": 0.2,
+        "curvature/seconds": 1.5,
+    }
     for mean in (0.0, -1.0, None):
         assert "curvature/top_over_mean" not in epoch_metrics(dataclasses.replace(measured, curvature_mean=mean))

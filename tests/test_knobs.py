@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tuner.knobs import Knobs, knobs_at, switch_step
+from search_spaces import SPACES
+from tuner.knobs import Knobs, knobs_at, longest_step, switch_step
 from tuner.schedules import critical_momentum
 from tuner.settings import with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec
@@ -166,3 +167,15 @@ def test_a_crossing_at_the_peak_itself_counts() -> None:
     settings: dict[str, Any] = {"lr.peak": 0.0625, "lr.schedule": "constant", "momentum.value": 0.5}
     of = spec(**settings, momentum__schedule="hybrid", momentum__switch="crossing")
     assert switch_step(of, STEPS, []) == 10
+
+
+@pytest.mark.parametrize("variant", sorted(SPACES))
+@pytest.mark.parametrize("switch", [None, 0, 3, 40, STEPS])
+def test_the_longest_step_is_that_of_the_largest_effective_rate(variant: str, switch: int | None) -> None:
+    of = with_settings(OptimizerSpec(), SPACES[variant].default_settings())
+    lengths = [k.lr if of.rule == "lpsgd" else k.lr / (1 - k.momentum) for k in path(of, switch)]
+    number, lr, momentum = longest_step(of, STEPS, switch)
+    assert lengths[number] == pytest.approx(max(lengths), rel=1e-12)
+    knobs = path(of, switch)[number]
+    assert (lr, momentum) == pytest.approx((knobs.lr, knobs.momentum), rel=1e-12)
+    assert not any(length > lengths[number] * (1 + 1e-12) for length in lengths[:number])

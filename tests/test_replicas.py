@@ -30,7 +30,7 @@ from tuner.train import Training, train
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TIMES = ("seconds", "evaluation_seconds", "compile_seconds", "curvature_seconds", "images_per_second", "finished_at")
-CURVATURE = ("curvature_top", "curvature_mean", "damping_ratio")
+CURVATURE = ("curvature_top", "curvature_mean", "damping_ratio", "critical_lr", "lr_over_critical")
 PARTLY_USED = WorkloadSpec(model="tests.test_replicas:partly_used")
 DIAGONAL = WorkloadSpec(data="diagonal", model="diagonal")
 
@@ -191,10 +191,10 @@ def part_not_finite(replicas: Replicas, spec: TrialSpec) -> list[EpochMetrics]:
 
 
 def test_curvature_is_that_of_one_process_and_rank_0_alone_computes_it(two: Processes) -> None:
-    spec = small(workload=PARTLY_USED, curvature=1)
+    spec = small(workload=PARTLY_USED, curvature=1, predict_critical_lr=True)
     expected, *_ = whole_training(ALONE, spec)
     (first, *_), (second, *_) = two(whole_training, spec)
-    assert first[0].curvature_top is not None
+    assert first[0].curvature_top is not None and first[0].critical_lr is not None
     assert_close(first, expected, 1e-9)
     assert numbers(second) == numbers([dataclasses.replace(m, **dict.fromkeys(CURVATURE)) for m in first])
 

@@ -48,6 +48,7 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     batch_norm       BatchNorm over a batch that they share
     knobs            what the knobs stand at in each step
     workloads        data and models
+    critical_lr      the learning rate that is predicted to be too large
     theory           SGD on diagonal linear networks, in theory and simulated
     optimizers       update rules: the direction and the length of a step
     schedules        learning rate, momentum and p as functions of time

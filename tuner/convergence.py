@@ -106,6 +106,10 @@ def epoch_metrics(metrics: EpochMetrics) -> dict[str, float]:
         some["curvature/seconds"] = metrics.curvature_seconds
         if metrics.curvature_mean is not None and metrics.curvature_mean > 0:
             some["curvature/top_over_mean"] = metrics.curvature_top / metrics.curvature_mean
+    if metrics.critical_lr is not None and metrics.lr_over_critical is not None:
+        some["curvature/critical_lr"] = metrics.critical_lr
+        some["curvature/lr_over_critical"] = metrics.lr_over_critical
+        some["curvature/seconds"] = metrics.curvature_seconds
     if metrics.damping_ratio is not None:
         some["damping/ratio"] = metrics.damping_ratio
         some["damping/class"] = float(DAMPING_CODES[damping_class(metrics.damping_ratio)])

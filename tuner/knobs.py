@@ -40,7 +40,7 @@ def knobs_at(spec: OptimizerSpec, step: int, num_steps: int, steps_per_epoch: in
         cycle     a                         c - (c - l) a/A
         matched   a (1 - c)/(1 - mu(a))     c
     """
-    lr, momentum = _rate_and_momentum(spec, step, num_steps, switch)
+    lr, momentum = _rate_and_momentum(spec, step, num_steps, switch is not None and step >= switch)
     interval = 1 if spec.norm.interval == "step" else steps_per_epoch
     position, length = step // interval, math.ceil(num_steps / interval)
     p = norm_exponent(
@@ -74,7 +74,24 @@ def switch_step(spec: OptimizerSpec, num_steps: int, history: Sequence[EpochMetr
     return next((m.steps for m in history if m.validation_accuracy >= momentum.switch_accuracy), None)
 
 
-def _rate_and_momentum(spec: OptimizerSpec, step: int, num_steps: int, switch: int | None) -> tuple[float, float]:
+def longest_step(spec: OptimizerSpec, num_steps: int, switch: int | None = None) -> tuple[int, float, float]:
+    """The step whose effective learning rate is largest, the first of equals; its learning rate and momentum.
+
+    It is lr/(1 - momentum), and in ``lpsgd``, whose buffer is an average, the learning rate itself.  All steps are
+    computed at once: a long training has a million.
+    """
+    steps = torch.arange(num_steps, dtype=torch.float64)
+    parts = [(steps[:switch], False)] + ([(steps[switch:], True)] if switch is not None else [])
+    knobs = [_rate_and_momentum(spec, part, num_steps, switched) for part, switched in parts]
+    lr = torch.cat([rate for rate, _ in knobs])
+    momentum = torch.cat([momentum + 0 * rate for rate, momentum in knobs])
+    number = int((lr if spec.rule == "lpsgd" else lr / (1 - momentum)).argmax())
+    return number, float(lr[number]), float(momentum[number])
+
+
+def _rate_and_momentum(
+    spec: OptimizerSpec, step: Number, num_steps: int, switched: bool
+) -> tuple[Number, Number | float]:
     lr = _learning_rate(spec.lr, step, num_steps)
     value = spec.momentum.value
     match spec.momentum.schedule:
@@ -82,7 +99,7 @@ def _rate_and_momentum(spec: OptimizerSpec, step: int, num_steps: int, switch: i
             return lr, value
         case "cycle":
             return lr, value - (value - spec.momentum.low) * lr / spec.lr.peak
-        case "hybrid" if switch is not None and step >= switch:
+        case "hybrid" if switched:
             return lr, value
         case "matched":
             return lr * (1 - value) / (1 - _critical(spec.momentum, lr)), value
@@ -93,7 +110,7 @@ def _learning_rate(spec: LearningRateSpec, step: Number, num_steps: int) -> Numb
     return learning_rate(step, num_steps, peak=spec.peak, schedule=spec.schedule, warmup=spec.warmup, end=spec.end)
 
 
-def _critical(spec: MomentumSpec, lr: float) -> float:
+def _critical(spec: MomentumSpec, lr: Number) -> Number:
     return critical_momentum(lr, zeta=spec.zeta, form=spec.form, floor=spec.floor, cap=spec.cap)
 
 

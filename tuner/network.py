@@ -168,10 +168,15 @@ class Network:
             logits: Tensor = self.model(images.to(self.dtype))
         return logits.to(self.dtype)
 
-    def curvature(self) -> Curvature | None:
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def curvature(self, tolerance: float = 1e-2) -> Curvature | None:
         """The curvature of the training loss at the last weights on a fixed batch, BatchNorm in training mode.
 
-        In full precision; None where it is not finite.  A replica computes it alone, and asks no other.
+        In full precision, its top to a residual of ``tolerance``; None where it is not finite.  A replica computes it
+        alone, and asks no other.
         """
         generator = torch.Generator().manual_seed(self.spec.seed)
         indices = torch.randperm(self.data.sizes["train"], generator=generator)[:CURVATURE_IMAGES]
@@ -184,7 +189,7 @@ class Network:
 
         # Fused attention has no second derivative.
         with self._buffers_kept(), taken_alone(self.model), sdpa_kernel(SDPBackend.MATH):
-            return estimate_curvature(loss, list(self.model.parameters()), seed=self.spec.seed)
+            return estimate_curvature(loss, list(self.model.parameters()), seed=self.spec.seed, tolerance=tolerance)
 
     def train_batches(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         """This replica's part of the inputs and labels of each batch."""

@@ -66,6 +66,8 @@ class TrialSpec:
     """Compile the forward pass with torch.compile."""
     curvature: int = 0
     """Evaluations between two estimates of the loss's curvature (:mod:`tuner.curvature`), at least 0; 0 makes none."""
+    predict_critical_lr: bool = False
+    """Predict from the curvature at the first weights which ``lr.peak`` is too large (:mod:`tuner.critical_lr`)."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
@@ -128,5 +130,9 @@ class EpochMetrics:
     """Mean eigenvalue on the same batch, likewise."""
     curvature_seconds: float = 0.0
     """Seconds of curvature estimates so far; part of neither the training's nor the evaluation's."""
+    critical_lr: float | None = None
+    """Predicted ``lr.peak`` from which on it diverges (:mod:`tuner.critical_lr`); None where there is no prediction."""
+    lr_over_critical: float | None = None
+    """``lr.peak`` over ``critical_lr``."""
     damping_ratio: float | None = None
     """:func:`tuner.damping.damping_ratio` at ``curvature_top``; None for a rule that is no heavy ball."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tuner.checkpoints import Checkpoints
 from tuner.convergence import is_over
+from tuner.critical_lr import predicted
 from tuner.damping import damping_ratio
 from tuner.errors import InvalidInput
 from tuner.final_weights import save_weights
@@ -103,6 +104,7 @@ class Training:
     def run_leg(self) -> EpochMetrics:
         """Trains up to the next evaluation, evaluates on the validation split and adds to the history."""
         before = self.history[-1] if self.history else None
+        critical_lr, predicting_seconds = (before.critical_lr, 0.0) if before else self._predicted_critical_lr()
         switch = switch_step(self.spec.optimizer, self.num_steps, self.history)
         started, loading = time.perf_counter(), self.data.loading_seconds
         losses: list[Tensor] = []
@@ -147,6 +149,9 @@ class Training:
             images_per_second=len(losses) * self.spec.workload.batch_size / (trained - started),
             diverged=math.isinf(train_loss) or math.isinf(validation_loss),
             finished_at=time.time(),
+            curvature_seconds=(before.curvature_seconds if before else 0.0) + predicting_seconds,
+            critical_lr=critical_lr,
+            lr_over_critical=critical_lr and self.spec.optimizer.lr.peak / critical_lr,
         )
         self.history.append(self._with_curvature(metrics, before))
         return self.history[-1]
@@ -207,7 +212,7 @@ class Training:
         if not self.spec.curvature or metrics.diverged or self.replicas.rank > 0:
             return metrics
         top, mean = (before.curvature_top, before.curvature_mean) if before else (None, None)
-        seconds = before.curvature_seconds if before else 0.0
+        seconds = metrics.curvature_seconds
         if len(self.history) % self.spec.curvature == 0:
             started = time.perf_counter()
             estimate = self.network.curvature()
@@ -219,6 +224,14 @@ class Training:
         return dataclasses.replace(
             metrics, curvature_top=top, curvature_mean=mean, curvature_seconds=seconds, damping_ratio=ratio
         )
+
+    def _predicted_critical_lr(self) -> tuple[float | None, float]:
+        """The prediction at the first weights, where it is asked for, and its seconds; of rank 0 alone."""
+        if not self.spec.predict_critical_lr or self.replicas.rank > 0:
+            return None, 0.0
+        started, network, place = time.perf_counter(), self.network, (self.device, self.replicas.size)
+        critical_lr = predicted(self.spec, network.curvature, network.num_parameters, self.num_steps, place)
+        return critical_lr, time.perf_counter() - started
 
     def state(self) -> dict[str, Any]:
         """All that is needed to continue, for a checkpoint; the tensors are the live ones."""

@@ -44,8 +44,15 @@ class RepairSettings:
         """The retraining as a training: the workload of what was trained, another optimizer.  InvalidInput where a
         setting is outside its range."""
         optimizer = OptimizerSpec(lr=LearningRateSpec(peak=self.lr), momentum=MomentumSpec(schedule="critical"))
+        # Its first weights are not those of its seed: nothing is to be predicted from them.
         return replace(
-            trained, optimizer=optimizer, epochs=self.epochs, seed=self.seed, stop_at_target=False, curvature=0
+            trained,
+            optimizer=optimizer,
+            epochs=self.epochs,
+            seed=self.seed,
+            stop_at_target=False,
+            curvature=0,
+            predict_critical_lr=False,
         )
 
 

@@ -12,6 +12,8 @@ factor of a step, of mean 1, and avg the mean over coordinates::
         f(b, x) = 2 x |b| - x^2 where |b| > x, else b^2
     avg[nu gamma^2 lambda^2 S^2/(2 gamma lambda S - rho)] = 1                      rate rho of P ~ exp(-rho t)
     sum_i h_i (1 + mu)/((1 - mu)(2 (1 + mu) - h_i)) = B/E[s^2],  h = eta kappa     critical eta of a linearised model
+        with Nesterov's step  h_i N_i/((1 - mu (1 - h_i))(2 (1 + mu) - (1 + 2 mu) h_i)),
+        N_i = (1 + 2 mu + 2 mu^2)(1 + mu (1 - h_i)) - 2 mu (1 + mu)^2 (1 - h_i)
 
 With momentum a step's factor multiplies what is left of earlier gradients too: a gradient moves the weights by
 gamma sum_k mu^k s_k, whose square has the mean gamma_e^2 (1 + Var[s] (1 - mu)/(1 + mu)).  That is what stands for
@@ -129,13 +131,20 @@ def noise_factor(batch: float = 1, *, law: Law = "none", shape: float = 2.0, mom
 
 
 def linearised_critical_lr(
-    kappa: Numbers, *, batch: float, momentum: float = 0.0, factor: float = 1.0, counts: Numbers | None = None
+    kappa: Numbers,
+    *,
+    batch: float,
+    momentum: float = 0.0,
+    factor: float = 1.0,
+    counts: Numbers | None = None,
+    nesterov: bool = False,
 ) -> float:
     """The critical learning rate of a model that is linear in its weights, with large batches and momentum.
 
     ``kappa``, (n,), are the eigenvalues of its Hessian, at least 0, one above, each ``counts`` times; ``factor`` is
     E[s^2] or what stands for it, at least 1.  About 2 B (1 - mu)/(E[s^2] sum kappa) where batches are small, and
-    2 (1 + mu)/max kappa where they are infinite (``batch = math.inf``).
+    2 (1 + mu)/max kappa where they are infinite (``batch = math.inf``), with ``nesterov`` 1/(1 + 2 mu) of that.
+    Each term is kappa^2 times the variance of a coordinate whose gradients have noise of variance 1.
     """
     eigenvalues = np.array(kappa, dtype=np.float64)
     require_spectrum(eigenvalues, eigenvalues)
@@ -147,13 +156,18 @@ def linearised_critical_lr(
     if not factor >= 1:
         raise InvalidInput(f"factor = {factor}: must be at least 1, the mean square of a factor of mean 1")
     _require_momentum(momentum)
-    stable = 2 * (1 + momentum) / float(eigenvalues[weights > 0].max())
+    reach = 1 + 2 * momentum if nesterov else 1.0
+    stable = 2 * (1 + momentum) / (reach * float(eigenvalues[weights > 0].max()))
     if math.isinf(batch):
         return stable
 
     def excess(lr: float) -> float:
         h = lr * eigenvalues
-        return float(weights @ (h * (1 + momentum) / ((1 - momentum) * (2 * (1 + momentum) - h)))) - batch / factor
+        memory, steps = 1 - momentum + 0 * h, 1 + momentum + 0 * h
+        if nesterov:
+            memory = 1 - momentum * (1 - h)
+            steps = (reach + 2 * momentum**2) * (1 + momentum * (1 - h)) - 2 * momentum * (1 + momentum) ** 2 * (1 - h)
+        return float(weights @ (h * steps / (memory * (2 * (1 + momentum) - reach * h)))) - batch / factor
 
     highest = stable * (1 - 1e-12)
     return stable if excess(highest) <= 0 else _root(excess, 0.0, highest)
