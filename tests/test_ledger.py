@@ -337,6 +337,41 @@ def test_who_falls_behind_is_stopped_unless(
     ledger.tracking.finish("interrupted", {}, [], timeout=60)
 
 
+@pytest.mark.parametrize("factor", [None, 3.0])
+def test_trials_far_above_the_critical_rate_are_stopped_only_where_that_is_asked(
+    open_ledger: Open, toy: Toy, epoch: Epoch, factor: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After the first evaluation, whatever early stopping says; a trial without a prediction never."""
+    changes = {"predict_critical_lr": True, "prune_above_critical": factor, "early_stopping": False}
+    ledger = open_ledger([toy("one")], trials=4, **changes)
+    for ratio, stops in ((2.9, False), (3.1, True), (None, False), (50.0, True)):
+        record = ledger.next_trial()
+        assert record is not None
+        metrics = epoch(1, 0.5, critical_lr=ratio and 0.1, lr_over_critical=ratio, diverged=ratio == 50.0)
+        assert ledger.goes_on(record.name, metrics) == (factor is None or not stops)
+        ledger.record(record.name, metrics, 0.1)
+        ledger.end(record.name)
+        status = "diverged" if ratio == 50.0 else "stopped"
+        assert record.status == ledger.studies["one"].study.get_trials()[-1].user_attrs["status"] == status
+    said = [record.getMessage() for record in caplog.records if "without diverging" in record.getMessage()]
+    assert [line.partition(" ")[0] for line in said] == ["one-01"]
+    assert "was stopped without diverging" in said[0] and "3.1 times the predicted" in said[0]
+    ledger.tracking.finish("interrupted", {}, [], timeout=60)
+    again = open_ledger([toy("one")], trials=4, **changes)
+    assert again._rungs["one"]._accuracies == ledger._rungs["one"]._accuracies, "pruned trials came to rungs too"
+
+
+def test_confirmed_runs_are_never_pruned(open_ledger: Open, toy: Toy, epoch: Epoch) -> None:
+    ledger = open_ledger([toy("one")], trials=1, confirm_seeds=1, predict_critical_lr=True, prune_above_critical=1.0)
+    while (record := ledger.next_trial()) is not None and record.phase != "confirm":
+        ledger.record(record.name, epoch(10, 0.5), 0.1)
+        ledger.end(record.name)
+    assert record is not None and record.spec.predict_critical_lr
+    ledger.start(record.name)
+    assert ledger.goes_on(record.name, epoch(1, 0.5, critical_lr=0.01, lr_over_critical=10.0))
+    ledger.tracking.finish("interrupted", {}, [], timeout=60)
+
+
 def test_a_trial_that_was_let_through_is_let_through_by_the_next_program(
     open_ledger: Open, toy: Toy, epoch: Epoch
 ) -> None:

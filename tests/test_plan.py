@@ -10,7 +10,7 @@ import pytest
 
 from search_spaces import GROUPS
 from tuner.errors import InvalidInput
-from tuner.plan import CHANGEABLE_ON_RESUME, SearchSpec, seconds
+from tuner.plan import CHANGEABLE_ON_RESUME, FAR_ABOVE_CRITICAL, SearchSpec, seconds
 from tuner.settings import digest, flatten
 from tuner.spec import OptimizerSpec, TrialSpec
 
@@ -65,6 +65,11 @@ def test_names_that_are_no_plain_folder_names_are_refused(field: str, name: str)
         ({"precision": "flaot32"}, "--precision 'flaot32': did you mean 'float32'?"),
         ({"confirm_seeds": -1}, "--confirm-seeds -1: must be at least 0"),
         ({"trials": 500_000}, "--trials 500000: must be at least 1 and below 500000"),
+        ({"prune_above_critical": 3.0}, "--prune-above-critical 3: needs --predict-critical-lr"),
+        *(
+            ({"prune_above_critical": factor, "predict_critical_lr": True}, f"--prune-above-critical {factor}: must be")
+            for factor in (0.0, -1.0, math.nan, math.inf)
+        ),
         ({"experiment": "  "}, "--experiment"),
         ({"time_budget": "soon"}, "--time-budget 'soon': must be a duration such as 90s, 20m or 2h"),
     ],
@@ -116,6 +121,7 @@ def test_everything_a_trial_can_differ_in_comes_from_the_search() -> None:
         "data_dir": "/data",
         "batch_size": 7,
         "skip_corrupt": True,
+        "predict_critical_lr": True,
     }
     plain, changed = (flatten(SearchSpec(**v).trial_spec(OptimizerSpec(), 0)) for v in ({}, values))
     names = {"workload": "workload.data"} | {
@@ -253,3 +259,15 @@ def test_a_resumed_search_loses_no_seed() -> None:
     dataclasses.replace(saved, confirm_seeds=12).refuse_changes(saved)
     with pytest.raises(InvalidInput, match=r"--confirm-seeds 3: a resumed search keeps its 6"):
         dataclasses.replace(saved, confirm_seeds=3).refuse_changes(saved)
+
+
+def test_a_resumed_search_keeps_what_is_pruned() -> None:
+    saved = SearchSpec(name="s", predict_critical_lr=True)
+    for changes in ({"prune_above_critical": 2.0}, {"predict_critical_lr": False}):
+        with pytest.raises(InvalidInput, match="and a resumed search keeps it"):
+            dataclasses.replace(saved, **changes).refuse_changes(saved)
+
+
+def test_what_lies_far_above_the_predicted_rate_is_what_would_be_pruned() -> None:
+    assert SearchSpec().far_above_critical == FAR_ABOVE_CRITICAL
+    assert SearchSpec(predict_critical_lr=True, prune_above_critical=0.5).far_above_critical == 0.5

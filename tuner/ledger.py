@@ -273,6 +273,8 @@ class Ledger:
         # Its time to the target is known, and its area and tail are worth having.
         reached = time_to_target([*record.history, metrics], self.spec.targets[-1]) is not None
         goes_on = ahead or reached or not self.spec.early_stopping or self.spec.objective == "pareto"
+        # After the rungs, which a trial that is pruned here has come to all the same: so they find it when resumed.
+        goes_on = goes_on and not (self.spec.prune_above_critical and self._is_far_above_critical(metrics))
         if not goes_on:
             self._stopped.add(name)
         return goes_on
@@ -298,7 +300,25 @@ class Ledger:
         elif failure is not None:
             self._write(record, lambda folder: write_whole(folder / FAILURE, failure + "\n"))
         record.status = status
+        self._say_if_prediction_failed(record)
         self._close(record)
+
+    def _is_far_above_critical(self, metrics: EpochMetrics) -> bool:
+        return (metrics.lr_over_critical or 0) > self.spec.far_above_critical
+
+    def _say_if_prediction_failed(self, record: Record) -> None:
+        """Of a trial that diverged or failed nothing is said; the report lists the others again."""
+        last = record.history[-1] if record.history else None
+        if not last or record.phase != "explore" or record.status not in ("finished", "stopped"):
+            return
+        if self._is_far_above_critical(last):
+            logger.warning(
+                "%s %s without diverging, at lr.peak %.3g, %.3g times the predicted critical one",
+                record.name,
+                "finished" if record.status == "finished" else "was stopped",
+                record.spec.optimizer.lr.peak,
+                last.lr_over_critical,
+            )
 
     def busy_share(self, slots: int) -> float | None:
         """Share of the slots' time, from the first start of a trial to the last end, that workers were busy with it."""

@@ -24,6 +24,10 @@ Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
+FAR_ABOVE_CRITICAL = 3.0
+"""Times the predicted critical learning rate from which on it is said that a trial did not diverge, where none is
+pruned for that; ours."""
+
 FIRST_FRESH = 500_000
 """Seeds from here on are of no trial: two searches' seeds are 1,000,003 apart."""
 
@@ -101,6 +105,11 @@ class SearchSpec:
     """Compile the models with torch.compile."""
     curvature: int = 0
     """Estimate the loss's curvature, and the damping class there, at every so many evaluations, at a cost; 0: never."""
+    predict_critical_lr: bool = False
+    """Predict, from the curvature at a training's first weights, the lr.peak from which on it diverges, and report how
+    true that was; no trial is stopped for it."""
+    prune_above_critical: float | None = None
+    """Stop a trial after its first evaluation where its lr.peak is above this many times the predicted critical one."""
     seed: int = 0
     """Seeds the search and, with a trial's number, each trial."""
     cpus_per_trial: float = 1.0
@@ -188,6 +197,14 @@ class SearchSpec:
                 f"--output {self.output}: must be a folder of this machine; what workers keep goes to --checkpoints"
             )
         _at_least("checkpoint_seconds", self.checkpoint_seconds, 0)
+        if self.prune_above_critical is not None:
+            if not 0 < self.prune_above_critical < math.inf:
+                raise InvalidInput(f"--prune-above-critical {self.prune_above_critical}: must be above 0 and finite")
+            if not self.predict_critical_lr:
+                raise InvalidInput(
+                    f"--prune-above-critical {self.prune_above_critical:g}: needs --predict-critical-lr, whose "
+                    "prediction it is a multiple of"
+                )
         if not self.experiment.strip():
             raise InvalidInput("--experiment: must not be empty")
         seconds(self.time_budget)
@@ -211,6 +228,7 @@ class SearchSpec:
             precision=self.precision,
             compile=self.compile,
             curvature=self.curvature,
+            predict_critical_lr=self.predict_critical_lr,
         )
 
     def confirm_spec(self, optimizer: OptimizerSpec, k: int) -> TrialSpec:
@@ -220,6 +238,11 @@ class SearchSpec:
     def num_seeds(self, point: Literal["best", "default"]) -> int:
         """Fresh seeds of each variant's best settings, and of its default point: the larger half."""
         return self.confirm_seeds if point == "best" else (self.confirm_seeds + 1) // 2
+
+    @property
+    def far_above_critical(self) -> float:
+        """Times the predicted critical learning rate above which a trial is, or would be, pruned."""
+        return self.prune_above_critical or FAR_ABOVE_CRITICAL
 
     def workload_spec(self) -> WorkloadSpec:
         """What every trial trains."""
