@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from tuner.convergence import target_label
 from tuner.errors import InvalidInput
-from tuner.report import budgets, claims, curves, findings, limit, marks, profiles
+from tuner.report import budgets, claims, curves, findings, limit, marks, profiles, stability_limit
 from tuner.report.comparison import UNITS, Time, compare, describe, ranking, times
 from tuner.report.document import Picture, Report, Section, Table
 from tuner.report.figures import CROWD
@@ -30,6 +30,7 @@ def report_of(search: Search) -> Report:
         Section("Schedules of the winners", pictures=_drawn(curves.schedules, search)),
         limit.theory(search),
         _with(findings.divergence(search), _drawn(marks.learning_rates, search)),
+        _with(stability_limit.critical_lr(search), _drawn(stability_limit.ratios, search)),
         _with(findings.importance(search), _drawn(marks.importance, search)),
         Section(
             "Which differences are real",
