@@ -26,9 +26,9 @@ The equation is ours, checked against simulation where it is exact; that it says
 search measures.  What it leaves out: a Hessian of the first weights alone, which moves within a few steps; its negative
 eigenvalues, so that where they outweigh the others and the rest of the trace is not above 0 only ``top`` stands, and
 with it the limit of large batches; weight decay; rescaled buffers.  Nesterov's step has terms of its own, ours too, and
-the factor F of a buffer.  A random factor multiplies the mean gradient as well as its noise: the limit that this alone
-sets a heavy ball, of the module :mod:`tuner.optimizers.random_scaling`, is taken where it is the smaller one.  Backward
-order composes the same random maps the other way round, which have the same law as long as knobs stand still.
+the factor F of a buffer.  A random factor multiplies the mean gradient as well as its noise, which by itself sets a
+limit, that of the module :mod:`tuner.optimizers.random_scaling`, to the mean square and not to a path.  Backward order
+composes the same random maps the other way round, which have the same law as long as the knobs stand still.
 """
 
 from __future__ import annotations
@@ -102,10 +102,6 @@ def predict_critical_lr(
         factor=noise_factor(law=scaling.law, shape=scaling.shape, momentum=momentum),
         nesterov=optimizer.momentum.nesterov,
     )
-    if not optimizer.momentum.nesterov:
-        second_moment = noise_factor(law=scaling.law, shape=scaling.shape)
-        alone = 2 * (1 - momentum**2) / (second_moment * (1 + momentum) - 2 * momentum)
-        critical = min(critical, alone / max(kappa))
     if optimizer.rule == "lpsgd":
         critical /= 1 - momentum  # its buffer is an average of gradients, SGD's is their sum
     return critical * optimizer.lr.peak / lr
