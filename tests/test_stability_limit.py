@@ -79,6 +79,8 @@ def test_every_trial_is_counted_once_where_it_belongs(searched: Callable[..., Se
     assert counts.rows[0] == ("sgd", "4", "1", "0", "0", "1", "2 (1 above)", "1.000")
     assert counts.rows[1] == ("sgdm", "3", "1", "1", "1", "0", "0 (0 above)", "0.500")
     assert "Of 7 trials with a prediction 3 diverged, 2 finished without, and 2 had not" in said(section)
+    (of_one,) = critical_lr(searched([*MIXED[:5], ("sgdm", None, "finished")])).tables[0].rows
+    assert of_one[0] == "sgd", "a variant without a prediction has no row"
     assert [(row[0], row[3], row[4]) for row in missed.rows] == [
         ("sgd-02", "4", "stopped"),
         ("sgdm-06", "5", "finished"),

@@ -160,6 +160,8 @@ def _table(search: Search) -> Table:
     trials = predicted(search)
     for variant in search.variants:
         own = [record for record in trials if record.variant == variant.name]
+        if not own:
+            continue
         cells = [
             str(
                 sum((r.status == "diverged") == fell and (ratio(r) > 1) == above and r.status != "stopped" for r in own)
