@@ -21,7 +21,7 @@ from tuner.theory.problem import standard_problem
 from tuner.theory.trajectory import Trajectory
 from tuner.workloads.population import DIMENSION, NUM_TRAIN, make_population
 
-MOST = 300
+MOST = 200
 """Trainings that are looked at, confirmed runs first: each takes up to some seconds."""
 
 

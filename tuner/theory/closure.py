@@ -20,7 +20,7 @@ from tuner.theory.steps import EffectiveSgd, at
 from tuner.theory.trajectory import Trajectory, require_times
 
 
-def solve_closure(problem: Problem, sgd: EffectiveSgd, times: Numbers, *, tolerance: float = 1e-6) -> Trajectory:
+def solve_closure(problem: Problem, sgd: EffectiveSgd, times: Numbers, *, tolerance: float = 1e-5) -> Trajectory:
     """Risk, curvature and norms at the times (one run), by scipy's LSODA at a relative ``tolerance``.
 
     Raises :class:`InvalidInput` where |u| = |v| for some type, and where the closure leaves what can be computed.

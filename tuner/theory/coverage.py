@@ -8,6 +8,10 @@ are independent; what it pays for replays is not the limit's concern.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+
 from tuner.errors import InvalidInput
 from tuner.knobs import knobs_at, switch_step
 from tuner.optimizer_spec import OptimizerSpec
@@ -48,12 +52,14 @@ def limit_of(
         lrs.append(effective_lr(knobs.lr, knobs.momentum) * (2 if squares else 1) if knobs.lr > 0 else 0.0)
         nus.append(noise_factor(batch, law=law, shape=spec.scaling.shape, momentum=knobs.momentum))
 
-    def step_at(time: float) -> int:
-        return min(int(time * dimension), num_steps - 1)
+    def line(values: list[float]) -> Callable[[float], float]:
+        # Not steps, at each of which a solver would look twice.
+        places = (np.arange(num_steps) + 0.5) / dimension
+        return lambda time: float(np.interp(time, places, values))
 
     return EffectiveSgd(
-        lr=lambda time: lrs[step_at(time)],
-        nu=lambda time: nus[step_at(time)],
+        lr=line(lrs),
+        nu=line(nus),
         # Per step it is lr w u: of the square's u and v half as much for the same lr.
         decay=spec.decay.weight * dimension / (2 if squares else 1),
     )
