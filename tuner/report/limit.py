@@ -165,8 +165,8 @@ def _curves(search: Search, drawn: list[Foretold]) -> Picture | None:
         for one in drawn:
             if one.record.variant == name:
                 steps = DIMENSION * one.measured.times
-                axes.plot(steps, one.measured.risk[0], color=looks[name][0], linewidth=0.9, alpha=0.5)
-                axes.plot(steps, one.predicted.risk[0], color="black", linewidth=1.3, linestyle="--")
+                axes.plot(steps, one.measured.risk[0], color=looks[name][0], linewidth=3, alpha=0.5)
+                axes.plot(steps, one.predicted.risk[0], color="black", linewidth=0.9, linestyle="--")
         axes.set_yscale("log")
         numbers(axes.xaxis, "count", most=4)
     label(figure, "steps", "risk")

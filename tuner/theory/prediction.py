@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +97,8 @@ def solve_limit(problem: Problem, sgd: EffectiveSgd, times: Numbers) -> Trajecto
     looked_at = np.linspace(0, ends[-1], 201)
     strongest = max(at(sgd.lr, time) * at(sgd.nu, time) for time in looked_at)
     if strongest <= MODERATE * critical_lr_of(problem):
-        return solve_closure(problem, sgd, ends)
+        with suppress(InvalidInput):  # short and strong bursts of the learning rate may take it out of its range
+            return solve_closure(problem, sgd, ends)
     return follow(Densities(problem, 0.2, 80.0), sgd, ends)
 
 
