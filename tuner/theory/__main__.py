@@ -33,6 +33,9 @@ LATE = np.linspace(30, 40, 21)
 MEASURED = (0.5, 0.8, 0.95, 1.05, 1.2, 1.5, 2.0)
 """Learning rates at which it is, over the critical one."""
 
+MOST_NUMBERS = 2**28
+"""Drawn at a time for a step of all runs: a GiB."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0, 2 for bad input, 130 after Ctrl-C."""
@@ -41,8 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(1)
         _check(options)
         problem, sgd = _problem(options), _sgd(options)
-        goal = (1 - options.goal) * problem.risk(np.zeros_like(problem.target))
+        square = problem.risk(np.zeros_like(problem.target))
+        if square == 0:
+            raise InvalidInput("--target: is 0 wherever --lam is not, so that there is nothing to explain")
+        goal = (1 - options.goal) * square
         prediction = predict(problem, sgd, dimension=options.dimension, goal=goal, horizon=options.horizon)
+        if not options.no_pictures:
+            _make(options.folder)
         print("\n".join(_said(prediction, sgd, options)))
         if not options.no_pictures:
             print(_draw(problem, sgd, prediction, options))
@@ -94,8 +102,21 @@ def _check(options: argparse.Namespace) -> None:
         raise InvalidInput(f"--horizon {options.horizon}: must be above 0")
     if (options.lam is None) != (options.target is None):
         raise InvalidInput("--lam and --target: go together, a target for each eigenvalue")
-    if not options.no_pictures and options.folder.exists() and not options.folder.is_dir():
-        raise InvalidInput(f"--folder {options.folder}: is a file")
+    if not 0 <= options.seed < 2**62:
+        raise InvalidInput(f"--seed {options.seed}: must be in [0, 2^62)")
+    if not options.no_pictures and options.runs * options.batch * options.dimension > MOST_NUMBERS:
+        raise InvalidInput(
+            f"--runs {options.runs}, --batch {options.batch}, --dimension {options.dimension}: are too many to "
+            "simulate; give fewer, or --no-pictures"
+        )
+
+
+def _make(folder: Path) -> None:
+    """The folder, before work could be lost for the want of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"--folder {folder}: cannot be made ({error.strerror})") from None
 
 
 def _problem(options: argparse.Namespace) -> Problem:
@@ -129,12 +150,15 @@ def _said(prediction: Prediction, sgd: Sgd, options: argparse.Namespace) -> list
     else:
         lines.append("late rate                 none: the risk does not fall to 0 exponentially")
     time = prediction.time_to_goal
-    reached = f"{time:.3g}, that is {time * d:.0f} steps" if math.isfinite(time) else "never"
+    end = prediction.trajectory.times[-1]
+    reached = f"{time:.3g}, that is {time * d:.0f} steps" if math.isfinite(time) else f"not by time {end:.3g}"
     lines.append(f"time to {options.goal:.4g} explained    {reached}")
     if ratio > 1:
         lines.append("Above the critical rate the risk ends at the plateau; at a finite d single runs can diverge.")
+    if sgd.decay > 0:
+        lines.append("Critical rates and plateau leave weight decay out, with which the risk does not fall to 0.")
     if not prediction.overdamped:
-        lines.append(f"At d = {d} some directions swing under this momentum: the limit, which has no memory, is off.")
+        lines.append(f"At d = {d} some directions swing with such steps: the limit, which has no memory, is off.")
     return lines
 
 
@@ -163,7 +187,6 @@ def _draw(problem: Problem, sgd: Sgd, prediction: Prediction, options: argparse.
             measured[ratio * critical] = late.risk.mean(axis=1)
         pictures["plateau"] = plateau_against_lr(problem, critical, prediction.nu, measured)
     try:
-        options.folder.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures.items():
             figure.savefig(options.folder / f"{name}.png")
     except OSError as error:

@@ -19,6 +19,10 @@ from tuner.theory.problem import Floats, Numbers, Problem
 from tuner.theory.steps import EffectiveSgd, at
 from tuner.theory.trajectory import Trajectory, require_times
 
+WIDEST = 50.0
+"""Variance of theta from which on nothing is left of the closure; its weights would be of e^25."""
+LEFT = "the closure leaves its range: take a smaller learning rate, or the PDE"
+
 
 def solve_closure(problem: Problem, sgd: EffectiveSgd, times: Numbers, *, tolerance: float = 1e-5) -> Trajectory:
     """Risk, curvature and norms at the times (one run), by scipy's LSODA at a relative ``tolerance``.
@@ -33,6 +37,9 @@ def solve_closure(problem: Problem, sgd: EffectiveSgd, times: Numbers, *, tolera
 
     def rates(time: float, state: Floats) -> Floats:
         mean, variance, log_q = state.reshape(3, -1)
+        # Not left to the solver, which may try the same step for ever.
+        if not variance.max() <= WIDEST:
+            raise InvalidInput(LEFT)
         lr, nu = at(sgd.lr, time), at(sgd.nu, time)
         beta, size, distance = _means(mean, variance, log_q, target)
         risk = (problem.share @ (lam * distance) + problem.noise**2) / 2
@@ -51,9 +58,10 @@ def solve_closure(problem: Problem, sgd: EffectiveSgd, times: Numbers, *, tolera
             rates, (0.0, max(checked[-1], 1e-12)), start, method="LSODA", t_eval=checked, rtol=tolerance, atol=1e-12
         )
         mean, variance, log_q = solved.y.reshape(3, len(lam), -1)
-        _, size, distance = _means(mean, variance, log_q, target[:, None])
+        # Known to the solver's tolerance, so that it may be below 0.
+        _, size, distance = _means(mean, np.maximum(variance, 0), log_q, target[:, None])
     if not solved.success or not np.isfinite(distance).all():
-        raise InvalidInput("the closure leaves its range: take a smaller learning rate, or the PDE")
+        raise InvalidInput(LEFT)
     share = problem.share
     risk = (share @ (lam[:, None] * distance) + problem.noise**2) / 2
     means = share @ (lam[:, None] * size), share @ size, share @ distance
@@ -66,5 +74,6 @@ def _means(mean: Floats, variance: Floats, log_q: Floats, target: Floats) -> tup
     """beta, S and delta^2 in the mean over a Gaussian theta."""
     scale = np.exp(log_q + variance / 2)
     beta, size = scale * np.sinh(mean) / 2, scale * np.cosh(mean)
-    square = np.exp(2 * log_q) / 8 * (np.exp(2 * variance) * np.cosh(2 * mean) - 1)
-    return beta, size, square - 2 * target * beta + target**2
+    # A square and a variance, not differences, of which near the end rounding would be left, of either sign.
+    spread = np.exp(2 * log_q) / 8 * np.expm1(variance) * (np.exp(variance) * np.cosh(2 * mean) + 1)
+    return beta, size, (beta - target) ** 2 + spread

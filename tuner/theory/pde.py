@@ -54,6 +54,10 @@ LARGEST = 100.0
 """Logarithm at which beta is cut off: no density is there."""
 
 
+MOST_STEPS = 100_000
+"""Of one solution, which takes some thousands where rates and times are of order 1."""
+
+
 class GridLeft(InvalidInput):
     """A density has come to an end of its grid."""
 
@@ -64,8 +68,8 @@ def solve_pde(
     """Risk, curvature and norms of the limit at the times (one run).
 
     ``cell``, in (0, .5], is the size of a cell in deviations of a density, ``width``, at least 10, how far grids may
-    reach to either side.  Raises :class:`InvalidInput` where |u| = |v| for some type, whose theta is infinite, and
-    :class:`GridLeft` where a density reaches farther.
+    reach to either side.  Raises :class:`InvalidInput` where |u| = |v| for some type, whose theta is infinite, and as
+    :func:`follow` does, :class:`GridLeft` where a density reaches farther.
     """
     if not 0 < cell <= 0.5:
         raise InvalidInput(f"cell = {cell}: must be in (0, 0.5] deviations")
@@ -75,24 +79,37 @@ def solve_pde(
 
 
 def follow(densities: Densities, sgd: EffectiveSgd, times: Numbers) -> Trajectory:
-    """Takes densities that are at time 0 to the last of the times."""
+    """Takes densities that are at time 0 to the last of the times.
+
+    Raises :class:`InvalidInput` where that takes more than :data:`MOST_STEPS`, and :class:`GridLeft`.
+    """
     checked = require_times(times)
     rows: list[tuple[float, ...]] = []
-    time = 0.0
+    time, num_steps = 0.0, 0
     for target in checked:
         while time < target:
             time = densities.advance(sgd, time, target)
+            num_steps += 1
+            if num_steps > MOST_STEPS:
+                raise InvalidInput(
+                    f"at t = {time:.4g} of {checked[-1]:g} the PDE has taken {MOST_STEPS} steps: take a smaller "
+                    "learning rate, or shorter times"
+                )
         rows.append(densities.observe())
     columns = np.array(rows).T[:, None, :]
     return Trajectory(times=checked, risk=columns[0], curvature=columns[1], norm=columns[2], distance=columns[3])
 
 
 def hyperbolic_start(problem: Problem) -> tuple[Floats, Floats]:
-    """theta and log q of each type at the start, (K,) both; InvalidInput where |u| = |v|."""
+    """theta and log q of each type at the start, (K,) both; InvalidInput where |u| = |v| and for immense weights."""
     sum_, difference = np.abs(problem.u + problem.v), np.abs(problem.u - problem.v)
     if (sum_ == 0).any() or (difference == 0).any():
         raise InvalidInput("u and v: must differ in size, as q = u^2 - v^2 = 0 has no theta")
-    return np.log(sum_ / difference), np.log(sum_ * difference)
+    # Not the logarithms of quotient and product, which leave the range of numbers first.
+    theta, log_q = np.log(sum_) - np.log(difference), np.log(sum_) + np.log(difference)
+    if (log_q + np.abs(theta)).max() > LARGEST:
+        raise InvalidInput(f"u and v: must be below {math.exp(LARGEST / 2):.0e}")
+    return theta, log_q
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from tuner.theory.steps import EffectiveSgd, Sgd, at
 from tuner.theory.trajectory import Trajectory, require_times
 
 MODERATE = 0.3
-"""Part of the critical rate up to which the closure stands for the PDE: within 2% of the risk."""
+"""Part of the critical rate up to which the closure stands for the PDE: within 2% of the risk, 4% at worst."""
 LONGEST = 96.0
 """Time after which a goal counts as never reached."""
 
@@ -44,12 +44,13 @@ class Prediction:
     """Whether no direction swings under this momentum where it ends: h <= (1 - sqrt mu)^2.  Else d is too small for the
     limit to know of its memory."""
     plateau: float
+    """What noise leaves of the risk in the end; weight decay, which leaves more, apart."""
     rate: float | None
     """rho of P ~ exp(-rho t), late; None where it does not fall to 0."""
     goal: float
     """The risk that is to be reached."""
     time_to_goal: float
-    """inf for never."""
+    """inf where it is not reached by the trajectory's end."""
     trajectory: Trajectory
     """The PDE's."""
 
@@ -58,12 +59,14 @@ def predict(problem: Problem, sgd: Sgd, *, dimension: int, goal: float, horizon:
     """What becomes of ``sgd``, of constant learning rate, on ``dimension`` coordinates.
 
     ``goal`` is a risk above 0.  The trajectory ends at ``horizon``, by default at half as long again as the goal takes,
-    and no earlier than 6.  Raises :class:`InvalidInput` for a schedule, and as :func:`tuner.theory.pde.solve_pde` does.
+    and no earlier than 6.  Raises :class:`InvalidInput` for a schedule, for a dimension that has no room for all types,
+    and as :func:`tuner.theory.pde.solve_pde` does.
     """
     if callable(sgd.lr):
         raise InvalidInput("lr: must be a constant, of which alone there is a critical value")
     if not 0 < goal < math.inf:
         raise InvalidInput(f"goal = {goal}: must be above 0")
+    counts = problem.counts_of(dimension)
     limit = sgd.effective(dimension)
     lr, nu = float(limit.lr), float(limit.nu)  # type: ignore[arg-type]
     densities, trajectory, time_to_goal = _until(problem, limit, goal, horizon)
@@ -75,7 +78,7 @@ def predict(problem: Problem, sgd: Sgd, *, dimension: int, goal: float, horizon:
     kappa = problem.lam * final_size(problem.target, q) / dimension
     factor = noise_factor(law=sgd.law, shape=sgd.shape, momentum=sgd.momentum)
     linearised = linearised_critical_lr(
-        kappa, counts=problem.share * dimension, batch=sgd.batch, momentum=sgd.momentum, factor=factor
+        kappa, counts=counts.astype(np.float64), batch=sgd.batch, momentum=sgd.momentum, factor=factor
     )
     return Prediction(
         effective_lr=lr,

@@ -69,11 +69,15 @@ class Problem:
 
         Raises :class:`InvalidInput` where a type would have no coordinate.
         """
+        return np.repeat(np.arange(self.lam.size), self.counts_of(dimension))
+
+    def counts_of(self, dimension: int) -> NDArray[np.int64]:
+        """How many of d coordinates are of each type, (K,); InvalidInput as :meth:`types_of`."""
         ends = np.rint(np.cumsum(self.share) * dimension).astype(np.int64)
         counts = np.diff(ends, prepend=0)
         if (counts < 1).any():
             raise InvalidInput(f"dimension = {dimension}: too few for {self.lam.size} types")
-        return np.repeat(np.arange(self.lam.size), counts)
+        return counts
 
 
 def make_problem(

@@ -12,7 +12,6 @@ Time is t = steps/d.  As d grows, momentum is gone after no time, so that all th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -44,8 +43,9 @@ class EffectiveSgd:
     def __post_init__(self) -> None:
         for name in ("lr", "nu", "decay"):
             value = getattr(self, name)
-            if not callable(value) and not 0 <= value < math.inf:
-                raise InvalidInput(f"{name} = {value}: must be at least 0 and finite")
+            # Its square has to be a number, too.
+            if not callable(value) and not 0 <= value <= 1e100:
+                raise InvalidInput(f"{name} = {value}: must be at least 0 and finite, of order 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
