@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 
 from tuner.errors import InvalidInput
 from tuner.theory import convergence_rate, critical_lr_of, final_size, make_problem, plateau, standard_problem
-from tuner.theory.pde import Densities, GridLeft, solve_pde
+from tuner.theory.pde import Densities, Exploded, GridLeft, solve_pde
 from tuner.theory.sde import simulate_sde
 from tuner.theory.steps import EffectiveSgd
 
@@ -115,6 +115,14 @@ def test_fails_loudly_where_the_grid_is_left() -> None:
     problem = standard_problem()
     with pytest.raises(GridLeft, match=r"t = .* lambda = .* reaches beyond 10 deviations"):
         solve_pde(problem, EffectiveSgd(lr=0.95 * critical_lr_of(problem)), [0.0, 8.0], cell=0.2, width=10)
+
+
+def test_says_so_where_the_risk_explodes() -> None:
+    problem = standard_problem()
+    calm = solve_pde(problem, EffectiveSgd(lr=1.7 * critical_lr_of(problem)), TIMES[:11], cell=0.2)
+    assert np.isfinite(calm.risk).all() and calm.risk.max() > 2 * calm.risk[0, 0]
+    with pytest.raises(Exploded, match=r"at t = 0\.1.* the risk has grown"):
+        solve_pde(problem, EffectiveSgd(lr=2 * critical_lr_of(problem)), TIMES, cell=0.2)
 
 
 @pytest.mark.parametrize(

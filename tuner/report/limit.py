@@ -39,7 +39,8 @@ def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
     # knobs are torch's, which a driver has no use for else
     from tuner.errors import InvalidInput
     from tuner.order import last_iterate
-    from tuner.theory.coverage import limit_of
+    from tuner.theory.coverage import limit_of, not_covered
+    from tuner.theory.pde import Exploded
     from tuner.theory.prediction import solve_limit
 
     found: list[Foretold] = []
@@ -62,7 +63,8 @@ def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
             losses = [standard_problem().first_risk, *(m.validation_loss for m in record.history if not m.diverged)]
             predicted = solve_limit(standard_problem(), limit, np.array(steps) / DIMENSION)
         except InvalidInput as error:
-            reasons[record.variant][str(error).rpartition(": ")[2]] += 1
+            failed = "the limit explodes" if isinstance(error, Exploded) else "the limit could not be solved"
+            reasons[record.variant][not_covered(optimizer) or failed] += 1
             continue
         found.append(Foretold(record, _measured(steps, losses), predicted))
     return found, reasons

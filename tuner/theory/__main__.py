@@ -145,7 +145,7 @@ def _said(prediction: Prediction, sgd: Sgd, options: argparse.Namespace) -> list
     if prediction.rate is not None:
         halved = math.log(2) / prediction.rate
         lines.append(
-            f"late rate                 {prediction.rate:.4g} a unit of time: half the risk in {halved * d:.0f} steps"
+            f"late rate                 {prediction.rate:.4g} a unit of time: in the end half the risk in {halved * d:.0f} steps"
         )
     else:
         lines.append("late rate                 none: the risk does not fall to 0 exponentially")
@@ -154,7 +154,7 @@ def _said(prediction: Prediction, sgd: Sgd, options: argparse.Namespace) -> list
     reached = f"{time:.3g}, that is {time * d:.0f} steps" if math.isfinite(time) else f"not by time {end:.3g}"
     lines.append(f"time to {options.goal:.4g} explained    {reached}")
     if ratio > 1:
-        lines.append("Above the critical rate the risk ends at the plateau; at a finite d single runs can diverge.")
+        lines.append("Above the critical rate the risk ends at the plateau, of runs that survive: some diverge before.")
     if sgd.decay > 0:
         lines.append("Critical rates and plateau leave weight decay out, with which the risk does not fall to 0.")
     if not prediction.overdamped:

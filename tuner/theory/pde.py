@@ -46,8 +46,10 @@ STEPS = 0.6
 """Over the size of a cell: the part that a step takes of the time in which the fastest variance contracts by e."""
 REACH = 10.0
 """Deviations to either side at the start."""
-EDGE = 1e-12
-"""Mass next to an end of the grid from which the grid is too short."""
+EDGE = 1e-10
+"""Share of a type's mass, or of the risk, next to an end of the grid from which the grid is too short."""
+EXPLODED = 1e4
+"""Risk over the first, or that of zero weights, from which on it is taken to have exploded."""
 FASTEST = 1e6
 """Cells a step at which velocities are cut off."""
 LARGEST = 100.0
@@ -60,6 +62,10 @@ MOST_STEPS = 100_000
 
 class GridLeft(InvalidInput):
     """A density has come to an end of its grid."""
+
+
+class Exploded(InvalidInput):
+    """The risk of the limit has grown without bound."""
 
 
 def solve_pde(
@@ -81,7 +87,8 @@ def solve_pde(
 def follow(densities: Densities, sgd: EffectiveSgd, times: Numbers) -> Trajectory:
     """Takes densities that are at time 0 to the last of the times.
 
-    Raises :class:`InvalidInput` where that takes more than :data:`MOST_STEPS`, and :class:`GridLeft`.
+    Raises :class:`InvalidInput` where that takes more than :data:`MOST_STEPS`, :class:`GridLeft`, and :class:`Exploded`
+    where the risk grows without bound, as it does from the standard start from about 1.8 times the critical rate on.
     """
     checked = require_times(times)
     rows: list[tuple[float, ...]] = []
@@ -149,7 +156,8 @@ class Densities:
         """One step; the time after it."""
         now = self._moments(at(sgd.lr, time), at(sgd.nu, time), sgd.decay)
         lr = at(sgd.lr, time)
-        fastest = max(float(now.contraction.max()), lr * float(self.problem.lam.max()) * 1e-3, 1e-9)
+        spreads = 4 * at(sgd.nu, time) * lr**2 * float(self.problem.lam.max()) * now.risk
+        fastest = max(float(now.contraction.max()), spreads, lr * float(self.problem.lam.max()) * 1e-3, 1e-9)
         # Widths grow as the root of time at first, which equal steps would follow with less than second order.
         step = STEPS * self.cell / fastest
         step = min(step, self.cell * (time + self.cell * step), latest - time)
@@ -232,10 +240,22 @@ class Densities:
         stage = solve_banded((1, 1), system, explicit.reshape(-1), check_finite=False)
         self.mass = solve_banded((1, 1), system, stage, overwrite_ab=True, check_finite=False).reshape(shape)
 
+    def _shares_of_risk(self, time: float) -> Floats:
+        """What each cell adds to the excess risk, as a share of it, (K, N)."""
+        theta = self.mean[:, None] + self.deviation[:, None] * self.centers
+        delta = _beta(theta, self.log_q[:, None]) - self.problem.target[:, None]
+        parts: Floats = (self.problem.share * self.problem.lam)[:, None] * self.mass * delta**2
+        risk = float(parts.sum())
+        if not risk <= 2 * EXPLODED * max(self.problem.first_risk, self.problem.risk(np.zeros_like(self.mean))):
+            raise Exploded(
+                f"at t = {time:.4g} the risk has grown {EXPLODED:g}-fold, as SGD's does here: take a smaller rate"
+            )
+        return parts / max(risk, 1e-300)
+
     def _lengthen(self, time: float) -> None:
         if not np.isfinite(self.mass).all():
             raise GridLeft(f"at t = {time:.4g} a density is no longer finite: take a smaller learning rate")
-        edge = np.maximum(self.mass[:, 0], self.mass[:, -1])
+        edge = np.maximum(self.mass, self._shares_of_risk(time))[:, [0, -1]].max(axis=1)
         if edge.max() <= EDGE:
             return
         more = self.num_half // 4

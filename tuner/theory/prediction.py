@@ -10,7 +10,7 @@ import numpy as np
 
 from tuner.errors import InvalidInput
 from tuner.theory.closure import solve_closure
-from tuner.theory.pde import Densities, follow
+from tuner.theory.pde import Densities, Exploded, follow
 from tuner.theory.problem import Floats, Numbers, Problem
 from tuner.theory.stability import (
     convergence_rate,
@@ -69,8 +69,11 @@ def predict(problem: Problem, sgd: Sgd, *, dimension: int, goal: float, horizon:
     counts = problem.counts_of(dimension)
     limit = sgd.effective(dimension)
     lr, nu = float(limit.lr), float(limit.nu)  # type: ignore[arg-type]
-    densities, trajectory, time_to_goal = _until(problem, limit, goal, horizon)
     critical = critical_lr_of(problem, nu=nu)
+    try:
+        densities, trajectory, time_to_goal = _until(problem, limit, goal, horizon)
+    except Exploded as error:
+        raise Exploded(f"{error}, of which {critical * (1 - sgd.momentum):.4g} is critical") from None
     q = np.exp(densities.log_q)
     rate = None
     if lr < critical and problem.noise == 0 and sgd.decay == 0:

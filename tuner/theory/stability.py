@@ -64,7 +64,8 @@ def frozen_critical_lr(problem: Problem, size: Floats, *, nu: float = 1.0) -> fl
 def plateau(problem: Problem, lr: float, *, nu: float = 1.0) -> float:
     """The risk that is left in the end: 0 up to the critical rate where the labels have no noise.
 
-    Above the critical rate d has to be large: at a finite d SGD can diverge.
+    It is where a run ends that survives.  From the standard start the limit's own risk explodes on the way from about
+    1.8 times the critical rate on, and at a finite d single runs diverge below that.
     """
     _require_lr(lr)
     _require_noise_factor(nu)
@@ -89,8 +90,8 @@ def plateau(problem: Problem, lr: float, *, nu: float = 1.0) -> float:
 def convergence_rate(problem: Problem, size: Floats, lr: float, *, nu: float = 1.0) -> float:
     """rho of P ~ exp(-rho t), late, where ``size`` is S of each type (K,) and no longer moves.
 
-    In the end q = u^2 - v^2 stands still and S = sqrt(q^2 + 4 beta*^2) (:func:`final_size`); before, up to 18% less has
-    been seen.  Types with lambda S = 0 take no part.  For one type, rho = 2 gamma lambda S - nu (gamma lambda S)^2.
+    In the end q = u^2 - v^2 stands still and S = sqrt(q^2 + 4 beta*^2) (:func:`final_size`).  Of one type it is within
+    18% from early on; of several, the slowest has to be all that is left, and before the risk falls faster.  Types with lambda S = 0 take no part.  For one type, rho = 2 gamma lambda S - nu (gamma lambda S)^2.
     Raises :class:`InvalidInput` at or above the rate where the risk rises, and where the labels have noise.
     """
     _require_lr(lr)
