@@ -144,6 +144,13 @@ def test_what_is_not_covered_has_its_reason_and_count(searched: Callable[..., Se
     assert alone.sentences == ("The limit covers none of the trainings that ended.",) and alone.pictures == ()
 
 
+def test_what_cannot_be_solved_is_no_advice(searched: Callable[..., Search], monkeypatch: pytest.MonkeyPatch) -> None:
+    search = searched([("sgd", 90.0, 1.0), ("sgd", 5.0, 1.0)])
+    monkeypatch.setattr("tuner.theory.pde.MOST_STEPS", 5)
+    found = row(theory(search), "sgd")
+    assert found["covered"] == "1" and found["not covered"] == "its equation could not be solved (1)"
+
+
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_diverged_training_is_one_up_to_there(searched: Callable[..., Search], epochs: int) -> None:
     """Where its first evaluation diverged nothing but the start is left."""

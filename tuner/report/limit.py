@@ -63,7 +63,8 @@ def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
             losses = [standard_problem().first_risk, *(m.validation_loss for m in record.history if not m.diverged)]
             predicted = solve_limit(standard_problem(), limit, np.array(steps) / DIMENSION)
         except InvalidInput as error:
-            failed = "the limit explodes" if isinstance(error, Exploded) else "the limit could not be solved"
+            # A solver's own words are advice to whoever calls it, and have the numbers of one training in them.
+            failed = "its risk explodes" if isinstance(error, Exploded) else "its equation could not be solved"
             reasons[record.variant][not_covered(optimizer) or failed] += 1
             continue
         found.append(Foretold(record, _measured(steps, losses), predicted))
