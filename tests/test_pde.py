@@ -24,9 +24,9 @@ TIMES = np.linspace(0, 6, 61)
 def test_mass_is_kept_and_stays_positive(ratio: float) -> None:
     problem = standard_problem()
     sgd = EffectiveSgd(lr=ratio * critical_lr_of(problem))
-    densities, time, num_steps = Densities(problem, 0.2, 80.0), 0.0, 0
-    while time < 3:
-        time = densities.advance(sgd, time, 3.0)
+    densities, num_steps = Densities(problem, 0.2, 80.0), 0
+    while densities.time < 3:
+        densities.advance(sgd, 3.0)
         num_steps += 1
         assert densities.mass.min() >= 0
         assert np.abs(densities.mass.sum(axis=1) - 1).max() < 1e-10

@@ -87,7 +87,7 @@ def test_what_the_figures_leave_out_is_said(capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     assert "leave weight decay out" in printed
     assert said(printed)["time to 0.95 explained"] == "not by time 0.5", "which is not never"
-    assert main([*QUICK, "--momentum", "0.9", "--dimension", "20", "--no-pictures"]) == 0
+    assert main(["--lr", "0.04", "--horizon", "0.5", "--momentum", "0.9", "--dimension", "20", "--no-pictures"]) == 0
     assert "At d = 20 some directions swing" in capsys.readouterr().out
 
 
@@ -95,8 +95,8 @@ def test_pictures_lie_in_the_folder_and_diverged_runs_are_counted(
     empty: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Warnings are errors here: of infinite risks, too."""
-    size = ["--dimension", "40", "--runs", "3", "--lam", "1", "--target", "1", "--horizon", "1"]
-    assert main(["--lr", "6", *size, "--folder", "some/where"]) == 0
+    size = ["--dimension", "8", "--runs", "3", "--lam", "1", "--target", "1", "--horizon", "6"]
+    assert main(["--lr", "1.7", *size, "--folder", "some/where"]) == 0
     assert sorted(path.name for path in (empty / "some/where").iterdir()) == ["plateau.png", "risk.png"]
     assert "some/where: risk.png, plateau.png; 3 of 3 runs of SGD diverged" in capsys.readouterr().out
     assert main([*QUICK, "--runs", "0"]) == 0

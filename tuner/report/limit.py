@@ -96,7 +96,7 @@ def theory(search: Search) -> Section:
         f"gap; those that reached {target_label(target)}% in theory and in fact, and how long they took over what was "
         "predicted, in steps (median [smallest, largest]); those of which one reached it alone; why the limit says "
         f"nothing of others. At d = {DIMENSION} a single training is off by about 5% of the risk where its momentum's "
-        "memory is short."
+        "memory is short, and more with random factors, of which few steps see few."
     )
     table = Table("theory", "Theory and measurement", columns, tuple(rows), note)
     drawn = [one for one in found if one.record.phase == "confirm"] or found

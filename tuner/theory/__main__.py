@@ -143,9 +143,9 @@ def _said(prediction: Prediction, sgd: Sgd, options: argparse.Namespace) -> list
         f"plateau                   {prediction.plateau:.4g} of a first risk of {prediction.trajectory.risk[0, 0]:.4g}",
     ]
     if prediction.rate is not None:
-        halved = math.log(2) / prediction.rate
+        halved = f"{math.log(2) / prediction.rate * d:.0f} steps"
         lines.append(
-            f"late rate                 {prediction.rate:.4g} a unit of time: in the end half the risk in {halved * d:.0f} steps"
+            f"late rate                 {prediction.rate:.4g} a unit of time: in the end half the risk in {halved}"
         )
     else:
         lines.append("late rate                 none: the risk does not fall to 0 exponentially")

@@ -85,22 +85,22 @@ def solve_pde(
 
 
 def follow(densities: Densities, sgd: EffectiveSgd, times: Numbers) -> Trajectory:
-    """Takes densities that are at time 0 to the last of the times.
+    """Takes densities to the times, none of which is before theirs.
 
     Raises :class:`InvalidInput` where that takes more than :data:`MOST_STEPS`, :class:`GridLeft`, and :class:`Exploded`
     where the risk grows without bound, as it does from the standard start from about 1.8 times the critical rate on.
     """
     checked = require_times(times)
     rows: list[tuple[float, ...]] = []
-    time, num_steps = 0.0, 0
+    num_steps = 0
     for target in checked:
-        while time < target:
-            time = densities.advance(sgd, time, target)
+        while densities.time < target:
+            densities.advance(sgd, target)
             num_steps += 1
             if num_steps > MOST_STEPS:
                 raise InvalidInput(
-                    f"at t = {time:.4g} of {checked[-1]:g} the PDE has taken {MOST_STEPS} steps: take a smaller "
-                    "learning rate, or shorter times"
+                    f"at t = {densities.time:.4g} of {checked[-1]:g} the PDE has taken {MOST_STEPS} steps: take a "
+                    "smaller learning rate, or shorter times"
                 )
         rows.append(densities.observe())
     columns = np.array(rows).T[:, None, :]
@@ -139,6 +139,7 @@ class Densities:
     def __init__(self, problem: Problem, cell: float, width: float) -> None:
         self.problem = problem
         self.width = width
+        self.time = 0.0
         self.num_half = math.ceil(REACH / cell)
         self.cell = REACH / self.num_half
         self._cut()
@@ -152,8 +153,9 @@ class Densities:
         self.faces = self.cell * np.arange(-self.num_half, self.num_half + 1)
         self.centers = (self.faces[1:] + self.faces[:-1]) / 2
 
-    def advance(self, sgd: EffectiveSgd, time: float, latest: float) -> float:
-        """One step; the time after it."""
+    def advance(self, sgd: EffectiveSgd, latest: float) -> None:
+        """One step, not beyond ``latest``."""
+        time = self.time
         now = self._moments(at(sgd.lr, time), at(sgd.nu, time), sgd.decay)
         lr = at(sgd.lr, time)
         spreads = 4 * at(sgd.nu, time) * lr**2 * float(self.problem.lam.max()) * now.risk
@@ -174,8 +176,8 @@ class Densities:
         moved = (mean - self.mean)[:, None] + (deviation - self.deviation)[:, None] * self.faces
         self._transport((drift + moved / step) / scale[:, None], diffusion / scale**2, step)
         self.mean, self.deviation, self.log_q = mean, deviation, self.log_q - fall
-        self._lengthen(time + step)
-        return latest if step == latest - time else time + step
+        self.time = latest if step == latest - time else time + step
+        self._lengthen()
 
     def observe(self) -> tuple[float, float, float, float]:
         """Risk, curvature, norm and distance now."""
@@ -240,7 +242,7 @@ class Densities:
         stage = solve_banded((1, 1), system, explicit.reshape(-1), check_finite=False)
         self.mass = solve_banded((1, 1), system, stage, overwrite_ab=True, check_finite=False).reshape(shape)
 
-    def _shares_of_risk(self, time: float) -> Floats:
+    def _shares_of_risk(self) -> Floats:
         """What each cell adds to the excess risk, as a share of it, (K, N)."""
         theta = self.mean[:, None] + self.deviation[:, None] * self.centers
         delta = _beta(theta, self.log_q[:, None]) - self.problem.target[:, None]
@@ -248,21 +250,21 @@ class Densities:
         risk = float(parts.sum())
         if not risk <= 2 * EXPLODED * max(self.problem.first_risk, self.problem.risk(np.zeros_like(self.mean))):
             raise Exploded(
-                f"at t = {time:.4g} the risk has grown {EXPLODED:g}-fold, as SGD's does here: take a smaller rate"
+                f"at t = {self.time:.4g} the risk has grown {EXPLODED:g}-fold, as SGD's does here: take a smaller rate"
             )
         return parts / max(risk, 1e-300)
 
-    def _lengthen(self, time: float) -> None:
+    def _lengthen(self) -> None:
         if not np.isfinite(self.mass).all():
-            raise GridLeft(f"at t = {time:.4g} a density is no longer finite: take a smaller learning rate")
-        edge = np.maximum(self.mass, self._shares_of_risk(time))[:, [0, -1]].max(axis=1)
+            raise GridLeft(f"at t = {self.time:.4g} a density is no longer finite: take a smaller learning rate")
+        edge = np.maximum(self.mass, self._shares_of_risk())[:, [0, -1]].max(axis=1)
         if edge.max() <= EDGE:
             return
         more = self.num_half // 4
         if (self.num_half + more) * self.cell > self.width:
             k = int(edge.argmax())
             raise GridLeft(
-                f"at t = {time:.4g} the density of lambda = {self.problem.lam[k]:g}, beta* = "
+                f"at t = {self.time:.4g} the density of lambda = {self.problem.lam[k]:g}, beta* = "
                 f"{self.problem.target[k]:g} reaches beyond {self.width:g} deviations: take a larger width"
             )
         self.num_half += more

@@ -26,8 +26,8 @@ from tuner.theory.trajectory import Trajectory, require_times
 
 MODERATE = 0.3
 """Part of the critical rate up to which the closure stands for the PDE: within 2% of the risk, 4% at worst."""
-LONGEST = 96.0
-"""Time after which a goal counts as never reached."""
+SHORTEST, HOPELESS, LONGEST = 6.0, 24.0, 96.0
+"""Times that are looked at: at least, where the goal lies below the plateau, and at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +58,7 @@ class Prediction:
 def predict(problem: Problem, sgd: Sgd, *, dimension: int, goal: float, horizon: float | None = None) -> Prediction:
     """What becomes of ``sgd``, of constant learning rate, on ``dimension`` coordinates.
 
-    ``goal`` is a risk above 0.  The trajectory ends at ``horizon``, by default at half as long again as the goal takes,
+    ``goal`` is a risk above 0.  The trajectory ends at ``horizon``, by default a quarter later than the goal is reached,
     and no earlier than 6.  Raises :class:`InvalidInput` for a schedule, for a dimension that has no room for all types,
     and as :func:`tuner.theory.pde.solve_pde` does.
     """
@@ -69,9 +69,9 @@ def predict(problem: Problem, sgd: Sgd, *, dimension: int, goal: float, horizon:
     counts = problem.counts_of(dimension)
     limit = sgd.effective(dimension)
     lr, nu = float(limit.lr), float(limit.nu)  # type: ignore[arg-type]
-    critical = critical_lr_of(problem, nu=nu)
+    critical, left = critical_lr_of(problem, nu=nu), plateau(problem, lr, nu=nu)
     try:
-        densities, trajectory, time_to_goal = _until(problem, limit, goal, horizon)
+        densities, trajectory, time_to_goal = _until(problem, limit, goal, horizon, left)
     except Exploded as error:
         raise Exploded(f"{error}, of which {critical * (1 - sgd.momentum):.4g} is critical") from None
     q = np.exp(densities.log_q)
@@ -89,7 +89,7 @@ def predict(problem: Problem, sgd: Sgd, *, dimension: int, goal: float, horizon:
         critical_lr=critical * (1 - sgd.momentum),
         linearised_critical_lr=linearised,
         overdamped=sgd.lr * float(kappa.max()) <= (1 - math.sqrt(sgd.momentum)) ** 2,
-        plateau=plateau(problem, lr, nu=nu),
+        plateau=left,
         rate=rate,
         goal=goal,
         time_to_goal=time_to_goal,
@@ -109,16 +109,18 @@ def solve_limit(problem: Problem, sgd: EffectiveSgd, times: Numbers) -> Trajecto
 
 
 def _until(
-    problem: Problem, limit: EffectiveSgd, goal: float, horizon: float | None
+    problem: Problem, limit: EffectiveSgd, goal: float, horizon: float | None, plateau: float
 ) -> tuple[Densities, Trajectory, float]:
-    end = horizon or 6.0
+    end = horizon or SHORTEST
+    densities = Densities(problem, 0.1, 80.0)
+    trajectory = follow(densities, limit, np.linspace(0, end, 121))
     while True:
-        densities = Densities(problem, 0.1, 80.0)
-        trajectory = follow(densities, limit, np.linspace(0, end, 121))
         reached = float(trajectory.time_to(goal)[0])
-        if horizon or end >= max(1.25 * reached, 6.0) or (math.isinf(reached) and end >= LONGEST):
+        wanted = 1.25 * reached if math.isfinite(reached) else LONGEST if goal > plateau else HOPELESS
+        if horizon or end >= wanted:
             return densities, trajectory, reached
-        end = min(2 * end if math.isinf(reached) else 1.5 * reached, LONGEST)
+        start, end = end, min(2 * end, wanted)
+        trajectory = trajectory.followed_by(follow(densities, limit, np.linspace(start, end, 121)[1:]))
 
 
 def _late_rate(problem: Problem, q: Floats, lr: float, nu: float, risk: float) -> tuple[float | None, Floats]:

@@ -91,7 +91,8 @@ def convergence_rate(problem: Problem, size: Floats, lr: float, *, nu: float = 1
     """rho of P ~ exp(-rho t), late, where ``size`` is S of each type (K,) and no longer moves.
 
     In the end q = u^2 - v^2 stands still and S = sqrt(q^2 + 4 beta*^2) (:func:`final_size`).  Of one type it is within
-    18% from early on; of several, the slowest has to be all that is left, and before the risk falls faster.  Types with lambda S = 0 take no part.  For one type, rho = 2 gamma lambda S - nu (gamma lambda S)^2.
+    18% from early on; of several, the slowest has to be all that is left, and before the risk falls faster.  Types with
+    lambda S = 0 take no part.  For one type, rho = 2 gamma lambda S - nu (gamma lambda S)^2.
     Raises :class:`InvalidInput` at or above the rate where the risk rises, and where the labels have noise.
     """
     _require_lr(lr)
@@ -148,7 +149,8 @@ def linearised_critical_lr(
     ``kappa``, (n,), are the eigenvalues of its Hessian, at least 0, one above, each ``counts`` times; ``factor`` is
     E[s^2] or what stands for it, at least 1.  About 2 B (1 - mu)/(E[s^2] sum kappa) where batches are small, and
     2 (1 + mu)/max kappa where they are infinite (``batch = math.inf``), with ``nesterov`` 1/(1 + 2 mu) of that.
-    Each term is kappa^2 times the variance of a coordinate whose gradients have noise of variance 1.
+    Each term is kappa^2 times the variance of a coordinate whose gradients have noise of variance 1.  Left out is what
+    ``factor`` does to the mean gradient, and at small batches its square over B: h is taken as small where they count.
     """
     eigenvalues = np.array(kappa, dtype=np.float64)
     require_spectrum(eigenvalues, eigenvalues)

@@ -16,7 +16,7 @@ from tuner.theory.problem import Floats, Numbers
 class Trajectory:
     """R runs at T times; R is 1 where nothing is random.  All but the times are means over coordinates, (R, T).
 
-    A run that diverged has the risk inf from then on.
+    A run that diverged has the risk inf from then on, and its other numbers say nothing.
     """
 
     times: Floats
@@ -54,6 +54,12 @@ class Trajectory:
                 back = (math.log(risk) - heights[1]) / (heights[0] - heights[1])
                 found[run] -= back * (self.times[after] - self.times[after - 1])
         return found
+
+    def followed_by(self, later: Trajectory) -> Trajectory:
+        """Both, of as many runs, one after the other."""
+        names = ("risk", "curvature", "norm", "distance")
+        joined = {name: np.concatenate([getattr(self, name), getattr(later, name)], axis=1) for name in names}
+        return Trajectory(times=np.concatenate([self.times, later.times]), **joined)
 
     def gap_to(self, other: Trajectory) -> Floats:
         """Mean over time of |P - P'|/P' for each run's P beside one run P' at the same times, (R,)."""
