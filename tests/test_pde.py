@@ -11,7 +11,8 @@ from scipy.integrate import solve_ivp
 
 from tuner.errors import InvalidInput
 from tuner.theory import convergence_rate, critical_lr_of, final_size, make_problem, plateau, standard_problem
-from tuner.theory.pde import Densities, Exploded, GridLeft, solve_pde
+from tuner.theory.densities import Densities, Exploded, GridLeft
+from tuner.theory.pde import solve_pde
 from tuner.theory.sde import simulate_sde
 from tuner.theory.steps import EffectiveSgd
 

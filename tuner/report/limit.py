@@ -40,7 +40,7 @@ def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
     from tuner.errors import InvalidInput
     from tuner.order import last_iterate
     from tuner.theory.coverage import limit_of, not_covered
-    from tuner.theory.pde import Exploded
+    from tuner.theory.densities import Exploded
     from tuner.theory.prediction import solve_limit
 
     found: list[Foretold] = []

@@ -8,7 +8,7 @@ In reading order:
     prediction     critical rate, plateau, rate and time to a goal, of one way of running SGD
     closure        the limit with Gaussian densities: fast, for moderate learning rates
     sde            the limit as stochastic differential equations
-    pde            the limit as densities
+    pde            the limit as densities, whose equations densities solves
     sgd            SGD itself, many runs at a time
     steps          how SGD is run, and what of it is left in the limit
     trajectory     what all of them give: risk, curvature and norms over time

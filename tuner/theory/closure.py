@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from tuner.errors import InvalidInput
-from tuner.theory.pde import hyperbolic_start
+from tuner.theory.densities import hyperbolic_start
 from tuner.theory.problem import Floats, Numbers, Problem
 from tuner.theory.steps import EffectiveSgd, at
 from tuner.theory.trajectory import Trajectory, require_times

@@ -10,7 +10,8 @@ import numpy as np
 
 from tuner.errors import InvalidInput
 from tuner.theory.closure import solve_closure
-from tuner.theory.pde import Densities, Exploded, follow
+from tuner.theory.densities import Densities, Exploded
+from tuner.theory.pde import follow
 from tuner.theory.problem import Floats, Numbers, Problem
 from tuner.theory.stability import (
     convergence_rate,
@@ -58,7 +59,7 @@ class Prediction:
 def predict(problem: Problem, sgd: Sgd, *, dimension: int, goal: float, horizon: float | None = None) -> Prediction:
     """What becomes of ``sgd``, of constant learning rate, on ``dimension`` coordinates.
 
-    ``goal`` is a risk above 0.  The trajectory ends at ``horizon``, by default a quarter later than the goal is reached,
+    ``goal`` is a risk above 0.  The trajectory ends at ``horizon``, by default a quarter later than the goal is met,
     and no earlier than 6.  Raises :class:`InvalidInput` for a schedule, for a dimension that has no room for all types,
     and as :func:`tuner.theory.pde.solve_pde` does.
     """

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from tuner.errors import InvalidInput
-from tuner.theory.pde import hyperbolic_start
+from tuner.theory.densities import hyperbolic_start
 from tuner.theory.problem import Numbers, Problem
 from tuner.theory.steps import EffectiveSgd, at
 from tuner.theory.trajectory import Trajectory, require_times
