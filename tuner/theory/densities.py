@@ -126,15 +126,15 @@ class Densities:
         self.time = latest if step == latest - time else time + step
         self._lengthen()
 
-    def observe(self) -> tuple[float, float, float, float]:
-        """Risk, curvature, norm and distance now."""
+    def observe(self) -> Floats:
+        """Risk, curvature, norm and distance now, (4, 1)."""
         theta = self.mean[:, None] + self.deviation[:, None] * self.centers
         delta = _beta(theta, self.log_q[:, None]) - self.problem.target[:, None]
         size = (self.mass * _size(theta, self.log_q[:, None])).sum(axis=1)
         distance = (self.mass * delta**2).sum(axis=1)
         share, lam = self.problem.share, self.problem.lam
-        risk = float(share @ (lam * distance) + self.problem.noise**2) / 2
-        return risk, float(share @ (lam * size)), float(share @ size), float(share @ distance)
+        risk = (share @ (lam * distance) + self.problem.noise**2) / 2
+        return np.array([[risk], [share @ (lam * size)], [share @ size], [share @ distance]])
 
     def _moments(self, lr: float, nu: float, decay: float) -> _Moments:
         lam, target = self.problem.lam[:, None], self.problem.target[:, None]

@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from tuner.errors import InvalidInput
 from tuner.theory.densities import REACH, Densities
-from tuner.theory.problem import Numbers, Problem
+from tuner.theory.problem import Floats, Numbers, Problem
 from tuner.theory.steps import EffectiveSgd
-from tuner.theory.trajectory import Trajectory, require_times
+from tuner.theory.trajectory import Trajectory, from_rows, require_times
 
 MOST_STEPS = 100_000
 """Of one solution, which takes some thousands where rates and times are of order 1."""
@@ -50,7 +48,7 @@ def follow(densities: Densities, sgd: EffectiveSgd, times: Numbers) -> Trajector
     where the risk grows without bound, as it does from the standard start from about 1.8 times the critical rate on.
     """
     checked = require_times(times)
-    rows: list[tuple[float, ...]] = []
+    rows: list[Floats] = []
     num_steps = 0
     for target in checked:
         while densities.time < target:
@@ -62,5 +60,4 @@ def follow(densities: Densities, sgd: EffectiveSgd, times: Numbers) -> Trajector
                     "smaller learning rate, or shorter times"
                 )
         rows.append(densities.observe())
-    columns = np.array(rows).T[:, None, :]
-    return Trajectory(times=checked, risk=columns[0], curvature=columns[1], norm=columns[2], distance=columns[3])
+    return from_rows(checked, rows)

@@ -32,7 +32,7 @@ from tuner.errors import InvalidInput
 from tuner.theory.densities import hyperbolic_start
 from tuner.theory.problem import Numbers, Problem
 from tuner.theory.steps import EffectiveSgd, at
-from tuner.theory.trajectory import Trajectory, require_times
+from tuner.theory.trajectory import Trajectory, from_rows, require_times
 
 
 def simulate_sde(
@@ -70,9 +70,7 @@ def simulate_sde(
             cloud.step(sgd, time + k * length, length)
         time = float(target)
         rows.append(cloud.observe())
-    table = torch.stack(rows).numpy().transpose(1, 2, 0)
-    risk = np.where(np.isfinite(table[0]), table[0], np.inf)
-    return Trajectory(times=checked, risk=risk, curvature=table[1], norm=table[2], distance=table[3])
+    return from_rows(checked, (row.numpy() for row in rows))
 
 
 class _Cloud:

@@ -12,7 +12,7 @@ from tuner.errors import InvalidInput, unknown
 from tuner.optimizers.random_scaling import draw_scale
 from tuner.theory.problem import Numbers, Problem
 from tuner.theory.steps import Sgd, at
-from tuner.theory.trajectory import Trajectory, require_times
+from tuner.theory.trajectory import Trajectory, from_rows, require_times
 
 Parametrization: TypeAlias = Literal["product", "squares"]
 
@@ -57,9 +57,7 @@ def simulate_sgd(
             networks.step(inputs, noise, length)
         done = round(target * dimension)
         rows.append(networks.observe())
-    table = torch.stack(rows).double().numpy().transpose(1, 2, 0)
-    risk = np.where(np.isfinite(table[0]), table[0], np.inf)
-    return Trajectory(times=checked, risk=risk, curvature=table[1], norm=table[2], distance=table[3])
+    return from_rows(checked, (row.numpy() for row in rows))
 
 
 class Networks:

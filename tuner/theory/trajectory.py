@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,13 @@ class Trajectory:
     def gap_to(self, other: Trajectory) -> Floats:
         """Mean over time of |P - P'|/P' for each run's P beside one run P' at the same times, (R,)."""
         return np.asarray(np.abs(self.risk / other.risk - 1).mean(axis=1))
+
+
+def from_rows(times: Floats, rows: Iterable[NDArray[np.floating]]) -> Trajectory:
+    """The trajectory whose risk, curvature, norm and distance at each time are a row (4, R)."""
+    table = np.stack(list(rows), axis=-1).astype(np.float64)
+    risk = np.where(np.isfinite(table[0]), table[0], np.inf)
+    return Trajectory(times=times, risk=risk, curvature=table[1], norm=table[2], distance=table[3])
 
 
 def require_times(times: Numbers) -> Floats:
