@@ -142,8 +142,9 @@ def postgres(postgres_server: Postgres) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def open_ledger(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Callable[..., Ledger]:
+def open_ledger(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
     """Opens the search "s" as a program that starts does; opened again, it is the same search."""
+    opened: list[Tracking] = []
 
     def open_it(variants: list[Variant], **changes: Any) -> Ledger:
         names = tuple(variant.name for variant in variants)
@@ -153,10 +154,14 @@ def open_ledger(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Callable[.
         tracking = Tracking(
             uri=mlflow_uri, experiment="e", search="s", search_id="id", parameters={"seed": spec.seed}, tags={}
         )
+        opened.append(tracking)
         by_variant = {name: study.study for name, study in studies.items()}
         return Ledger(Search(spec, "id", tuple(variants), tmp_path / "s", by_variant), studies, tracking, storage)
 
-    return open_it
+    yield open_it
+    # A test that forks beside another's writing thread would take over whatever lock that holds, for good.
+    for tracking in opened:
+        tracking.finish("interrupted", {}, [], timeout=10)
 
 
 @pytest.fixture(scope="session")
