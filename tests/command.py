@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 from mlflow.entities import Run
@@ -36,7 +36,9 @@ def search(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.Co
 
 
 class Running:
-    """A search that is being run, to be killed or interrupted."""
+    """A search that is being run, to be killed or interrupted; the end of its test ends it (``conftest.py``)."""
+
+    begun: ClassVar[list[Running]] = []
 
     def __init__(self, folder: Path, *arguments: str, program: Sequence[str] = ("-m", "tuner.search")) -> None:
         self.printed = folder / "out.txt"
@@ -48,6 +50,7 @@ class Running:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.begun.append(self)
 
     def wait_until(self, happened: Callable[[], bool], timeout: float = 120) -> None:
         """Returns as soon as something happened; fails where the search ends before."""

@@ -15,7 +15,7 @@ from optuna.distributions import FloatDistribution
 from sqlalchemy import Engine
 
 from search_spaces import Variant
-from tests.command import search
+from tests.command import Running, search
 from tests.postgres import BINARIES, Postgres
 from tuner.ledger import Ledger
 from tuner.plan import SearchSpec
@@ -23,6 +23,14 @@ from tuner.results import Search
 from tuner.spec import EpochMetrics
 from tuner.study import open_storage, open_studies
 from tuner.tracking import Tracking
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """The searches of a test that failed would be in the way of the tests after it."""
+    yield
+    while Running.begun:
+        Running.begun.pop().kill()
 
 
 @pytest.fixture

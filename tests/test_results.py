@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -25,7 +26,7 @@ from tuner.plan import Objective, SearchSpec
 from tuner.results import Record, Search
 from tuner.settings import with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec
-from tuner.study import VariantStudy, open_storage
+from tuner.study import VariantStudy, close_storage, existing_storage, open_storage
 
 VARIANTS = ("sgdm", "hybrid")
 SPEC = SearchSpec(name="first", variants=VARIANTS, trials=12, confirm_seeds=3, epochs=4, targets=(0.5, 0.8))
@@ -170,6 +171,21 @@ def test_reading_neither_waits_for_a_program_that_writes_nor_disturbs_it(copied:
     study.ask()
     assert len(search.studies["sgdm"].get_trials()) == 13
     assert load_search("first", output=str(copied.parent)).records["sgdm-12"].status == "pending"
+
+
+def test_a_storage_that_is_being_made_is_left_to_its_search(storage_url: str, tmp_path: Path) -> None:
+    """Both would write the version of the tables, and the second of them would fail."""
+    assert existing_storage(f"sqlite:///{tmp_path / 'none.db'}") is None and not (tmp_path / "none.db").exists()
+    (tmp_path / "empty.db").touch()
+    assert existing_storage(f"sqlite:///{tmp_path / 'empty.db'}") is None
+    assert (tmp_path / "empty.db").stat().st_size == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "optuna.db")) as database:
+        database.execute("delete from alembic_version")
+        database.commit()
+        assert existing_storage(storage_url) is None
+        assert database.execute("select count(*) from alembic_version").fetchone() == (0,)
+    close_storage(open_storage(storage_url))
+    assert existing_storage(storage_url) is not None
 
 
 def test_a_running_search_is_read_as_far_as_it_has_come(

@@ -32,7 +32,7 @@ def _num_epochs(folder: Path) -> int:
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "spec written": lambda folder: (folder / "runs/a/search.json").exists(),
-    "first trial asked": lambda folder: _num_asked(folder) == 1,
+    "first trial asked": lambda folder: _num_asked(folder) >= 1,
     "first checkpoint": lambda folder: bool(list((folder / "runs/a").glob("*/checkpoint-*.pt"))),
     "middle of a trial": lambda folder: any(len(epochs) == 3 for epochs in epochs_logged(folder).values()),
     "first trial ended": lambda folder: any(len(epochs) == 6 for epochs in epochs_logged(folder).values()),

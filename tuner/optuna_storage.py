@@ -6,9 +6,10 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+from alembic.runtime.migration import MigrationContext
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy import event
+from sqlalchemy import create_engine, event
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
@@ -54,14 +55,32 @@ def close_storage(storage: RDBStorage) -> None:
 
 
 def existing_storage(url: str) -> BaseStorage | None:
-    """The storage of a URL for reading; None where its SQLite file does not exist, which opening would make."""
+    """The storage of a URL for reading; None where there is none yet.
+
+    Opening one makes its file and tables, and two programs that make them at a time fail: so a reader leaves that to
+    the search.
+    """
     path = make_url(url).database if url.startswith("sqlite") else None
-    return None if path and not Path(path).exists() else _opened(url)
+    return None if (path and not Path(path).exists()) or not _is_made(url) else _opened(url)
+
+
+def _is_made(url: str) -> bool:
+    engine = create_engine(url, connect_args=_connect_args(url))
+    try:
+        with engine.connect() as connection:
+            # The version of the tables is what Optuna writes last.
+            return MigrationContext.configure(connection).get_current_revision() is not None
+    finally:
+        engine.dispose()
+
+
+def _connect_args(url: str) -> dict[str, int]:
+    return CONNECT.get(make_url(url).get_backend_name(), {})
 
 
 def _opened(url: str) -> RDBStorage:
+    storage = RDBStorage(url, engine_kwargs={"connect_args": _connect_args(url)})
     backend = make_url(url).get_backend_name()
-    storage = RDBStorage(url, engine_kwargs={"connect_args": CONNECT.get(backend, {})})
     if backend in CONNECTED:
         event.listen(storage.engine, "connect", CONNECTED[backend])
         storage.engine.dispose()  # connections made before do not know yet
