@@ -32,6 +32,13 @@ class Foretold:
     record: Record
     measured: Trajectory
     predicted: Trajectory
+    times: tuple[float, float]
+    """Steps to the target over d, predicted and measured; inf where it is not reached."""
+
+    @property
+    def both_reached(self) -> bool:
+        """Whether the target is reached in theory and in fact."""
+        return all(map(math.isfinite, self.times))
 
 
 def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
@@ -43,6 +50,8 @@ def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
     from tuner.theory.densities import Exploded
     from tuner.theory.prediction import solve_limit
 
+    problem = standard_problem()
+    goal = (1 - search.spec.targets[-1]) * make_population().label_square / 2
     found: list[Foretold] = []
     reasons: dict[str, Counter[str]] = {variant.name: Counter() for variant in search.variants}
     ended = [r for r in search.records.values() if r.observed and r.history]
@@ -60,14 +69,16 @@ def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
             )
             # From the start on, which nobody evaluates.
             steps = [0, *(metrics.steps for metrics in record.history if not metrics.diverged)]
-            losses = [standard_problem().first_risk, *(m.validation_loss for m in record.history if not m.diverged)]
-            predicted = solve_limit(standard_problem(), limit, np.array(steps) / DIMENSION)
+            losses = [problem.first_risk, *(m.validation_loss for m in record.history if not m.diverged)]
+            predicted = solve_limit(problem, limit, np.array(steps) / DIMENSION)
         except InvalidInput as error:
             # A solver's own words are advice to whoever calls it, and have the numbers of one training in them.
             failed = "its risk explodes" if isinstance(error, Exploded) else "its equation could not be solved"
             reasons[record.variant][not_covered(optimizer) or failed] += 1
             continue
-        found.append(Foretold(record, _measured(steps, losses), predicted))
+        measured = _measured(steps, losses)
+        times = float(predicted.time_to(goal)[0]), float(measured.time_to(goal)[0])
+        found.append(Foretold(record, measured, predicted, times))
     return found, reasons
 
 
@@ -76,40 +87,36 @@ def theory(search: Search) -> Section:
     if search.spec.workload != "diagonal":
         return Section("Theory")
     found, reasons = foretell(search)
-    target = search.spec.targets[-1]
-    goal = (1 - target) * make_population().label_square / 2
-    times = {id(told): (told.predicted.time_to(goal)[0], told.measured.time_to(goal)[0]) for told in found}
+    target = target_label(search.spec.targets[-1])
     rows = []
     for variant in search.variants:
         told = [one for one in found if one.record.variant == variant.name]
-        pairs = [times[id(one)] for one in told]
-        ratios = [measured / predicted for predicted, measured in pairs if math.isfinite(predicted + measured)]
+        ratios = [one.times[1] / one.times[0] for one in told if one.both_reached]
         ratio = f"{np.median(ratios):.3g} [{min(ratios):.3g}, {max(ratios):.3g}]" if ratios else "-"
         gaps = [float(one.measured.gap_to(one.predicted)[0]) for one in told]
-        apart = sum(math.isfinite(predicted) != math.isfinite(measured) for predicted, measured in pairs)
+        apart = sum(any(map(math.isfinite, one.times)) and not one.both_reached for one in told)
         why = "; ".join(f"{reason} ({count})" for reason, count in reasons[variant.name].items())
         gap = f"{np.median(gaps):.2g}" if gaps else "-"
         rows.append((variant.name, str(len(told)), gap, str(len(ratios)), ratio, str(apart), why or "-"))
     columns = ("variant", "covered", "gap", "reached", "measured over predicted", "only one reached", "not covered")
     note = (
         "Of the trainings that ended: those that the limit covers; the median over them of the risk's mean relative "
-        f"gap; those that reached {target_label(target)}% in theory and in fact, and how long they took over what was "
+        f"gap; those that reached {target}% in theory and in fact, and how long they took over what was "
         "predicted, in steps (median [smallest, largest]); those of which one reached it alone; why the limit says "
         f"nothing of others. At d = {DIMENSION} a single training is off by about 5% of the risk where its momentum's "
         "memory is short, and more with random factors, of which few steps see few."
     )
     table = Table("theory", "Theory and measurement", columns, tuple(rows), note)
     drawn = [one for one in found if one.record.phase == "confirm"] or found
-    pictures = tuple(made for made in (_times(search, found, goal), _curves(search, drawn)) if made)
-    return Section("Theory", _said(found, goal, target), pictures, (table,) if rows else ())
+    pictures = tuple(made for made in (_times(search, found), _curves(search, drawn)) if made)
+    return Section("Theory", _said(found, target), pictures, (table,) if rows else ())
 
 
-def _said(found: list[Foretold], goal: float, target: float) -> tuple[str, ...]:
-    pairs = [(one.predicted.time_to(goal)[0], one.measured.time_to(goal)[0]) for one in found]
-    both = [pair for pair in pairs if all(map(math.isfinite, pair))]
+def _said(found: list[Foretold], target: str) -> tuple[str, ...]:
+    both = [one.times for one in found if one.both_reached]
     if not found:
         return ("The limit covers none of the trainings that ended.",)
-    said = [f"The limit covers {len(found)} trainings that ended; {len(both)} reached {target_label(target)}% in both."]
+    said = [f"The limit covers {len(found)} trainings that ended; {len(both)} reached {target}% in both."]
     if len({p for p, _ in both}) > 2 and len({m for _, m in both}) > 2:
         from scipy.stats import spearmanr  # slow to import
 
@@ -123,23 +130,18 @@ def _said(found: list[Foretold], goal: float, target: float) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _times(search: Search, found: list[Foretold], goal: float) -> Picture | None:
+def _times(search: Search, found: list[Foretold]) -> Picture | None:
     figure, (axes, *_) = panels([f"steps to {target_label(search.spec.targets[-1])}%"], height=3.4)
     looks = styles(variant.name for variant in search.variants)
     shown: list[float] = []
     names = []
     for name, (colour, dashes) in looks.items():
-        pairs = [
-            (DIMENSION * one.predicted.time_to(goal)[0], DIMENSION * one.measured.time_to(goal)[0])
-            for one in found
-            if one.record.variant == name
-        ]
-        both = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        both = [DIMENSION * np.array(one.times) for one in found if one.record.variant == name and one.both_reached]
         if both:
             names.append(name)
-            shown += [value for pair in both for value in pair]
+            shown += np.concatenate(both).tolist()
             axes.plot(
-                *zip(*both, strict=True), linestyle="none", color=colour, marker=mark(colour, dashes), markersize=5,
+                *np.transpose(both), linestyle="none", color=colour, marker=mark(colour, dashes), markersize=5,
                 alpha=0.7,
             )  # fmt: skip
     if not shown:
@@ -159,7 +161,7 @@ def _times(search: Search, found: list[Foretold], goal: float) -> Picture | None
 
 
 def _curves(search: Search, drawn: list[Foretold]) -> Picture | None:
-    names = [name for name in dict.fromkeys(one.record.variant for one in drawn)]
+    names = list(dict.fromkeys(one.record.variant for one in drawn))
     if not names:
         return None
     figure, places = panels(names, height=0.0 if len(names) <= CROWD else 1.3)

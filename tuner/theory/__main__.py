@@ -12,6 +12,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from tuner.theory.prediction import Prediction, predict
 from tuner.theory.problem import Floats, Problem, grid_problem, make_problem, standard_problem
 from tuner.theory.sde import simulate_sde
 from tuner.theory.sgd import simulate_sgd
-from tuner.theory.stability import critical_lr_of
+from tuner.theory.stability import effective_lr
 from tuner.theory.steps import Sgd
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -134,7 +135,7 @@ def _sgd(options: argparse.Namespace) -> Sgd:
 
 
 def _said(prediction: Prediction, sgd: Sgd, options: argparse.Namespace) -> list[str]:
-    d, ratio = options.dimension, prediction.effective_lr / (prediction.critical_lr / (1 - sgd.momentum))
+    d, ratio = options.dimension, options.lr / prediction.critical_lr
     critical = f"{prediction.critical_lr:.4g}" if math.isfinite(prediction.critical_lr) else "none, whatever the noise"
     lines = [
         f"effective learning rate   {prediction.effective_lr:.4g}, noise factor {prediction.nu:.4g}",
@@ -165,25 +166,18 @@ def _said(prediction: Prediction, sgd: Sgd, options: argparse.Namespace) -> list
 def _draw(problem: Problem, sgd: Sgd, prediction: Prediction, options: argparse.Namespace) -> str:
     """Simulates, draws, and says where the pictures are."""
     times = prediction.trajectory.times
-    common = {"dimension": options.dimension, "num_runs": max(options.runs, 1), "seed": options.seed}
-    runs = simulate_sgd(problem, sgd, times, **common) if options.runs else None
-    limit = sgd.effective(options.dimension)
-    sde = None
-    if options.runs:
-        sde = simulate_sde(
-            problem, limit, times, num_particles=options.dimension, num_runs=options.runs, seed=options.seed
-        )
-    critical = critical_lr_of(problem, nu=prediction.nu)
-    pictures = {"risk": risk_over_time(prediction, sde, runs, options.dimension)}
-    if math.isfinite(critical):
+    d, num_runs, seed = options.dimension, options.runs, options.seed
+    runs = sde = None
+    if num_runs:
+        runs = simulate_sgd(problem, sgd, times, dimension=d, num_runs=num_runs, seed=seed)
+        sde = simulate_sde(problem, sgd.effective(d), times, num_particles=d, num_runs=num_runs, seed=seed)
+    pictures = {"risk": risk_over_time(prediction, sde, runs, d)}
+    if math.isfinite(prediction.critical_lr):
+        critical = effective_lr(prediction.critical_lr, sgd.momentum)
         measured: dict[float, Floats] = {}
-        for ratio in MEASURED if options.runs else ():
-            at_ratio = Sgd(
-                lr=ratio * prediction.critical_lr, momentum=sgd.momentum, batch=sgd.batch, law=sgd.law, shape=sgd.shape
-            )
-            late = simulate_sgd(
-                problem, at_ratio, LATE, dimension=options.dimension, num_runs=min(options.runs, 8), seed=options.seed
-            )
+        for ratio in MEASURED if num_runs else ():
+            at_ratio = replace(sgd, lr=ratio * prediction.critical_lr, decay=0.0)
+            late = simulate_sgd(problem, at_ratio, LATE, dimension=d, num_runs=min(num_runs, 8), seed=seed)
             measured[ratio * critical] = late.risk.mean(axis=1)
         pictures["plateau"] = plateau_against_lr(problem, critical, prediction.nu, measured)
     try:

@@ -42,6 +42,8 @@ EXPLODED = 1e4
 """Risk over the first, or that of zero weights, from which on it is taken to have exploded."""
 FASTEST = 1e6
 """Cells a step at which velocities are cut off."""
+WIDTH = 80.0
+"""Deviations that grids reach to either side at most, where nothing else is said."""
 LARGEST = 100.0
 """Logarithm at which beta is cut off: no density is there."""
 
@@ -83,7 +85,7 @@ class _Moments:
 class Densities:
     """The densities of all types at one time."""
 
-    def __init__(self, problem: Problem, cell: float, width: float) -> None:
+    def __init__(self, problem: Problem, cell: float, width: float = WIDTH) -> None:
         self.problem = problem
         self.width = width
         self.time = 0.0
@@ -95,10 +97,17 @@ class Densities:
         mass = np.diff(ndtr(self.faces))
         self.mass = np.tile(mass / mass.sum(), (len(self.mean), 1))
         """Of each type in each cell, (K, N)."""
+        self._evaluate()
 
     def _cut(self) -> None:
         self.faces = self.cell * np.arange(-self.num_half, self.num_half + 1)
         self.centers = (self.faces[1:] + self.faces[:-1]) / 2
+
+    def _evaluate(self) -> None:
+        """delta, beta and S of each type in each cell, (K, N) all."""
+        theta = self.mean[:, None] + self.deviation[:, None] * self.centers
+        self.beta, self.size = _beta_and_size(theta, self.log_q[:, None])
+        self.delta = self.beta - self.problem.target[:, None]
 
     def advance(self, sgd: EffectiveSgd, latest: float) -> None:
         """One step, not beyond ``latest``."""
@@ -118,35 +127,31 @@ class Densities:
         fall = diffusion * step / 2 + 2 * lr * sgd.decay * step  # of log q
         mean, deviation = self._frame(now, diffusion, step)
         middle, scale = (self.mean + mean) / 2, (self.deviation + deviation) / 2
-        beta = _beta(middle[:, None] + scale[:, None] * self.faces, self.log_q[:, None] - fall[:, None] / 2)
+        beta, _ = _beta_and_size(middle[:, None] + scale[:, None] * self.faces, self.log_q[:, None] - fall[:, None] / 2)
         drift = 2 * lr * self.problem.lam[:, None] * (beta - self.problem.target[:, None])
         moved = (mean - self.mean)[:, None] + (deviation - self.deviation)[:, None] * self.faces
         self._transport((drift + moved / step) / scale[:, None], diffusion / scale**2, step)
         self.mean, self.deviation, self.log_q = mean, deviation, self.log_q - fall
         self.time = latest if step == latest - time else time + step
+        self._evaluate()
         self._lengthen()
 
     def observe(self) -> Floats:
         """Risk, curvature, norm and distance now, (4, 1)."""
-        theta = self.mean[:, None] + self.deviation[:, None] * self.centers
-        delta = _beta(theta, self.log_q[:, None]) - self.problem.target[:, None]
-        size = (self.mass * _size(theta, self.log_q[:, None])).sum(axis=1)
-        distance = (self.mass * delta**2).sum(axis=1)
+        size = (self.mass * self.size).sum(axis=1)
+        distance = (self.mass * self.delta**2).sum(axis=1)
         share, lam = self.problem.share, self.problem.lam
         risk = (share @ (lam * distance) + self.problem.noise**2) / 2
         return np.array([[risk], [share @ (lam * size)], [share @ size], [share @ distance]])
 
     def _moments(self, lr: float, nu: float, decay: float) -> _Moments:
-        lam, target = self.problem.lam[:, None], self.problem.target[:, None]
-        theta = self.mean[:, None] + self.deviation[:, None] * self.centers
-        beta, size = _beta(theta, self.log_q[:, None]), _size(theta, self.log_q[:, None])
-        delta = beta - target
+        lam, delta, size = self.problem.lam[:, None], self.delta, self.size
         risk = (self.problem.share @ (self.mass * lam * delta**2).sum(axis=1) + self.problem.noise**2) / 2
         diffusion = 4 * nu * lr**2 * lam * risk
         drift = 2 * lr * lam * delta
         # Of delta^2 along the densities and as q falls, by Ito: d beta/d theta = S/2, d^2 beta/d theta^2 = beta.
         falls = diffusion / 2 + 2 * lr * decay
-        rate = -drift * delta * size + diffusion * (size**2 / 2 + 2 * delta * beta) - 2 * delta * beta * falls
+        rate = -drift * delta * size + diffusion * (size**2 / 2 + 2 * delta * self.beta) - 2 * delta * self.beta * falls
         mean_z = (self.mass * self.centers).sum(axis=1)
         variance_z = (self.mass * self.centers**2).sum(axis=1) - mean_z**2
         mean_drift = (self.mass * drift).sum(axis=1)
@@ -191,9 +196,7 @@ class Densities:
 
     def _shares_of_risk(self) -> Floats:
         """What each cell adds to the excess risk, as a share of it, (K, N)."""
-        theta = self.mean[:, None] + self.deviation[:, None] * self.centers
-        delta = _beta(theta, self.log_q[:, None]) - self.problem.target[:, None]
-        parts: Floats = (self.problem.share * self.problem.lam)[:, None] * self.mass * delta**2
+        parts: Floats = (self.problem.share * self.problem.lam)[:, None] * self.mass * self.delta**2
         risk = float(parts.sum())
         if not risk <= 2 * EXPLODED * max(self.problem.first_risk, self.problem.risk(np.zeros_like(self.mean))):
             raise Exploded(
@@ -217,16 +220,13 @@ class Densities:
         self.num_half += more
         self._cut()
         self.mass = np.pad(self.mass, ((0, 0), (more, more)))
+        self._evaluate()
 
 
-def _beta(theta: Floats, log_q: Floats) -> Floats:
-    """q sinh(theta)/2."""
-    return (_exp(log_q + theta) - _exp(log_q - theta)) / 4
-
-
-def _size(theta: Floats, log_q: Floats) -> Floats:
-    """S = q cosh(theta)."""
-    return (_exp(log_q + theta) + _exp(log_q - theta)) / 2
+def _beta_and_size(theta: Floats, log_q: Floats) -> tuple[Floats, Floats]:
+    """q sinh(theta)/2, and S = q cosh(theta)."""
+    rising, falling = _exp(log_q + theta), _exp(log_q - theta)
+    return (rising - falling) / 4, (rising + falling) / 2
 
 
 def _exp(x: Floats) -> Floats:

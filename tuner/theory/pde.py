@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 
 from tuner.errors import InvalidInput
-from tuner.theory.densities import REACH, Densities
+from tuner.theory.densities import REACH, WIDTH, Densities
 from tuner.theory.problem import Floats, Numbers, Problem
 from tuner.theory.steps import EffectiveSgd
 from tuner.theory.trajectory import Trajectory, from_rows, require_times
@@ -26,7 +26,7 @@ MOST_STEPS = 100_000
 
 
 def solve_pde(
-    problem: Problem, sgd: EffectiveSgd, times: Numbers, *, cell: float = 0.1, width: float = 80.0
+    problem: Problem, sgd: EffectiveSgd, times: Numbers, *, cell: float = 0.1, width: float = WIDTH
 ) -> Trajectory:
     """Risk, curvature and norms of the limit at the times (one run).
 

@@ -11,7 +11,7 @@ import numpy as np
 from tuner.errors import InvalidInput
 from tuner.theory.closure import solve_closure
 from tuner.theory.densities import Densities, Exploded
-from tuner.theory.pde import follow
+from tuner.theory.pde import follow, solve_pde
 from tuner.theory.problem import Floats, Numbers, Problem
 from tuner.theory.stability import (
     convergence_rate,
@@ -106,14 +106,14 @@ def solve_limit(problem: Problem, sgd: EffectiveSgd, times: Numbers) -> Trajecto
     if strongest <= MODERATE * critical_lr_of(problem):
         with suppress(InvalidInput):  # short and strong bursts of the learning rate may take it out of its range
             return solve_closure(problem, sgd, ends)
-    return follow(Densities(problem, 0.2, 80.0), sgd, ends)
+    return solve_pde(problem, sgd, ends, cell=0.2)
 
 
 def _until(
     problem: Problem, limit: EffectiveSgd, goal: float, horizon: float | None, plateau: float
 ) -> tuple[Densities, Trajectory, float]:
     end = horizon or SHORTEST
-    densities = Densities(problem, 0.1, 80.0)
+    densities = Densities(problem, 0.1)
     trajectory = follow(densities, limit, np.linspace(0, end, 121))
     while True:
         reached = float(trajectory.time_to(goal)[0])

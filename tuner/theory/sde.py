@@ -101,17 +101,18 @@ class _Cloud:
         lr, nu = at(sgd.lr, time), at(sgd.nu, time)
         delta = self.beta() - self.target
         risk = self.risk(delta)[:, None]
-        noise = self._normal(delta) * math.sqrt(length)
-        if self.hyperbolic:
-            falls = 2 * (nu * lr**2 * self.lam * risk + lr * sgd.decay) * length
-            moves = self.lam * delta * length + (2 * nu * risk * self.lam).sqrt() * noise
-            self.first -= 2 * lr * moves
-            self.second -= falls
-            return
         drift, deviation = self._coefficients(nu, risk)
-        to_u = to_v = lr * (drift * delta * length + deviation * noise)
-        if not self.shared:
-            to_v = lr * (drift * delta * length + deviation * self._normal(delta) * math.sqrt(length))
+
+        def step_of_z() -> Tensor:
+            noise = torch.empty_like(delta).normal_(generator=self.generator) * math.sqrt(length)
+            return lr * (drift * delta * length + deviation * noise)
+
+        if self.hyperbolic:
+            self.first -= 2 * step_of_z()
+            self.second -= 2 * (nu * lr**2 * self.lam * risk + lr * sgd.decay) * length
+            return
+        to_u = step_of_z()
+        to_v = to_u if self.shared else step_of_z()
         u, v = self.first, self.second
         shrink = 1 - lr * sgd.decay * length
         self.first, self.second = u * shrink - self._direction(v) * to_u, v * shrink - self._direction(u) * to_v
@@ -124,9 +125,6 @@ class _Cloud:
 
     def _direction(self, z: Tensor) -> Tensor:
         return z if self.power == 1 else z.sign() * z.abs().pow(self.power)
-
-    def _normal(self, like: Tensor) -> Tensor:
-        return torch.empty_like(like).normal_(generator=self.generator)
 
     def beta(self) -> Tensor:
         return self.second.exp() * self.first.sinh() / 2 if self.hyperbolic else self.first * self.second

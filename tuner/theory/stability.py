@@ -32,7 +32,7 @@ import numpy as np
 
 from tuner.errors import InvalidInput
 from tuner.optimizer_spec import Law
-from tuner.theory.problem import Floats, Numbers, Problem, require_spectrum
+from tuner.theory.problem import Floats, Numbers, Problem, make_problem, require_spectrum
 
 
 def critical_lr(lam: Numbers, target: Numbers, *, nu: float = 1.0) -> float:
@@ -40,11 +40,7 @@ def critical_lr(lam: Numbers, target: Numbers, *, nu: float = 1.0) -> float:
 
     ``lam`` and ``target`` are aligned, of equal weights; ``nu`` is above 0.  InvalidInput otherwise.
     """
-    rates, wanted = np.array(lam, dtype=np.float64), np.array(target, dtype=np.float64)
-    require_spectrum(rates, wanted)
-    _require_noise_factor(nu)
-    strength = nu * float(np.mean(rates * np.abs(wanted)))
-    return 1 / strength if strength > 0 else math.inf
+    return critical_lr_of(make_problem(lam, target), nu=nu)
 
 
 def critical_lr_of(problem: Problem, *, nu: float = 1.0) -> float:
