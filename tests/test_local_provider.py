@@ -107,5 +107,5 @@ def test_the_command_names_a_file_that_is_none(
     assert main([*ARGUMENTS, "--cluster", str(file)]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith(f"python -m tuner.local_provider: --cluster {file}: ")
+    assert said.err.startswith(f"error: --cluster {file}: ")
     assert said.err.count("\n") == 1

@@ -60,6 +60,7 @@ In reading order, from argv to the table.  Imports go down the list; a rule that
     optimizer_spec   how SGD's knobs are turned
     settings         specs by dotted names and as plain data
     store            a folder or object storage, for checkpoints and weights
+    exit_status      how a command ends
     outage           waiting while a database or a disk is away
     provenance       versions, hardware, commit
     errors           bad input

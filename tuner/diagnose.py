@@ -24,11 +24,11 @@ from tuner.diagnosis.repair import RepairSettings, repairs
 from tuner.diagnosis_files import as_metrics, write_files
 from tuner.diagnosis_tables import agreement_table, confusions, damping_line, ranking_table, repair_table
 from tuner.errors import InvalidInput, masked, unknown
+from tuner.exit_status import OK, says_why
 from tuner.final_weights import trained_network
 from tuner.nested_run import Tracked, TrainedRun
 from tuner.network import Network
-from tuner.outage import StorageFailed
-from tuner.plan import BAD_INPUT, DEFAULT_TRACKING_URI, INTERRUPTED, OK, STORAGE_FAILED
+from tuner.plan import DEFAULT_TRACKING_URI
 from tuner.preflight import check_folder, check_tracking_uri
 from tuner.spec import TrialSpec
 from tuner.trained import Trained, open_trained
@@ -37,25 +37,17 @@ from tuner.workloads.data import are_images, cached_data
 DEFAULTS = RepairSettings()
 
 
+@says_why
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0, 2 for bad input, 3 where storage stays away, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-    try:
-        _check(options)
-        torch.set_num_threads(options.threads)
-        if options.compare:
-            _compare(options, console)
-        else:
-            _diagnose(options, console)
-    except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except StorageFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return STORAGE_FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    _check(options)
+    torch.set_num_threads(options.threads)
+    if options.compare:
+        _compare(options, console)
+    else:
+        _diagnose(options, console)
     return OK
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from tuner.errors import InvalidInput
+from tuner.exit_status import OK, says_why
 
 PROGRAM = "python -m tuner.local_provider"
 CLUSTER = Path("cluster.yaml")
@@ -83,6 +84,7 @@ def firewall(machines: Sequence[str]) -> str:
     return f"sudo nft '{table}; delete {table}; {table} {{ {chain}; }}'"
 
 
+@says_why
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the file; exit status 2 for bad input."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Print cluster.yaml for machines of one's own.")
@@ -98,22 +100,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", metavar="NAME", help="the cluster's name; default: cluster.yaml's")
     parser.add_argument("--cluster", type=Path, default=CLUSTER, metavar="FILE", help="default: cluster.yaml")
     arguments = parser.parse_args(argv)
-    try:
-        cluster = local_cluster(
-            _read(arguments.cluster),
-            head=arguments.head,
-            workers=arguments.workers,
-            ssh_user=arguments.ssh_user,
-            ssh_key=arguments.ssh_key,
-            storage=arguments.storage,
-            name=arguments.name,
-        )
-    except InvalidInput as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
+    cluster = local_cluster(
+        _read(arguments.cluster),
+        head=arguments.head,
+        workers=arguments.workers,
+        ssh_user=arguments.ssh_user,
+        ssh_key=arguments.ssh_key,
+        storage=arguments.storage,
+        name=arguments.name,
+    )
     print(f"# Made by {PROGRAM} from {arguments.cluster}; that one says why each line is there.")
     print(yaml.safe_dump(cluster, sort_keys=False, width=120), end="")
-    return 0
+    return OK
 
 
 def _is_address(text: str) -> bool:

@@ -14,11 +14,9 @@ from typing import Literal, TypeAlias, get_args
 
 from search_spaces import expand
 from tuner.errors import InvalidInput, masked, unknown
+from tuner.exit_status import INTERRUPTED, NOTHING_FINISHED, OK, STORAGE_FAILED
 from tuner.spec import OptimizerSpec, Precision, TrialSpec, WorkloadSpec
 from tuner.workloads.pairing import default_model
-
-OK, NOTHING_FINISHED, BAD_INPUT, STORAGE_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit statuses of the command."""
 
 Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
 

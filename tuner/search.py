@@ -18,41 +18,32 @@ from pathlib import Path
 from tuner import run_folder
 from tuner.command_line import how_to_go_on, parse
 from tuner.console import only_display
-from tuner.errors import InvalidInput
-from tuner.outage import StorageFailed
-from tuner.plan import BAD_INPUT, INTERRUPTED, OK, STORAGE_FAILED, SearchResult, SearchSpec
+from tuner.exit_status import OK, says_why
+from tuner.plan import SearchResult, SearchSpec
 from tuner.provenance import hardware, versions
 
 SLOW_IMPORTS = ("mlflow.tracking", "scipy.stats", "matplotlib.figure")
 """Not of Ray: its own modules are being imported by the main thread at that time."""
 
 
+@says_why
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    try:
-        spec, search_id = parse(sys.argv[1:] if argv is None else argv)
-        if spec.list:
-            from tuner.dry_run import print_variants
+    spec, search_id = parse(sys.argv[1:] if argv is None else argv)
+    if spec.list:
+        from tuner.dry_run import print_variants
 
-            print_variants()
-            return OK
-        if spec.dry_run:
-            from tuner import preflight
-            from tuner.dry_run import print_plan
+        print_variants()
+        return OK
+    if spec.dry_run:
+        from tuner import preflight
+        from tuner.dry_run import print_plan
 
-            if search_id is None:
-                run_folder.check_new(spec)
-            print_plan(spec, preflight.check(replace(spec, download=False))[0])
-            return OK
-        return run_search(spec, search_id).exit_status
-    except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except StorageFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return STORAGE_FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        if search_id is None:
+            run_folder.check_new(spec)
+        print_plan(spec, preflight.check(replace(spec, download=False))[0])
+        return OK
+    return run_search(spec, search_id).exit_status
 
 
 def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 
 from tuner.convergence import speed_metrics
 from tuner.errors import InvalidInput
-from tuner.outage import StorageFailed
+from tuner.exit_status import NOTHING_FINISHED, OK, says_why
 from tuner.settings import Setting, from_dict, to_json, with_settings
 from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec
 from tuner.store import Store, check_place
@@ -25,6 +24,7 @@ from tuner.train import train
 from tuner.workloads.pairing import default_model
 
 
+@says_why
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0 when the training ended, 1 when it diverged, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m tuner.train", description="Train one network.")
@@ -46,34 +46,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print each epoch as a JSON object")
     parser.add_argument("--print-spec", action="store_true", help="print the spec as JSON and train nothing")
     arguments = parser.parse_args(argv)
-    try:
-        spec = _with_settings(_start(arguments.variant, arguments.spec), arguments.set)
-        if arguments.print_spec:
-            print(to_json(spec))
-            return 0
-        if arguments.threads < 1:
-            raise InvalidInput(f"--threads {arguments.threads}: must be at least 1")
-        store = None
-        if arguments.checkpoints is not None:
-            check_place("--checkpoints", arguments.checkpoints)
-            store = Store(arguments.checkpoints)
-            store.make()
-        torch.set_num_threads(arguments.threads)
-        history = []
-        for metrics in train(spec, store=store):
-            history.append(metrics)
-            print(json.dumps(dataclasses.asdict(metrics)) if arguments.json else _line(metrics), flush=True)
-    except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except StorageFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        return 130
+    spec = _with_settings(_start(arguments.variant, arguments.spec), arguments.set)
+    if arguments.print_spec:
+        print(to_json(spec))
+        return OK
+    if arguments.threads < 1:
+        raise InvalidInput(f"--threads {arguments.threads}: must be at least 1")
+    store = None
+    if arguments.checkpoints is not None:
+        check_place("--checkpoints", arguments.checkpoints)
+        store = Store(arguments.checkpoints)
+        store.make()
+    torch.set_num_threads(arguments.threads)
+    history = []
+    for metrics in train(spec, store=store):
+        history.append(metrics)
+        print(json.dumps(dataclasses.asdict(metrics)) if arguments.json else _line(metrics), flush=True)
     if not arguments.json:
         print("  ".join(f"{name} {value:.4g}" for name, value in speed_metrics(history, spec.targets).items()))
-    return 1 if history[-1].diverged else 0
+    return NOTHING_FINISHED if history[-1].diverged else OK
 
 
 def _start(variant: str | None, file: Path | None) -> TrialSpec:

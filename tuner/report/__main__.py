@@ -11,7 +11,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.errors import InvalidInput, masked
-from tuner.plan import BAD_INPUT, INTERRUPTED, OK
+from tuner.exit_status import OK, says_why
 from tuner.report.writing import write_joint_report, write_report
 from tuner.results import Search, load_search
 
@@ -19,6 +19,7 @@ LONGEST_NAME = 200
 """Characters of the name of a folder."""
 
 
+@says_why
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0, 2 for bad input, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
@@ -30,30 +31,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--storage", help="Optuna storage URL, where the one that was kept lacks its password")
     parser.add_argument("--folder", type=Path, help="where to write, instead of the search's own folder")
     arguments = parser.parse_args(argv)
+    # A shell completes a folder's name with a slash.
+    names = [str(Path(name)) for name in arguments.names]
+    if "" in arguments.names or {".", "..", "/"} & set(names):
+        raise InvalidInput("NAME: must be the name of a search")
+    if apart := [name for name in names if name != Path(name).name]:
+        name = Path(apart[0])
+        raise InvalidInput(f"{name}: name the search alone, {name.name}, and its folder by --output {name.parent}")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InvalidInput(f"{twice[0]}: is named twice")
+    joint = "-".join(["report", *names])
+    if len(names) > 1 and len(joint) > LONGEST_NAME and not arguments.folder:
+        raise InvalidInput("--folder: so many searches need one to be given")
+    searches = [_load(name, arguments.output, arguments.storage) for name in names]
+    folder = arguments.folder or (searches[0].folder if len(names) == 1 else Path(arguments.output) / joint)
     try:
-        # A shell completes a folder's name with a slash.
-        names = [str(Path(name)) for name in arguments.names]
-        if "" in arguments.names or {".", "..", "/"} & set(names):
-            raise InvalidInput("NAME: must be the name of a search")
-        if apart := [name for name in names if name != Path(name).name]:
-            name = Path(apart[0])
-            raise InvalidInput(f"{name}: name the search alone, {name.name}, and its folder by --output {name.parent}")
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise InvalidInput(f"{twice[0]}: is named twice")
-        joint = "-".join(["report", *names])
-        if len(names) > 1 and len(joint) > LONGEST_NAME and not arguments.folder:
-            raise InvalidInput("--folder: so many searches need one to be given")
-        searches = [_load(name, arguments.output, arguments.storage) for name in names]
-        folder = arguments.folder or (searches[0].folder if len(names) == 1 else Path(arguments.output) / joint)
-        try:
-            written = write_report(searches[0], folder) if len(names) == 1 else write_joint_report(searches, folder)
-        except OSError as error:
-            raise InvalidInput(f"--folder {folder}: cannot be written ({error.strerror})") from None
-    except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        written = write_report(searches[0], folder) if len(names) == 1 else write_joint_report(searches, folder)
+    except OSError as error:
+        raise InvalidInput(f"--folder {folder}: cannot be written ({error.strerror})") from None
     report, paths = written
     print("\n".join([*report.sections[0].sentences, *(str(path) for path in paths)]))
     return OK

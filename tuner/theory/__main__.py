@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from tuner.errors import InvalidInput
+from tuner.exit_status import OK, says_why
 from tuner.optimizers.random_scaling import LAWS
 from tuner.theory.pictures import plateau_against_lr, risk_over_time
 from tuner.theory.prediction import Prediction, predict
@@ -28,7 +29,6 @@ from tuner.theory.sgd import simulate_sgd
 from tuner.theory.stability import effective_lr
 from tuner.theory.steps import Sgd
 
-BAD_INPUT, INTERRUPTED = 2, 130
 LATE = np.linspace(30, 40, 21)
 """Times over which the risk that is left is measured."""
 MEASURED = (0.5, 0.8, 0.95, 1.05, 1.2, 1.5, 2.0)
@@ -38,29 +38,24 @@ MOST_NUMBERS = 2**28
 """Drawn at a time for a step of all runs: a GiB."""
 
 
+@says_why
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0, 2 for bad input, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
-    try:
-        torch.set_num_threads(1)
-        _check(options)
-        problem, sgd = _problem(options), _sgd(options)
-        square = problem.risk(np.zeros_like(problem.target))
-        if square == 0:
-            raise InvalidInput("--target: is 0 wherever --lam is not, so that there is nothing to explain")
-        goal = (1 - options.goal) * square
-        prediction = predict(problem, sgd, dimension=options.dimension, goal=goal, horizon=options.horizon)
-        if not options.no_pictures:
-            _make(options.folder)
-        print("\n".join(_said(prediction, sgd, options)))
-        if not options.no_pictures:
-            print(_draw(problem, sgd, prediction, options))
-    except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+    torch.set_num_threads(1)
+    _check(options)
+    problem, sgd = _problem(options), _sgd(options)
+    square = problem.risk(np.zeros_like(problem.target))
+    if square == 0:
+        raise InvalidInput("--target: is 0 wherever --lam is not, so that there is nothing to explain")
+    goal = (1 - options.goal) * square
+    prediction = predict(problem, sgd, dimension=options.dimension, goal=goal, horizon=options.horizon)
+    if not options.no_pictures:
+        _make(options.folder)
+    print("\n".join(_said(prediction, sgd, options)))
+    if not options.no_pictures:
+        print(_draw(problem, sgd, prediction, options))
+    return OK
 
 
 def _parser() -> argparse.ArgumentParser:
