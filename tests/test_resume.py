@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -41,12 +41,21 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_once(moment: str, tmp_path: Path) -> None:
-    running = Running(tmp_path, *LONG)
-    running.wait_until(lambda: MOMENTS[moment](tmp_path))
-    running.kill()
-    resumed = search(tmp_path, "--resume", "a")
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ("spec written", "first checkpoint", "first trial ended", "a test"),
+        ("first trial asked", "middle of a trial", "a confirmed run"),
+    ],
+)
+def test_killed_at_one_moment_after_the_other(moments: Sequence[str], tmp_path: Path) -> None:
+    arguments = LONG
+    for moment in moments:
+        running = Running(tmp_path, *arguments)
+        running.wait_until(lambda moment=moment: MOMENTS[moment](tmp_path))  # type: ignore[misc]
+        running.kill()
+        arguments = ["--resume", "a"]
+    resumed = search(tmp_path, *arguments)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     check_whole(tmp_path, dict.fromkeys(VARIANTS, 3))
 
