@@ -73,6 +73,14 @@ def test_a_problem_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert grid == pytest.approx(critical_lr([1, 1, 0.5, 0.5], [1, -2, 1, -2]), rel=1e-3)
 
 
+def test_negative_numbers_with_exponents_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for target in ("-0.5", "-5e-1", "-.5E0", "-5.e-01"):
+        assert main(["--lr", "0.1", "--lam", "1", "--target", target, "--no-pictures"]) == 0
+        said.append(capsys.readouterr().out)
+    assert len(set(said)) == 1
+
+
 def test_above_the_critical_rate_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--lr", "2", "--horizon", "0.5", "--no-pictures"]) == 0
     printed = capsys.readouterr().out

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,8 @@ LATE = np.linspace(30, 40, 21)
 MEASURED = (0.5, 0.8, 0.95, 1.05, 1.2, 1.5, 2.0)
 """Learning rates at which it is, over the critical one."""
 
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)e[+-]?\d{1,3}", re.IGNORECASE)
+"""Numbers such as -1e-3, which argparse takes for flags."""
 MOST_NUMBERS = 2**28
 """Drawn at a time for a step of all runs: a GiB."""
 
@@ -41,7 +45,8 @@ MOST_NUMBERS = 2**28
 @says_why
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0, 2 for bad input, 130 after Ctrl-C."""
-    options = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    options = _parser().parse_args([f"{Decimal(word):f}" if NEGATIVE.fullmatch(word) else word for word in words])
     torch.set_num_threads(1)
     _check(options)
     problem, sgd = _problem(options), _sgd(options)
