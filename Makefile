@@ -42,7 +42,7 @@ benchmarks: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.checkpoints --models resnet8 --saves 3
 	$(BIN)/python -m benchmarks.growth --trials 2 5 --databases sqlite --folder build/benchmarks/growth \
 		--picture build/benchmarks/growth.png --out build/benchmarks/growth.json
-	$(BIN)/python -m benchmarks.planted_faults --models resnet8 --noise 1 --seeds 1 --draws 1 --epochs 2 \
+	$(BIN)/python -m benchmarks.planted_faults --models resnet8 --noise 1 --seeds 1 --draws 1 --epochs 2 --repair 1 \
 		--out build/benchmarks/planted_faults.json
 	$(BIN)/python -m benchmarks.diagnosis --errors 50 100 --repeats 1 --out build/benchmarks/diagnosis.json
 	$(BIN)/python -m benchmarks.repair --variants sgdm --seeds 2 --set epochs=1 --repair-epochs 1 \

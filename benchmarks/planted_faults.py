@@ -1,6 +1,8 @@
 """How often a diagnosis finds a fault: noise in one layer group of a network trained on digits.
 
 python -m benchmarks.planted_faults           ResNet-8 and ResNet-20, noise half, once and twice the weights' size
+python -m benchmarks.planted_faults --models resnet8 --repair 5 20 --repair-lr 0.05 0.2
+                                              and what retraining the group for so many epochs restores, on test images
 
 A planting counts where it takes at least five points of validation accuracy.
 """
@@ -9,22 +11,41 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from scipy.stats import binomtest
+from torch import Tensor
 
 from benchmarks.recording import conditions, parser, record, show
 from search_spaces import SPACES
 from tuner.convergence import is_over
 from tuner.diagnosis.attribution import SCORES, Score, diagnose
-from tuner.diagnosis.groups import layer_groups
+from tuner.diagnosis.groups import LayerGroup, layer_groups
 from tuner.diagnosis.planting import plant_fault
+from tuner.diagnosis.repair import RepairSettings, retrain
+from tuner.final_weights import trained_network, unsealed_data
+from tuner.network import Network
 from tuner.settings import with_settings
 from tuner.spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.train import Training
 
 LEAST_DAMAGE = 0.05
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Planting:
+    """What came of one fault."""
+
+    noise: float
+    group: str
+    places: dict[Score, int]
+    """Its group's, from 0, in the ranking by each score."""
+    restored: dict[str, float] = field(default_factory=dict)
+    """Share of the lost test accuracy, by way of retraining the group."""
 
 
 def main() -> int:
@@ -34,28 +55,33 @@ def main() -> int:
     made.add_argument("--seeds", type=int, default=3, help="trained networks of each model")
     made.add_argument("--draws", type=int, default=3, help="plantings in each group of each network at each noise")
     made.add_argument("--epochs", type=int, default=10)
+    made.add_argument("--repair", nargs="+", type=int, default=[], help="epochs for which the group is retrained")
+    made.add_argument("--repair-lr", nargs="+", type=float, default=[RepairSettings().lr])
     options = made.parse_args()
     torch.set_num_threads(1)
     before, figures = conditions(), {}
     for model in options.models:
-        found = list(_plantings(model, options.noise, options.seeds, options.draws, options.epochs))
+        repairs = [RepairSettings(lr, epochs) for lr, epochs in itertools.product(options.repair_lr, options.repair)]
+        found = list(_plantings(model, options.noise, options.seeds, options.draws, options.epochs, repairs))
         for noise in options.noise:
-            some = [(group, places) for size, group, places in found if size == noise]
-            figures[f"{model} {noise:g}"] = [{"group": group, "places": places} for group, places in some]
+            some = [planting for planting in found if planting.noise == noise]
+            figures[f"{model} {noise:g}"] = [vars(planting) for planting in some]
             if some:
-                _show(f"{model}, noise {noise:g} of the weights' size: {len(some)} plantings", some)
+                title = f"{model}, noise {noise:g} of the weights' size: {len(some)} plantings"
+                _show(title, some)
+                _show_repairs(title, some)
     record(options.out, before, figures)
     return 0
 
 
 def _plantings(
-    model: str, noises: Sequence[float], num_seeds: int, draws: int, epochs: int
-) -> Iterator[tuple[float, str, dict[Score, int]]]:
-    """Noise and group of each planting that counts, and its place, from 0, in the ranking by each score."""
+    model: str, noises: Sequence[float], num_seeds: int, draws: int, epochs: int, repairs: Sequence[RepairSettings]
+) -> Iterator[Planting]:
+    """Those that count."""
     for seed in range(num_seeds):
         optimizer = with_settings(OptimizerSpec(), SPACES["sgdm"].default_settings())
         spec = TrialSpec(workload=WorkloadSpec(model=model), optimizer=optimizer, epochs=epochs, seed=seed)
-        training = Training(spec, torch.device("cpu"))
+        training = Training(spec, CPU)
         while not is_over(spec, training.history):
             metrics = training.run_leg()
         network = training.network
@@ -65,18 +91,45 @@ def _plantings(
             before = plant_fault(network.model, group, noise=noise, seed=planted)
             if metrics.validation_accuracy - network.evaluate("validation")[1] >= LEAST_DAMAGE:
                 diagnosis = diagnose(network, groups)
-                yield noise, group.name, {score: diagnosis.top(len(groups), score).index(group) for score in SCORES}
+                places = {score: diagnosis.top(len(groups), score).index(group) for score in SCORES}
+                faulty = _copy(network)
+                network.model.load_state_dict(before, strict=False)
+                yield Planting(noise, group.name, places, _restored(network, faulty, group, repairs))
             network.model.load_state_dict(before, strict=False)
 
 
-def _show(title: str, found: list[tuple[str, dict[Score, int]]]) -> None:
-    groups = list(dict.fromkeys(group for group, _ in found))
+def _restored(
+    network: Network, faulty: Mapping[str, Tensor], group: LayerGroup, repairs: Sequence[RepairSettings]
+) -> dict[str, float]:
+    """Way of retraining a group of the network that was sound and is faulty -> share of the loss it makes good."""
+    if not repairs:
+        return {}
+    spec, sound = network.spec, _copy(network)
+    repaired = {
+        f"{one.epochs} at {one.lr:g}": retrain(spec, faulty, "repair", [group], one, CPU).state for one in repairs
+    }
+    opened = trained_network(spec, sound, unsealed_data(spec, CPU), CPU)
+
+    def accuracy(state: Mapping[str, Tensor]) -> float:
+        opened.model.load_state_dict(state)
+        return opened.evaluate("test")[1]
+
+    low, high = accuracy(faulty), accuracy(sound)
+    return {way: (accuracy(state) - low) / (high - low) for way, state in repaired.items()}
+
+
+def _copy(network: Network) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.model.state_dict().items()}
+
+
+def _show(title: str, found: Sequence[Planting]) -> None:
+    groups = list(dict.fromkeys(planting.group for planting in found))
     lines = []
     for score in SCORES:
-        first = sum(places[score] == 0 for _, places in found)
+        first = sum(planting.places[score] == 0 for planting in found)
         interval = binomtest(first, len(found)).proportion_ci()
-        among = sum(places[score] < 3 for _, places in found)
-        each = [[places[score] == 0 for name, places in found if name == group] for group in groups]
+        among = sum(planting.places[score] < 3 for planting in found)
+        each = [[planting.places[score] == 0 for planting in found if planting.group == group] for group in groups]
         lines.append(
             [
                 score,
@@ -86,6 +139,20 @@ def _show(title: str, found: list[tuple[str, dict[Score, int]]]) -> None:
             ]
         )
     show(title, ["score", "first", "among three", f"first, by group: {' '.join(groups)}"], lines)
+
+
+def _show_repairs(title: str, found: Sequence[Planting]) -> None:
+    lines = []
+    for group in dict.fromkeys(planting.group for planting in found):
+        some = [planting.restored for planting in found if planting.group == group]
+        shares = ([restored[way] for restored in some] for way in found[0].restored)
+        lines.append([group, str(len(some)), *(f"{np.median(share):.0%} [{min(share):.0%}]" for share in shares)])
+    if found[0].restored:
+        show(
+            f"{title}; accuracy restored: median [least], by epochs at lr",
+            ["group", "plantings", *found[0].restored],
+            lines,
+        )
 
 
 if __name__ == "__main__":
