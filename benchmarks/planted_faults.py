@@ -146,10 +146,10 @@ def _show_repairs(title: str, found: Sequence[Planting]) -> None:
     for group in dict.fromkeys(planting.group for planting in found):
         some = [planting.restored for planting in found if planting.group == group]
         shares = ([restored[way] for restored in some] for way in found[0].restored)
-        lines.append([group, str(len(some)), *(f"{np.median(share):.0%} [{min(share):.0%}]" for share in shares)])
+        lines.append([group, str(len(some)), *(f"{np.median(share):.0%} ({min(share):.0%})" for share in shares)])
     if found[0].restored:
         show(
-            f"{title}; accuracy restored: median [least], by epochs at lr",
+            f"{title}; accuracy restored by epochs at lr, median (least)",
             ["group", "plantings", *found[0].restored],
             lines,
         )
