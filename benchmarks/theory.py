@@ -2,6 +2,7 @@
 
 python -m benchmarks.theory speed          the PDE and the closure beside the 64 runs of SGD that they stand for
 python -m benchmarks.theory refinement     error of the PDE against the size of its cells
+python -m benchmarks.theory closure        the closure beside the PDE on random problems, against the learning rate
 python -m benchmarks.theory gap            gap between a run and the limit against the dimension
 python -m benchmarks.theory critical       the critical learning rate by bisection on SGD itself
 python -m benchmarks.theory probability    runs that stay under the predicted exponential, against the dimension
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.recording import conditions, parser, record, show
+from tuner.errors import InvalidInput
 from tuner.theory import convergence_rate, critical_lr_of, make_problem, standard_problem
 from tuner.theory.closure import solve_closure
 from tuner.theory.pde import solve_pde
@@ -79,6 +81,35 @@ def refinement(dimension: int | None, num_runs: int | None) -> Table:
     return ("cell", "change of the risk when it is halved", "order"), rows
 
 
+def closure(dimension: int | None, num_runs: int | None) -> Table:
+    """Of 40 random problems; risks below 1e-8 of the first are left out."""
+    generator, times = np.random.default_rng(5), np.linspace(0.25, 12, 48)
+    starts = ((1, 0), (0.5, 0.2), (0.2, -0.1), (1.5, -0.5), (-0.7, 0.4), (0.3, 0.8))
+    gaps: dict[float, list[tuple[float, float]]] = {0.05: [], 0.1: [], 0.2: [], 0.3: []}
+    for number in range(40):
+        size = int(generator.choice([1, 2, 3, 6, 12]))
+        lam = generator.uniform(0.1, 2, size)
+        target = generator.choice([0, 1], size, p=[0.25, 0.75]) * generator.normal(size=size)
+        target = target if target.any() else np.full(size, 0.5)
+        u, v = starts[number % len(starts)]
+        problem = make_problem(lam, target, u=u, v=v, noise=float(generator.choice([0, 0, 0.3])))
+        for part, found in gaps.items():
+            limit = EffectiveSgd(lr=part * critical_lr_of(problem))
+            try:
+                risks = [solver(problem, limit, times).risk[0] for solver in (solve_closure, solve_pde)]
+            except InvalidInput:  # one of the two says that it leaves its range
+                continue
+            off = np.abs(risks[0] / risks[1] - 1)[risks[1] > 1e-8 * risks[1][0]]
+            found.append((float(off.mean()), float(off.max())))
+    rows = []
+    for part, found in gaps.items():
+        means, worst = np.transpose(found)
+        rows.append(
+            [f"{part:g}", str(len(found)), f"{np.median(means):.3f}", f"{means.max():.3f}", f"{worst.max():.3f}"]
+        )
+    return ("of the critical rate", "problems", "mean off: median", "mean off: worst", "worst"), rows
+
+
 def gap(dimension: int | None, num_runs: int | None) -> Table:
     problem, num_runs = standard_problem(), num_runs or 32
     limit = solve_pde(problem, EffectiveSgd(lr=LR), TIMES)
@@ -126,6 +157,7 @@ def probability(dimension: int | None, num_runs: int | None) -> Table:
 PARTS: dict[str, Callable[[int | None, int | None], Table]] = {
     "speed": speed,
     "refinement": refinement,
+    "closure": closure,
     "gap": gap,
     "critical": critical,
     "probability": probability,

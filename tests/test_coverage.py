@@ -113,6 +113,11 @@ def test_a_factor_is_noise_while_it_is_active_and_no_longer() -> None:
     assert early == pytest.approx((1 + 0.25 * 0.4 / 1.6) / BATCH) and late == pytest.approx(1 / BATCH)
 
 
+def test_a_factor_is_more_noise_in_nesterovs_steps() -> None:
+    found = limit(settings(scaling__law="exponential", momentum__value=0.4, momentum__nesterov=True))
+    assert at(found.nu, 0.1) == pytest.approx((1 + 0.6 / 1.4 * (1 + 0.8 - 2 * 0.064)) / BATCH)
+
+
 def test_momentum_divides_and_the_square_doubles() -> None:
     plain = settings(lr__schedule="cosine", momentum__value=0.75, decay__weight=1e-3)
     product, squares = limit(plain), limit(plain, squares=True)

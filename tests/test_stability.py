@@ -140,8 +140,12 @@ def test_noise_factor_is_the_mean_square_of_what_a_gradient_gets(law: Law, shape
     generator = torch.Generator().manual_seed(0)
     factors = torch.tensor([[draw_scale(law, shape, generator) for _ in range(30)] for _ in range(3000)])
     weights = 0.7 ** torch.arange(30)
-    got = float(((factors * weights).sum(1) * (1 - 0.7)).square().mean())
-    assert noise_factor(law=law, shape=shape, momentum=0.7) == pytest.approx(got, rel=0.03)
+    # Of Nesterov's step g + mu m the newest gradient has 1 + mu, and all others the powers from mu^2 on.
+    nesterovs = torch.cat([torch.tensor([1.7]), weights[2:]])
+    for powers, nesterov in ((weights, False), (nesterovs, True)):
+        got = float(((factors[:, : len(powers)] * powers).sum(1) * (1 - 0.7)).square().mean())
+        expected = noise_factor(law=law, shape=shape, momentum=0.7, nesterov=nesterov)
+        assert expected == pytest.approx(got, rel=0.03)
 
 
 def test_effective_rate() -> None:

@@ -53,6 +53,7 @@ def test_its_figures_are_the_librarys(flags: list[str], sgd: Sgd, capsys: pytest
     found = predict(problem, sgd, dimension=400, goal=0.1 * square, horizon=6.0)
     assert number(told["effective learning rate"]) == pytest.approx(sgd.lr / (1 - sgd.momentum), rel=1e-3)  # type: ignore[operator]
     assert number(told["critical learning rate"]) == pytest.approx(found.critical_lr, rel=1e-3)
+    assert number(told["at the first weights"]) == pytest.approx(found.first_critical_lr, rel=1e-3)
     assert number(told["linearised, d = 400"]) == pytest.approx(found.linearised_critical_lr, rel=1e-3)
     assert found.rate is not None and number(told["late rate"]) == pytest.approx(found.rate, rel=1e-3)
     assert number(told["time to 0.9 explained"]) == pytest.approx(found.time_to_goal, rel=5e-3)
@@ -86,6 +87,14 @@ def test_above_the_critical_rate_it_says_so(capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     assert "this is 1.5 times it" in printed and "Above the critical rate the risk ends at the plateau" in printed
     assert number(said(printed)["plateau"]) == pytest.approx(plateau(standard_problem(), 2.0), rel=1e-3)
+    # Weights that are large at first are unstable far below it.
+    large = ["--lr", "0.5", "--lam", "1", "--target", "0.1", "--start", "1.5", "-0.5", "--horizon", "0.1"]
+    assert main([*large, "--no-pictures"]) == 0
+    printed = capsys.readouterr().out
+    assert "this is 0.05 times it" in printed and number(said(printed)["at the first weights"]) == 0.8
+    assert "Above" not in printed
+    assert main([*large, "--lr", "0.9", "--no-pictures"]) == 0
+    assert "Above the critical rate of the first weights the risk rises at first" in capsys.readouterr().out
     assert main([*QUICK, "--no-pictures"]) == 0
     assert "Above" not in capsys.readouterr().out
 
@@ -131,6 +140,7 @@ def test_pictures_lie_in_the_folder_and_diverged_runs_are_counted(
         ("--lr .1 --goal 0", "--goal 0"),
         ("--lr .1 --goal 1", "--goal 1"),
         ("--lr .1 --goal nan", "--goal nan"),
+        ("--lr .1 --horizon 1e9", "--horizon 1000000000.0: must be in (0, 1000]"),
         ("--lr .1 --start 1 1", "differ in size"),
         ("--lr .1 --start 1 -1", "differ in size"),
         ("--lr .1 --start 1e200 0", "below"),

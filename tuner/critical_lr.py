@@ -10,7 +10,8 @@ symbol       what is put there
 B            the batch size
 eta, mu      learning rate and momentum of the step whose effective learning rate eta/(1 - mu) is the schedule's
              largest (:func:`tuner.knobs.longest_step`)
-F            1 + Var[s] (1 - mu)/(1 + mu), s the random factor of that step (:func:`tuner.theory.noise_factor`)
+F            1 + Var[s] (1 - mu)/(1 + mu), s the random factor of that step, or what stands there for Nesterov's
+             (:func:`tuner.theory.noise_factor`)
 kappa        top, once, and (trace - top)/(n - 1), n - 1 times: the largest eigenvalue of the Hessian, and the rest
              of its trace, n times the mean eigenvalue, spread evenly over the other n - 1
 ===========  ==================================================================================================
@@ -25,8 +26,8 @@ the ratio says on which side of the limit the trial is, and not exactly how far 
 The equation is ours, checked against simulation where it is exact; that it says anything of other networks is what a
 search measures.  What it leaves out: a Hessian of the first weights alone, which moves within a few steps; its negative
 eigenvalues, so that where they outweigh the others and the rest of the trace is not above 0 only ``top`` stands, and
-with it the limit of large batches; weight decay; rescaled buffers.  Nesterov's step has terms of its own, ours too, and
-the factor F of a buffer.  A random factor multiplies the mean gradient as well as its noise, which by itself sets a
+with it the limit of large batches; weight decay; rescaled buffers.  Nesterov's step has terms of its own, ours too.  A
+random factor multiplies the mean gradient as well as its noise, which by itself sets a
 limit, that of the module :mod:`tuner.optimizers.random_scaling`, to the mean square and not to a path.  Backward order
 composes the same random maps the other way round, which have the same law as long as the knobs stand still.
 """
@@ -94,13 +95,14 @@ def predict_critical_lr(
     step, lr, momentum = longest_step(optimizer, num_steps, switch_step(optimizer, num_steps, ()))
     scaling = optimizer.scaling if step < round(optimizer.scaling.active * num_steps) else ScalingSpec()
     kappa, counts = spectrum(curvature, num_parameters)
+    nesterov = optimizer.momentum.nesterov
     critical = linearised_critical_lr(
         kappa,
         counts=counts,
         batch=batch_size,
         momentum=momentum,
-        factor=noise_factor(law=scaling.law, shape=scaling.shape, momentum=momentum),
-        nesterov=optimizer.momentum.nesterov,
+        factor=noise_factor(law=scaling.law, shape=scaling.shape, momentum=momentum, nesterov=nesterov),
+        nesterov=nesterov,
     )
     if optimizer.rule == "lpsgd":
         critical /= 1 - momentum  # its buffer is an average of gradients, SGD's is their sum

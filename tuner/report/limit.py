@@ -21,6 +21,8 @@ from tuner.theory.problem import standard_problem
 from tuner.theory.trajectory import Trajectory
 from tuner.workloads.population import DIMENSION, NUM_TRAIN, make_population
 
+MODERATE = 0.3
+"""Part of the critical rate up to which the closure is within 2% of the standard problem's risk, 4% at worst."""
 MOST = 200
 """Trainings that are looked at, confirmed runs first: each takes up to some seconds."""
 
@@ -70,7 +72,7 @@ def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
             # From the start on, which nobody evaluates.
             steps = [0, *(metrics.steps for metrics in record.history if not metrics.diverged)]
             losses = [problem.first_risk, *(m.validation_loss for m in record.history if not m.diverged)]
-            predicted = solve_limit(problem, limit, np.array(steps) / DIMENSION)
+            predicted = solve_limit(problem, limit, np.array(steps) / DIMENSION, moderate=MODERATE)
         except InvalidInput as error:
             # A solver's own words are advice to whoever calls it, and have the numbers of one training in them.
             failed = "its risk explodes" if isinstance(error, Exploded) else "its equation could not be solved"

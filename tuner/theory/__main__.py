@@ -38,6 +38,8 @@ MEASURED = (0.5, 0.8, 0.95, 1.05, 1.2, 1.5, 2.0)
 
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)e[+-]?\d{1,3}", re.IGNORECASE)
 """Numbers such as -1e-3, which argparse takes for flags."""
+LONGEST = 1000.0
+"""Horizon in steps/d: minutes for the PDE, hours for the runs of SGD."""
 MOST_NUMBERS = 2**28
 """Drawn at a time for a step of all runs: a GiB."""
 
@@ -84,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--grid", action="store_true", help="every --lam with every --target")
     parser.add_argument("--start", type=float, nargs=2, metavar=("U", "V"), default=(1.0, 0.0), help="Default: 1 0")
     parser.add_argument("--goal", type=float, default=0.95, help="share of the labels' variance. Default: 0.95")
-    parser.add_argument("--horizon", type=float, help="time that is drawn, in steps/d. Default: as the goal needs")
+    parser.add_argument("--horizon", type=float, help="time that is looked at, in steps/d. Default: as the goal needs")
     parser.add_argument("--dimension", type=int, default=400, help="coordinates that are simulated. Default: 400")
     parser.add_argument("--runs", type=int, default=32, help="runs of SGD; 0 simulates nothing. Default: 32")
     parser.add_argument("--seed", type=int, default=0, help="of the simulations. Default: 0")
@@ -99,8 +101,8 @@ def _check(options: argparse.Namespace) -> None:
         raise InvalidInput(f"--goal {options.goal}: must be in (0, 1)")
     if options.runs < 0:
         raise InvalidInput(f"--runs {options.runs}: must be at least 0")
-    if options.horizon is not None and not 0 < options.horizon < math.inf:
-        raise InvalidInput(f"--horizon {options.horizon}: must be above 0")
+    if options.horizon is not None and not 0 < options.horizon <= LONGEST:
+        raise InvalidInput(f"--horizon {options.horizon}: must be in (0, {LONGEST:g}]")
     if (options.lam is None) != (options.target is None):
         raise InvalidInput("--lam and --target: go together, a target for each eigenvalue")
     if not 0 <= options.seed < 2**62:
@@ -135,27 +137,27 @@ def _sgd(options: argparse.Namespace) -> Sgd:
 
 
 def _said(prediction: Prediction, sgd: Sgd, options: argparse.Namespace) -> list[str]:
-    d, ratio = options.dimension, options.lr / prediction.critical_lr
-    critical = f"{prediction.critical_lr:.4g}" if math.isfinite(prediction.critical_lr) else "none, whatever the noise"
+    d, ratio, end = options.dimension, options.lr / prediction.critical_lr, prediction.trajectory.times[-1]
+    critical = f"{prediction.critical_lr:.4g}; this is {ratio:.3g} times it" if ratio else "none, whatever the noise"
     lines = [
         f"effective learning rate   {prediction.effective_lr:.4g}, noise factor {prediction.nu:.4g}",
-        f"critical learning rate    {critical}; this is {ratio:.3g} times it",
-        f"    linearised, d = {d}   {prediction.linearised_critical_lr:.4g} where the training ends",
+        f"critical learning rate    {critical}",
+        f"    at the first weights  {prediction.first_critical_lr:.4g}",
+        f"    linearised, d = {d}   {prediction.linearised_critical_lr:.4g} at time {end:.3g}",
         f"plateau                   {prediction.plateau:.4g} of a first risk of {prediction.trajectory.risk[0, 0]:.4g}",
     ]
     if prediction.rate is not None:
-        halved = f"{math.log(2) / prediction.rate * d:.0f} steps"
-        lines.append(
-            f"late rate                 {prediction.rate:.4g} a unit of time: in the end half the risk in {halved}"
-        )
+        rate = f"{prediction.rate:.4g} a unit of time: at the very end half the risk in"
+        lines.append(f"late rate                 {rate} {math.log(2) / prediction.rate * d:.0f} steps")
     else:
         lines.append("late rate                 none: the risk does not fall to 0 exponentially")
     time = prediction.time_to_goal
-    end = prediction.trajectory.times[-1]
     reached = f"{time:.3g}, that is {time * d:.0f} steps" if math.isfinite(time) else f"not by time {end:.3g}"
     lines.append(f"time to {options.goal:.4g} explained    {reached}")
     if ratio > 1:
         lines.append("Above the critical rate the risk ends at the plateau, of runs that survive: some diverge before.")
+    elif options.lr > prediction.first_critical_lr:
+        lines.append("Above the critical rate of the first weights the risk rises at first, and some runs diverge.")
     if sgd.decay > 0:
         lines.append("Critical rates and plateau leave weight decay out, with which the risk does not fall to 0.")
     if not prediction.overdamped:

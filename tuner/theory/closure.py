@@ -6,7 +6,9 @@ With the symbols of :mod:`tuner.theory.pde`, and S = q e^(c/2) cosh(m), beta = q
     c'       = -2 gamma lambda S c + 8 nu gamma^2 lambda P
     (log q)' = -2 (nu gamma^2 lambda P + gamma w)
 
-Moments of (u, v) do not close, these do, at a price: use it up to .4 of the critical rate.  Ours.
+Moments of (u, v) do not close, these do, at a price.  Of 40 random problems (benchmarks/theory.py)
+it is within 2% of the PDE's risk in the mean over time up to .1 of the critical rate, 5% at worst; at .3 up to 44% off,
+most from small or uneven first weights.  Of the standard problem it is within 4% up to .3.  Ours.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ def limit_of(
         knobs = knobs_at(spec, step, num_steps, steps_per_epoch, switch)
         law = spec.scaling.law if step < num_active else "none"
         lrs.append(effective_lr(knobs.lr, knobs.momentum) * (2 if squares else 1) if knobs.lr > 0 else 0.0)
-        nus.append(noise_factor(batch, law=law, shape=spec.scaling.shape, momentum=knobs.momentum))
+        shape, nesterov = spec.scaling.shape, spec.momentum.nesterov
+        nus.append(noise_factor(batch, law=law, shape=shape, momentum=knobs.momentum, nesterov=nesterov))
 
     def line(values: list[float]) -> Callable[[float], float]:
         # Not steps, at each of which a solver would look twice.

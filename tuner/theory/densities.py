@@ -200,7 +200,7 @@ class Densities:
         risk = float(parts.sum())
         if not risk <= 2 * EXPLODED * max(self.problem.first_risk, self.problem.risk(np.zeros_like(self.mean))):
             raise Exploded(
-                f"at t = {self.time:.4g} the risk has grown {EXPLODED:g}-fold, as SGD's does here: take a smaller rate"
+                f"at t = {self.time:.4g} the risk has grown {EXPLODED:g}-fold, as SGD's does here; take a smaller rate"
             )
         return parts / max(risk, 1e-300)
 

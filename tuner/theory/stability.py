@@ -17,7 +17,7 @@ factor of a step, of mean 1, and avg the mean over coordinates::
 
 With momentum a step's factor multiplies what is left of earlier gradients too: a gradient moves the weights by
 gamma sum_k mu^k s_k, whose square has the mean gamma_e^2 (1 + Var[s] (1 - mu)/(1 + mu)).  That is what stands for
-E[s^2] there.
+E[s^2] there.  Nesterov's step weighs a gradient by 1 + mu, mu^2, mu^3, ..., and its variance 1 + 2 mu - 2 mu^3 times.
 
 All are ours, and checked against simulation.  That SGD on diagonal linear networks has such a limit: Garcia
 Malaxechebarria, Paquette, Fazel and Drusvyatskiy, 2026, https://arxiv.org/abs/2605.17177.
@@ -120,15 +120,21 @@ def effective_lr(lr: float, momentum: float = 0.0) -> float:
     return lr / (1 - momentum)
 
 
-def noise_factor(batch: float = 1, *, law: Law = "none", shape: float = 2.0, momentum: float = 0.0) -> float:
-    """nu = (1 + Var[s] (1 - mu)/(1 + mu))/B; ``law`` and ``shape`` as in :class:`tuner.optimizers.RandomScaling`."""
+def noise_factor(
+    batch: float = 1, *, law: Law = "none", shape: float = 2.0, momentum: float = 0.0, nesterov: bool = False
+) -> float:
+    """nu = (1 + Var[s] (1 - mu)/(1 + mu))/B, with ``nesterov`` Var[s] times 1 + 2 mu - 2 mu^3.
+
+    ``law`` and ``shape`` as in :class:`tuner.optimizers.RandomScaling`.
+    """
     if not batch >= 1:
         raise InvalidInput(f"batch = {batch}: must be at least 1")
     if not 0 < shape < math.inf:
         raise InvalidInput(f"shape = {shape}: must be above 0 and finite")
     _require_momentum(momentum)
     variance = {"none": 0.0, "exponential": 1.0, "uniform": 1 / 3, "gamma": 1 / shape}[law]
-    return (1 + variance * (1 - momentum) / (1 + momentum)) / batch
+    newest = 1 + 2 * momentum - 2 * momentum**3 if nesterov else 1.0
+    return (1 + variance * newest * (1 - momentum) / (1 + momentum)) / batch
 
 
 def linearised_critical_lr(
