@@ -153,6 +153,9 @@ def linearised_critical_lr(
     2 (1 + mu)/max kappa where they are infinite (``batch = math.inf``), with ``nesterov`` 1/(1 + 2 mu) of that.
     Each term is kappa^2 times the variance of a coordinate whose gradients have noise of variance 1.  Left out is what
     ``factor`` does to the mean gradient, and at small batches its square over B: h is taken as small where they count.
+    So it is too high: beside the exact recursion of second moments on Gaussian inputs by 2% (60 like eigenvalues) to 7%
+    (20) at B = 1 to 4, and 21% with one five times as large; with Exp(1) factors by 6 to 31%, and with both twofold.
+    At B = 1000 by 2%.
     """
     eigenvalues = np.array(kappa, dtype=np.float64)
     require_spectrum(eigenvalues, eigenvalues)
