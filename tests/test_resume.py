@@ -34,7 +34,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
     "spec written": lambda folder: (folder / "runs/a/search.json").exists(),
     "first trial asked": lambda folder: _num_asked(folder) >= 1,
     "first checkpoint": lambda folder: bool(list((folder / "runs/a").glob("*/checkpoint-*.pt"))),
-    "middle of a trial": lambda folder: any(len(epochs) == 3 for epochs in epochs_logged(folder).values()),
+    "middle of a trial": lambda folder: any(3 <= len(epochs) < 6 for epochs in epochs_logged(folder).values()),
     "first trial ended": lambda folder: any(len(epochs) == 6 for epochs in epochs_logged(folder).values()),
     "a confirmed run": lambda folder: bool(list((folder / "runs/a").glob("*.confirm-2/checkpoint-*.pt"))),
     "a test": lambda folder: bool(list((folder / "runs/a").glob("*/test.json"))),
