@@ -92,7 +92,7 @@ def _plantings(
             if metrics.validation_accuracy - network.evaluate("validation")[1] >= LEAST_DAMAGE:
                 diagnosis = diagnose(network, groups)
                 places = {score: diagnosis.top(len(groups), score).index(group) for score in SCORES}
-                faulty = _copy(network)
+                faulty = network.evaluated_state()
                 network.model.load_state_dict(before, strict=False)
                 yield Planting(noise, group.name, places, _restored(network, faulty, group, repairs))
             network.model.load_state_dict(before, strict=False)
@@ -104,7 +104,7 @@ def _restored(
     """Way of retraining a group of the network that was sound and is faulty -> share of the loss it makes good."""
     if not repairs:
         return {}
-    spec, sound = network.spec, _copy(network)
+    spec, sound = network.spec, network.evaluated_state()
     repaired = {
         f"{one.epochs} at {one.lr:g}": retrain(spec, faulty, "repair", [group], one, CPU).state for one in repairs
     }
@@ -116,10 +116,6 @@ def _restored(
 
     low, high = accuracy(faulty), accuracy(sound)
     return {way: (accuracy(state) - low) / (high - low) for way, state in repaired.items()}
-
-
-def _copy(network: Network) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in network.model.state_dict().items()}
 
 
 def _show(title: str, found: Sequence[Planting]) -> None:

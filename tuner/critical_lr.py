@@ -27,9 +27,9 @@ The equation is ours, checked against simulation where it is exact; that it says
 search measures.  What it leaves out: a Hessian of the first weights alone, which moves within a few steps; its negative
 eigenvalues, so that where they outweigh the others and the rest of the trace is not above 0 only ``top`` stands, and
 with it the limit of large batches; weight decay; rescaled buffers.  Nesterov's step has terms of its own, ours too.  A
-random factor multiplies the mean gradient as well as its noise, which by itself sets a
-limit, that of the module :mod:`tuner.optimizers.random_scaling`, to the mean square and not to a path.  Backward order
-composes the same random maps the other way round, which have the same law as long as the knobs stand still.
+random factor multiplies the mean gradient as well as its noise, which by itself sets a limit, that of the module
+:mod:`tuner.optimizers.random_scaling`, to the mean square and not to a path.  Backward order composes the same random
+maps the other way round, which have the same law as long as the knobs stand still.
 """
 
 from __future__ import annotations
