@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from benchmarks.recording import conditions, parser, record, show
 from benchmarks.simulated_search import Truth, curve, simulate
 from search_spaces import SPACES
-from tuner.plan import SearchSpec
+from tuner.core.search_spec import SearchSpec
 from tuner.report.comparison import compare
 from tuner.report.intervals import Interval, median_interval, paired_ratio, search_ratio
-from tuner.results import Search
+from tuner.study.results import Search
 
 Costs: TypeAlias = NDArray[np.float64]
 Way: TypeAlias = Callable[[np.random.Generator], Interval]

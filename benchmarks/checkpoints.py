@@ -19,11 +19,11 @@ import torch
 
 from search_spaces import SPACES
 from tests.object_storage import BUCKET, serving
-from tuner.checkpoints import Checkpoints
-from tuner.settings import with_settings
-from tuner.spec import OptimizerSpec, TrialSpec, WorkloadSpec
-from tuner.store import Store
-from tuner.train import Training
+from tuner.core.serialization import with_settings
+from tuner.core.store import Store
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
+from tuner.train.checkpoints import Checkpoints
+from tuner.train.trainer import Training
 
 
 def main() -> int:

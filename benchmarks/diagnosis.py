@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from benchmarks.recording import conditions, parser, record, show
-from tuner.diagnosis.attribution import diagnose
-from tuner.diagnosis.groups import layer_groups
-from tuner.network import Network
-from tuner.spec import TrialSpec, WorkloadSpec
+from tuner.core.trial_spec import TrialSpec, WorkloadSpec
+from tuner.diagnose.attribution import diagnose
+from tuner.diagnose.layer_groups import layer_groups
+from tuner.train.train_state import Network
 from tuner.workloads.augmentation import Augmentation
 from tuner.workloads.images import ResidentImages
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.programs import SEARCH_NAME, Finished, mlflow_runs, run, scratch, search, search_folder
 from benchmarks.recording import conditions, parser, record, show, spread
-from tuner.run_folder import programs_of
+from tuner.study.search_folder import programs_of
 
 VARIANTS = ("sgdm", "adamw", "lpsgdm", "critical")
 BARE, BARE_FOUR, OURS, PEER, PEER_REUSE = "bare", "bare, four rules", "ours", "peer", "peer, reuse"

@@ -21,16 +21,16 @@ from torch import Tensor
 
 from benchmarks.recording import conditions, parser, record, show
 from search_spaces import SPACES
-from tuner.convergence import is_over
-from tuner.diagnosis.attribution import SCORES, Score, diagnose
-from tuner.diagnosis.groups import LayerGroup, layer_groups
-from tuner.diagnosis.planting import plant_fault
-from tuner.diagnosis.repair import RepairSettings, retrain
-from tuner.final_weights import trained_network, unsealed_data
-from tuner.network import Network
-from tuner.settings import with_settings
-from tuner.spec import OptimizerSpec, TrialSpec, WorkloadSpec
-from tuner.train import Training
+from tuner.core.metrics import is_over
+from tuner.core.serialization import with_settings
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
+from tuner.diagnose.attribution import SCORES, Score, diagnose
+from tuner.diagnose.layer_groups import LayerGroup, layer_groups
+from tuner.diagnose.planting import plant_fault
+from tuner.diagnose.repair import RepairSettings, retrain
+from tuner.train.final_weights import trained_network, unsealed_data
+from tuner.train.train_state import Network
+from tuner.train.trainer import Training
 
 LEAST_DAMAGE = 0.05
 CPU = torch.device("cpu")

@@ -26,17 +26,17 @@ from scipy.special import stdtrit
 
 from benchmarks.recording import conditions, parser, record, show
 from search_spaces import SPACES
-from tuner.convergence import is_over
-from tuner.diagnosis.agreement import agreement
-from tuner.diagnosis.attribution import DEFAULT_SCORE, SCORES, Diagnosis, Score, diagnose
-from tuner.diagnosis.groups import layer_groups, num_named
-from tuner.diagnosis.repair import RepairSettings, repairs
-from tuner.errors import InvalidInput
-from tuner.final_weights import trained_network
-from tuner.settings import digest, with_settings
-from tuner.spec import OptimizerSpec, TrialSpec
-from tuner.train import Training
-from tuner.train_command import _with_settings
+from tuner.core.errors import InvalidInput
+from tuner.core.metrics import is_over
+from tuner.core.serialization import digest, with_settings
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec
+from tuner.diagnose.agreement import agreement
+from tuner.diagnose.attribution import DEFAULT_SCORE, SCORES, Diagnosis, Score, diagnose
+from tuner.diagnose.layer_groups import layer_groups, num_named
+from tuner.diagnose.repair import RepairSettings, repairs
+from tuner.train.__main__ import _with_settings
+from tuner.train.final_weights import trained_network
+from tuner.train.trainer import Training
 
 CPU = torch.device("cpu")
 Found = Mapping[str, Any]

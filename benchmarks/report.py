@@ -14,7 +14,7 @@ from benchmarks.memory import peak_mb
 from benchmarks.programs import run, scratch
 from benchmarks.recording import conditions, parser, record, show, spread
 from benchmarks.simulated_search import Truth, simulate
-from tuner.plan import SearchSpec
+from tuner.core.search_spec import SearchSpec
 
 SECONDS_LIMIT, MEMORY_LIMIT_MB = 30.0, 1000.0
 TRUTHS = {

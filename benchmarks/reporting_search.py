@@ -23,17 +23,18 @@ from ray.tune.execution.tune_controller import TuneController
 from rich.console import Console
 
 from benchmarks.simulated_search import Truth, curve
-from tuner import conclusion, session, tuning
-from tuner.convergence import is_over
-from tuner.display import Display
-from tuner.ledger import Ledger
-from tuner.plan import SearchSpec
-from tuner.search import run_search
-from tuner.settings import from_dict, to_json
-from tuner.spec import EpochMetrics, TrialSpec
-from tuner.study import VariantStudy
-from tuner.tracking import Tracking
-from tuner.trial import Order, Results, TrialActor
+from tuner.cluster import tune_run
+from tuner.cluster.trial_actor import Order, Results, TrialActor
+from tuner.core.metrics import is_over
+from tuner.core.search_spec import SearchSpec
+from tuner.core.serialization import from_dict, to_json
+from tuner.core.trial_spec import EpochMetrics, TrialSpec
+from tuner.search import finish, session
+from tuner.search.__main__ import run_search
+from tuner.search.progress import Display
+from tuner.study.optuna_study import VariantStudy
+from tuner.study.recorder import Ledger
+from tuner.tracking.tracker import Tracking
 
 VARIANTS = ("sgdm", "adamw", "lpsgdm", "critical")
 EPOCHS = 2
@@ -155,7 +156,7 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
     """Runs a search and returns its costs.  For a process of its own: what is counted stays so."""
     clock = Clock(every=max(1, len(spec.variants) * spec.trials // 20))
     costs: dict[str, Any] = {}
-    train, conclude = session.train, conclusion.conclude
+    train, conclude = session.train, finish.conclude
 
     def trained(ledger: Ledger, *args: Any) -> Any:
         clock.begin()
@@ -171,8 +172,8 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
         clock._since = time.thread_time()
         return conclude(ledger, *args, **kwargs)
 
-    replace({(session, "train"): trained, (session, "conclude"): concluded, (tuning, "TrialActor"): ReportingActor})
-    conclusion.FLUSH_SECONDS = 3600.0  # trainings that take no time leave MLflow behind
+    replace({(session, "train"): trained, (session, "conclude"): concluded, (tune_run, "TrialActor"): ReportingActor})
+    finish.FLUSH_SECONDS = 3600.0  # trainings that take no time leave MLflow behind
     clock.watch()
     clock.count(session, "tune_all", TUNE)
     clock.count(VariantStudy, "ask", lambda study: ASK.format(study._next_arm()))
@@ -184,7 +185,7 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
     clock.count(Display, "_tell", TELL)
     clock.count(TuneController, "save_to_dir", SNAPSHOTS)
     clock.count(ExperimentAnalysis, "__init__", TABLES)
-    clock.count(conclusion, "write_report", REPORT)
+    clock.count(finish, "write_report", REPORT)
     result = run_search(spec)
     if result.interrupted or result.storage_failed:
         raise RuntimeError("the search was stopped")

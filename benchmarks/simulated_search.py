@@ -20,16 +20,16 @@ import numpy as np
 import optuna
 
 from search_spaces import SPACES, Variant
-from tuner import run_folder, trial_folder
-from tuner.objectives import OBJECTIVES, evaluate
-from tuner.plan import SearchSpec
-from tuner.results import Point, Record, Search
-from tuner.rungs import Rungs
-from tuner.sampling import from_unit, num_random, sobol_point
-from tuner.settings import flatten, with_settings
-from tuner.spec import EpochMetrics, OptimizerSpec, TrialSpec
-from tuner.study import STATUSES, open_storage, study_name, trial_name
-from tuner.trial_folder import FinalScore
+from tuner.core.search_spec import SearchSpec
+from tuner.core.serialization import flatten, with_settings
+from tuner.core.trial_spec import EpochMetrics, OptimizerSpec, TrialSpec
+from tuner.study import search_folder, trial_folder
+from tuner.study.objectives import OBJECTIVES, evaluate
+from tuner.study.optuna_study import STATUSES, open_storage, study_name, trial_name
+from tuner.study.results import Point, Record, Search
+from tuner.study.sampler import from_unit, num_random, sobol_point
+from tuner.study.successive_halving import Rungs
+from tuner.study.trial_folder import FinalScore
 
 STEPS_PER_EPOCH = 16
 STARTED_AT = 1.75e9
@@ -104,7 +104,7 @@ def simulate(
     chosen = tuple(variants or [SPACES[name] for name in spec.variants])
     assert spec.name is not None
     folder = (output or Path("runs")).absolute() / spec.name
-    program = run_folder.Program(
+    program = search_folder.Program(
         STARTED_AT, STARTED_AT + 60, {"python": "3.11", "torch": "2.15"}, "2 cores, simulated", 2
     )
     search = Search(spec, "simulated", chosen, folder, {}, (program,), "a formula")
@@ -172,11 +172,11 @@ def _confirm(search: Search, variant: str, truth: Truth) -> None:
     search.records |= {record.name: record for record in made.values()}
 
 
-def _write(search: Search, program: run_folder.Program) -> Search:
+def _write(search: Search, program: search_folder.Program) -> Search:
     folder = search.folder
     folder.mkdir(parents=True)
     spec = dataclasses.replace(search.spec, output=str(folder.parent))
-    run_folder.save(folder, spec, search.search_id, {}, splits=search.splits, program=program)
+    search_folder.save(folder, spec, search.search_id, {}, splits=search.splits, program=program)
     for record in search.records.values():
         place = folder / record.folder_name
         trial_folder.write_spec(place, record.spec)

@@ -25,9 +25,9 @@ from PIL import Image
 from benchmarks.peers.bare_loop import train_epoch
 from benchmarks.programs import scratch
 from benchmarks.recording import conditions, parser, record, show
+from tuner.core.trial_spec import TrialSpec, WorkloadSpec
 from tuner.order import Batch, shuffled_batches
-from tuner.spec import TrialSpec, WorkloadSpec
-from tuner.train import Training
+from tuner.train.trainer import Training
 
 SIDE = 224
 NUM_PATTERNS = 16

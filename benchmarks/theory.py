@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.recording import conditions, parser, record, show
-from tuner.errors import InvalidInput
+from tuner.core.errors import InvalidInput
 from tuner.theory import convergence_rate, critical_lr_of, make_problem, standard_problem
 from tuner.theory.closure import solve_closure
 from tuner.theory.pde import solve_pde

@@ -13,7 +13,7 @@ Value = bool | int | float | str | None
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way of running SGD.  Names of settings are dotted field names of ``tuner.spec.OptimizerSpec``.
+    """One way of running SGD.  Names of settings are dotted field names of ``tuner.core.trial_spec.OptimizerSpec``.
 
     Raises ValueError where the parts contradict each other.
     """

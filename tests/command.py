@@ -17,8 +17,8 @@ import optuna
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from tuner.results import POINTS, load_search
-from tuner.trial_folder import TEST, folder_name
+from tuner.study.results import POINTS, load_search
+from tuner.study.trial_folder import TEST, folder_name
 
 SMALL = ["--name", "a", "--epochs", "2", "--trials", "2", "--confirm-seeds", "0"]
 

@@ -17,12 +17,12 @@ from sqlalchemy import Engine
 from search_spaces import Variant
 from tests.command import Running, search
 from tests.postgres import BINARIES, Postgres
-from tuner.ledger import Ledger
-from tuner.plan import SearchSpec
-from tuner.results import Search
-from tuner.spec import EpochMetrics
-from tuner.study import open_storage, open_studies
-from tuner.tracking import Tracking
+from tuner.core.search_spec import SearchSpec
+from tuner.core.trial_spec import EpochMetrics
+from tuner.study.optuna_study import open_storage, open_studies
+from tuner.study.recorder import Ledger
+from tuner.study.results import Search
+from tuner.tracking.tracker import Tracking
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tuner.replicas import join, meeting
+from tuner.train.data_parallel import join, meeting
 
 CPU = torch.device("cpu")
 HANG_SECONDS = 120

@@ -12,7 +12,7 @@ from nbformat import NotebookNode
 
 from benchmarks.simulated_search import Truth, simulate
 from tests.command import search
-from tuner.plan import SearchSpec
+from tuner.core.search_spec import SearchSpec
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 VARIANTS = ("sgdm", "lpsgdm", "lpsgdm-fixed", "critical", "hybrid", "critical-matched", "backward", "backward-forward")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tuner.optimizer_spec import OrderSpec
+from tuner.core.optimizer_spec import OrderSpec
 from tuner.order import backward_iterates, backward_replays, evaluation_points, forward_iterates, last_iterate, legs
 
 WINDOWS = [None, 1, 2, 3, 4, 7, 50]

@@ -23,9 +23,9 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from tuner.convergence import speed_metrics
-from tuner.spec import EpochMetrics
-from tuner.tracking import SEARCH_TAG, TRIAL_TAG, Tracking
+from tuner.core.metrics import speed_metrics
+from tuner.core.trial_spec import EpochMetrics
+from tuner.tracking.tracker import SEARCH_TAG, TRIAL_TAG, Tracking
 
 TARGETS = (0.5,)
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import SPACES
-from tuner.convergence import is_over
-from tuner.final_weights import trained_network
-from tuner.network import Network
-from tuner.settings import with_settings
-from tuner.spec import OptimizerSpec, TrialSpec
-from tuner.train import Training
+from tuner.core.metrics import is_over
+from tuner.core.serialization import with_settings
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec
+from tuner.train.final_weights import trained_network
+from tuner.train.train_state import Network
+from tuner.train.trainer import Training
 
 CPU = torch.device("cpu")
 SPEC = TrialSpec(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tuner.settings import to_json
-from tuner.spec import TrialSpec
-from tuner.trial import Order, work
+from tuner.cluster.trial_actor import Order, work
+from tuner.core.serialization import to_json
+from tuner.core.trial_spec import TrialSpec
 
 
 def worked(root: Path, spec: TrialSpec, phase: str, *, gpu_share: float = 1.0) -> list[dict[str, Any]]:

@@ -75,12 +75,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuner.results import load_search
-    from tuner.search import run_search
+    from tuner.search.__main__ import run_search
+    from tuner.study.results import load_search
 
 __all__ = ["load_search", "run_search"]
 
-_HOMES = {"load_search": "tuner.results", "run_search": "tuner.search"}
+_HOMES = {"load_search": "tuner.study.results", "run_search": "tuner.search.__main__"}
 
 
 def __getattr__(name: str) -> Any:

@@ -41,7 +41,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from tuner.optimizer_spec import OrderSpec
+from tuner.core.optimizer_spec import OrderSpec
 
 State = TypeVar("State")
 Data = TypeVar("Data")

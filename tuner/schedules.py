@@ -129,8 +129,8 @@ def learning_rate(
         one-cycle  as cosine                                                Smith and Topin, arXiv 1708.07120
 
     The one-cycle rises over ``warmup`` of the run, or over .3 of it where ``warmup`` is 0.  These fractions, the 1/25
-    and the cosine after a linear rise are ours; the cycle of the momentum is in :mod:`tuner.knobs`.  ``constant`` and
-    ``step`` do not use ``end``.
+    and the cosine after a linear rise are ours; the cycle of the momentum is in
+    :mod:`tuner.optimizers.hyperparameters`.  ``constant`` and ``step`` do not use ``end``.
 
     ``step`` is in [0, num_steps - 1], ``num_steps`` at least 1, ``peak`` at least 0, ``warmup`` in [0, 1), ``end``, a
     fraction of the peak, in [0, 1]; ValueError otherwise.

@@ -15,10 +15,10 @@ from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import Optimizer
 
 from search_spaces import SPACES
+from tuner.core.serialization import with_settings
+from tuner.core.trial_spec import OptimizerSpec, WorkloadSpec
 from tuner.optimizers import make_optimizer
 from tuner.order import shuffled_batches
-from tuner.settings import with_settings
-from tuner.spec import OptimizerSpec, WorkloadSpec
 from tuner.workloads.data import Data, load_data
 from tuner.workloads.models import build_model
 

@@ -33,7 +33,15 @@ class Cluster:
             self.hosts.head.inside("pg_createcluster", version, "main")
             addresses = [worker.address for worker in self.hosts.workers]
             derived = self.laptop(
-                *("python", "-m", "tuner.local_provider", "--head", self.hosts.head.address, "--workers", *addresses),
+                *(
+                    "python",
+                    "-m",
+                    "tuner.cluster.local_provider",
+                    "--head",
+                    self.hosts.head.address,
+                    "--workers",
+                    *addresses,
+                ),
                 *("--ssh-user", USER, "--ssh-key", KEY, "--storage", "/srv"),
             )
             self.hosts.laptop.path(FILE).write_text(derived.stdout)

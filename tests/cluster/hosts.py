@@ -20,7 +20,7 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NETWORK = "10.77.0"
 USER, UID, HOME = "ubuntu", 60077, "/home/ubuntu"
 """The user of the hosts, who may ``sudo`` without a password, as on a cloud's; on the laptop it is root."""

@@ -11,12 +11,12 @@ import torch
 from tests.cluster.cluster import MLFLOW, STORAGE, Cluster
 from tests.cluster.hosts import HOME, ROOT, until
 from tests.command import epochs_logged, metrics_by_epoch
-from tuner.convergence import is_over
-from tuner.final_weights import load_weights
-from tuner.settings import from_dict
-from tuner.spec import TrialSpec
-from tuner.store import Store
-from tuner.train import Training
+from tuner.core.metrics import is_over
+from tuner.core.serialization import from_dict
+from tuner.core.store import Store
+from tuner.core.trial_spec import TrialSpec
+from tuner.train.final_weights import load_weights
+from tuner.train.trainer import Training
 
 VARIANTS = ("sgdm", "lpsgdm", "adamw")
 MLFLOW_STORE = STORAGE.replace("optuna", "mlflow")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from tuner.optimizer_spec import OptimizerSpec, Rescale, Rule
+from tuner.core.optimizer_spec import OptimizerSpec, Rescale, Rule
 from tuner.optimizers.lion import Lion
 from tuner.optimizers.lp_sgd import LPSGD, lp_direction
 from tuner.optimizers.random_scaling import RandomScaling
@@ -78,7 +78,7 @@ def set_knobs(
 
     The momentum is beta_1 in AdamW and Lion.  An optimizer made with momentum gets the smallest normal float for 0:
     the step is the same, but SGD and LPSGD leave their buffer out of date at exactly 0 and would later take it up
-    again.  ``rescale`` is that of :class:`tuner.optimizer_spec.MomentumSpec`, from the learning rate that is set.
+    again.  ``rescale`` is that of :class:`tuner.core.optimizer_spec.MomentumSpec`, from the learning rate that is set.
     """
     for group in optimizer.param_groups:
         before, group["lr"] = group["lr"], lr

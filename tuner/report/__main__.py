@@ -10,10 +10,10 @@ from pathlib import Path
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuner.errors import InvalidInput, masked
-from tuner.exit_status import OK, says_why
+from tuner.core.errors import InvalidInput, masked
+from tuner.core.exit_status import OK, says_why
 from tuner.report.writing import write_joint_report, write_report
-from tuner.results import Search, load_search
+from tuner.study.results import Search, load_search
 
 LONGEST_NAME = 200
 """Characters of the name of a folder."""

@@ -24,10 +24,10 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.objectives import OBJECTIVES
-from tuner.plan import Objective
+from tuner.core.search_spec import Objective
 from tuner.report.intervals import Interval, share_interval
-from tuner.rungs import Rungs
+from tuner.study.objectives import OBJECTIVES
+from tuner.study.successive_halving import Rungs
 
 NUM_SEARCHES = 1000
 """Simulated for each policy: a share of 95% is then known to within 1.5%."""
@@ -187,7 +187,9 @@ def _accuracies(points: Floats, num_evaluations: int, generator: np.random.Gener
 
 
 def stopped(accuracies: Floats, diverged: Bools, target: float) -> Bools:
-    """Which trials the rungs stop, trained one after the other: :class:`tuner.rungs.Rungs`, many searches at once.
+    """Which trials the rungs stop, of many searches at once.
+
+    A search trains its trials one after the other, as :class:`tuner.study.successive_halving.Rungs` judges them.
 
     Accuracies are (searches, trials, evaluations), the rest (searches, trials).  Who diverges is judged nowhere; who
     has reached the target is judged, and goes on.

@@ -8,11 +8,11 @@ import math
 import shlex
 from datetime import timedelta
 
-from tuner.convergence import target_label
-from tuner.plan import SearchSpec, flag
+from tuner.core.metrics import target_label
+from tuner.core.search_spec import SearchSpec, flag
 from tuner.report.comparison import ERROR, cost
 from tuner.report.document import Section, Table
-from tuner.results import POINTS, Record, Search
+from tuner.study.results import POINTS, Record, Search
 
 NOT_REPEATED = frozenset(
     {"name", "resume", "output", "storage", "tracking_uri", "experiment", "address", "download", "dry_run", "list"}

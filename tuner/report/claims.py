@@ -10,14 +10,14 @@ import math
 from typing import TypeAlias
 
 from search_spaces import SPACES
-from tuner.convergence import target_label
+from tuner.core.metrics import target_label
+from tuner.core.serialization import with_settings
+from tuner.core.trial_spec import OptimizerSpec
 from tuner.report.comparison import ERROR, Comparison, compare, compare_pair, cost, describe
 from tuner.report.comparison import tuned_against_default as tuning_ratios
 from tuner.report.document import Section, Table
 from tuner.report.intervals import Interval, holm, median_interval, paired_ratio
-from tuner.results import Point, Record, Search
-from tuner.settings import with_settings
-from tuner.spec import OptimizerSpec
+from tuner.study.results import Point, Record, Search
 
 Place: TypeAlias = tuple[str, Point]
 """A variant's point."""

@@ -20,10 +20,10 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from tuner.convergence import error_area, time_to_target
-from tuner.errors import unknown
+from tuner.core.errors import unknown
+from tuner.core.metrics import error_area, time_to_target
 from tuner.report.intervals import Interval, holm, median_interval, paired_ratio, search_ratio
-from tuner.results import Point, Record, Search
+from tuner.study.results import Point, Record, Search
 
 Unit: TypeAlias = Literal["epochs", "gradient_evaluations", "seconds"]
 UNITS: tuple[Unit, ...] = get_args(Unit)

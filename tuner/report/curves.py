@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from numpy.typing import NDArray
 
-from tuner.convergence import target_label
+from tuner.core.metrics import target_label
 from tuner.report.document import Picture
 from tuner.report.figures import (
     CROWD,
@@ -33,7 +33,7 @@ from tuner.report.figures import (
 )
 from tuner.report.profiles import performance_profiles
 from tuner.report.tuning_curves import tuning_curve
-from tuner.results import Record, Search
+from tuner.study.results import Record, Search
 
 Numbers = NDArray[np.float64]
 MANY = 30

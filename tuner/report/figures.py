@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from search_spaces import SPACES
-from tuner.convergence import target_label
-from tuner.objectives import evaluate
-from tuner.results import Record, Search
+from tuner.core.metrics import target_label
+from tuner.study.objectives import evaluate
+from tuner.study.results import Record, Search
 
 WIDTH = 6.0
 """Inches."""

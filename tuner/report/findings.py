@@ -14,15 +14,15 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from search_spaces import Variant
-from tuner.convergence import max_loss_jump, tail_std
-from tuner.errors import InvalidInput
-from tuner.objectives import OBJECTIVES
+from tuner.core.errors import InvalidInput
+from tuner.core.metrics import max_loss_jump, tail_std
+from tuner.core.serialization import flatten
+from tuner.core.variants import resolve_variants, shown
 from tuner.report.comparison import ERROR
 from tuner.report.document import Section, Table
 from tuner.report.intervals import holm, share_interval
-from tuner.results import Record, Search
-from tuner.settings import flatten
-from tuner.variants import resolve_variants, shown
+from tuner.study.objectives import OBJECTIVES
+from tuner.study.results import Record, Search
 
 EDGE = 0.05
 """Part of a range, at either end, in which a best value is warned of."""

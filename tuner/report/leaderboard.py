@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tuner.convergence import best_accuracy, target_label, time_to_target
-from tuner.objectives import evaluate, rank
+from tuner.core.metrics import best_accuracy, target_label, time_to_target
+from tuner.core.serialization import Setting, flatten
 from tuner.report.comparison import Comparison, Time, compare, describe, ranking, times
 from tuner.report.document import Table
 from tuner.report.intervals import Interval
-from tuner.results import Record, Search
-from tuner.settings import Setting, flatten
+from tuner.study.objectives import evaluate, rank
+from tuner.study.results import Record, Search
 
 ENDINGS = ("stopped", "diverged", "failed")
 

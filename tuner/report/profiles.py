@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuner.report.comparison import times
-from tuner.results import Search
+from tuner.study.results import Search
 
 LARGEST_FACTOR = 4.0
 

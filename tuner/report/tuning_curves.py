@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.objectives import OBJECTIVES, evaluate, rank
 from tuner.report.bands import NUM_SEARCHES, Policy, curves, level_of, simulated_coverage
 from tuner.report.intervals import Interval
-from tuner.results import Record, Search
+from tuner.study.objectives import OBJECTIVES, evaluate, rank
+from tuner.study.results import Record, Search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

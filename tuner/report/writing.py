@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuner.report.comparison import write_csv
-from tuner.report.contents import joint_report, report_of
 from tuner.report.document import Report, Table
+from tuner.report.outline import joint_report, report_of
 from tuner.report.page import as_html, as_markdown, png, svg
-from tuner.results import Search
+from tuner.study.results import Search
 
 PARTS = "report"
 """Folder of the tables and pictures, beside the page."""

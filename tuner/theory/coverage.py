@@ -1,4 +1,4 @@
-"""Which ways of running SGD, as :class:`tuner.spec.OptimizerSpec` says them, the limit covers, and as what.
+"""Which ways of running SGD, as :class:`tuner.core.trial_spec.OptimizerSpec` says them, the limit covers, and as what.
 
 Covered is the rule ``sgd``, with any schedule of the learning rate, any momentum that follows from the spec alone,
 Nesterov's too (with as little memory on the scale of time as the other), weight decay, and random factors.  So is
@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tuner.errors import InvalidInput
-from tuner.knobs import knobs_at, switch_step
-from tuner.optimizer_spec import OptimizerSpec
+from tuner.core.errors import InvalidInput
+from tuner.core.optimizer_spec import OptimizerSpec
+from tuner.optimizers.hyperparameters import knobs_at, switch_step
 from tuner.theory.stability import effective_lr, noise_factor
 from tuner.theory.steps import EffectiveSgd
 

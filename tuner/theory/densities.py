@@ -24,7 +24,7 @@ import numpy as np
 from scipy.linalg import solve_banded
 from scipy.special import ndtr
 
-from tuner.errors import InvalidInput
+from tuner.core.errors import InvalidInput
 from tuner.theory.problem import Floats, Problem
 from tuner.theory.steps import EffectiveSgd, at
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 
-from tuner.errors import InvalidInput
+from tuner.core.errors import InvalidInput
 from tuner.theory.densities import REACH, WIDTH, Densities
 from tuner.theory.problem import Floats, Numbers, Problem
 from tuner.theory.steps import EffectiveSgd

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner.errors import InvalidInput
+from tuner.core.errors import InvalidInput
 from tuner.theory.closure import solve_closure
 from tuner.theory.densities import Densities, Exploded
 from tuner.theory.pde import follow, solve_pde

@@ -19,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.errors import InvalidInput
+from tuner.core.errors import InvalidInput
 
 Floats: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = Sequence[float] | Floats

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.errors import InvalidInput
+from tuner.core.errors import InvalidInput
 from tuner.theory.densities import hyperbolic_start
 from tuner.theory.problem import Numbers, Problem
 from tuner.theory.steps import EffectiveSgd, at

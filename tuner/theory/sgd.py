@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.errors import InvalidInput, unknown
+from tuner.core.errors import InvalidInput, unknown
 from tuner.optimizers.random_scaling import draw_scale
 from tuner.theory.problem import Numbers, Problem
 from tuner.theory.steps import Sgd, at

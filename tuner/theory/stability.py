@@ -30,8 +30,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tuner.errors import InvalidInput
-from tuner.optimizer_spec import Law
+from tuner.core.errors import InvalidInput
+from tuner.core.optimizer_spec import Law
 from tuner.theory.problem import Floats, Numbers, Problem, make_problem, require_spectrum
 
 

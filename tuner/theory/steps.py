@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tuner.errors import InvalidInput
-from tuner.optimizer_spec import Law
+from tuner.core.errors import InvalidInput
+from tuner.core.optimizer_spec import Law
 from tuner.theory.stability import effective_lr, noise_factor
 
 Rate: TypeAlias = float | Callable[[float], float]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.errors import InvalidInput
+from tuner.core.errors import InvalidInput
 from tuner.theory.problem import Floats, Numbers
 
 

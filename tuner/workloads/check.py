@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from tuner.errors import InvalidInput, unknown
-from tuner.settings import to_json
-from tuner.spec import WorkloadSpec
+from tuner.core.errors import InvalidInput, unknown
+from tuner.core.pairing import DIAGONAL_MODELS, check_model
+from tuner.core.serialization import to_json
+from tuner.core.trial_spec import WorkloadSpec
 from tuner.workloads import decoding, folders
 from tuner.workloads.datasets import (
     CIFAR_FOLDERS,
@@ -26,7 +27,6 @@ from tuner.workloads.datasets import (
     load_fashion_mnist,
     missing,
 )
-from tuner.workloads.pairing import DIAGONAL_MODELS, check_model
 from tuner.workloads.population import NUM_TRAIN as NUM_DRAWN
 from tuner.workloads.population import describe_diagonal
 
@@ -47,9 +47,9 @@ SOURCES = {"digits": "scikit-learn", "diagonal": "tuner.theory.problem"}
 
 TRY = """
 import json, sys, torch
-from tuner.errors import InvalidInput, first_line
-from tuner.settings import from_dict
-from tuner.spec import WorkloadSpec
+from tuner.core.errors import InvalidInput, first_line
+from tuner.core.serialization import from_dict
+from tuner.core.trial_spec import WorkloadSpec
 from tuner.workloads.data import load_data
 from tuner.workloads.models import build_model, find_model
 spec = from_dict(WorkloadSpec, json.loads(sys.argv[1]))

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.errors import InvalidInput, unknown
+from tuner.core.errors import InvalidInput, unknown
+from tuner.core.trial_spec import WorkloadSpec
 from tuner.order import Batch
-from tuner.spec import WorkloadSpec
 from tuner.workloads import decoding, folders
 from tuner.workloads.augmentation import Augmentation
 from tuner.workloads.datasets import LabeledImages, load_cifar, load_digits, load_fashion_mnist

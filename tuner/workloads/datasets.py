@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.errors import InvalidInput
-from tuner.spec import WorkloadSpec
+from tuner.core.errors import InvalidInput
+from tuner.core.trial_spec import WorkloadSpec
 from tuner.workloads.splits import Labels, Splits, split_off
 
 VALIDATION_FRACTION = 0.1

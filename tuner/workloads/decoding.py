@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tuner.errors import InvalidInput
+from tuner.core.errors import InvalidInput
 from tuner.workloads.folders import Listing
 from tuner.workloads.splits import Positions, where
 

@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tuner.errors import InvalidInput, unknown
-from tuner.spec import WorkloadSpec
+from tuner.core.errors import InvalidInput, unknown
+from tuner.core.pairing import check_model
+from tuner.core.trial_spec import WorkloadSpec
 from tuner.workloads.diagonal import diagonal, diagonal_squares
-from tuner.workloads.pairing import check_model
 from tuner.workloads.resnet import ResNet
 
 SMALL_SIDE = 64

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner.spec import WorkloadSpec
+from tuner.core.trial_spec import WorkloadSpec
 from tuner.theory.problem import Floats, standard_problem
 
 DIMENSION = 400

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tuner.errors import InvalidInput
+from tuner.core.errors import InvalidInput
 from tuner.order import Batch
 from tuner.workloads.cropping import read_square
 from tuner.workloads.decoding import READ_ERRORS, THREADS, corrupt
@@ -120,7 +120,7 @@ class StreamedImages:
 
         The same batch gives the same bits at every call, with any number of workers, and a ``part`` of each batch the
         same as in the whole, of which the rest is not read.  ``batches`` is read ahead.
-        An unreadable image raises :class:`tuner.errors.InvalidInput`; with ``skip_corrupt`` another image, drawn
+        An unreadable image raises :class:`tuner.core.errors.InvalidInput`; with ``skip_corrupt`` another image, drawn
         with the batch's seed, takes its place.
         """
         requests = (

@@ -1,0 +1,157 @@
+"""What is written while a database goes away is written once, whatever moment it goes at."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import pytest
+from optuna.storages import RDBStorage
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+from search_spaces import Variant
+from tests.postgres import Postgres
+from tuner.core import retry
+from tuner.core.retry import StorageFailed, patiently
+from tuner.core.trial_spec import EpochMetrics
+from tuner.study.optuna_study import VariantStudy, close_storage, open_storage
+
+Epoch = Callable[..., EpochMetrics]
+Toy = Callable[..., Variant]
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were slept; the clock goes on by them alone."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(slept))
+    return slept
+
+
+def away() -> NoReturn:
+    raise OSError("connection to postgresql://me:swordfish@host/db refused\nIs the server running?")
+
+
+def test_what_works_is_not_waited_for(pauses: list[float]) -> None:
+    assert patiently("the disk", lambda: 3) == 3
+    assert pauses == []
+
+
+def test_pauses_double_up_to_their_limit(pauses: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    answers = itertools.count()
+    with caplog.at_level(logging.WARNING):
+        assert patiently("the disk", lambda: 7 if next(answers) == 7 else away()) == 7
+    assert pauses == [1, 2, 4, 8, 15, 15, 15]
+    assert len(caplog.records) == 2, "said when it begins and when it ends"
+    assert "swordfish" not in caplog.text
+
+
+def test_patience_ends_in_one_sentence(pauses: list[float]) -> None:
+    with pytest.raises(StorageFailed) as caught:
+        patiently("the disk", away, seconds=40)
+    assert sum(pauses) == 40
+    assert str(caught.value) == ("the disk has failed for 40 s: connection to postgresql://me:***@host/db refused")
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_other_failures_are_not_repeated(pauses: list[float]) -> None:
+    tried = itertools.count()
+    with pytest.raises(ZeroDivisionError):
+        patiently("the disk", lambda: 1 / next(tried))
+    with pytest.raises(OSError):
+        patiently("the disk", away, failures=(ValueError,))
+    assert next(tried) == 1 and pauses == []
+
+
+def test_ctrl_c_ends_the_wait_at_once() -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def attempt() -> NoReturn:
+        threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+        away()
+
+    with pytest.raises(KeyboardInterrupt):
+        patiently("the disk", attempt, seconds=10**6)
+
+
+@contextmanager
+def cut_off(postgres: Postgres, at: int, *, done: bool) -> Iterator[list[int]]:
+    """The server ends the connection at this COMMIT, before it does it or before it says so; yields the COMMITs."""
+    original = PGDialect_psycopg.do_commit
+    commits: list[int] = []
+
+    def do_commit(dialect: PGDialect_psycopg, connection: Any) -> None:
+        commits.append(len(commits))
+        if commits[-1] != at:
+            original(dialect, connection)  # type: ignore[no-untyped-call]
+            return
+        if done:
+            original(dialect, connection)  # type: ignore[no-untyped-call]
+        postgres.sql(f"select pg_terminate_backend({connection.dbapi_connection.info.backend_pid}, 10000)")
+        connection.execute("select 1")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PGDialect_psycopg, "do_commit", do_commit)
+        yield commits
+
+
+def lived(storage: RDBStorage, search: str, variant: Variant, epoch: Epoch) -> None:
+    """A study from its beginning on, with a trial of each arm and ending."""
+    study = VariantStudy(
+        storage=storage, search=search, variant=variant, objective="auc", targets=(0.9,), num_trials=4, seed=0
+    )
+    for status in ("finished", "failed", "stopped"):
+        number = study.ask()
+        history = [epoch(1, 0.2 + number / 10)]
+        study.report(number, history)
+        study.tell(number, status, history, "it broke" if status == "failed" else None)
+    study.settings(study.ask())
+
+
+def held(storage: RDBStorage, search: str) -> list[tuple[Any, ...]]:
+    """What the database holds of the study's trials, times apart."""
+    trials = storage.get_all_trials(storage.get_study_id_from_name(f"{search}/toy"))
+    return [(t.number, t.state, t.values, t.params, t.user_attrs, t.intermediate_values) for t in trials]
+
+
+@pytest.fixture
+def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["unheard", "unanswered"])
+def test_a_connection_that_ends_at_any_commit_doubles_and_loses_nothing(
+    postgres: Postgres, toy: Toy, epoch: Epoch, in_haste: None, done: bool
+) -> None:
+    storage = open_storage(postgres.create_database(f"cut-{done}"))
+    variant = toy(enqueued={"a": {**toy().fixed, **toy().default}})
+    with cut_off(postgres, -1, done=done) as commits:
+        lived(storage, "whole", variant, epoch)
+    expected = held(storage, "whole")
+    assert [trial[4]["arm"] for trial in expected] == ["random", "random", "default", "model"]
+    for at in commits:
+        with cut_off(postgres, at, done=done) as reached:
+            lived(storage, str(at), variant, epoch)
+        assert len(reached) > at
+        assert held(storage, str(at)) == expected, f"at commit {at}"
+    close_storage(storage)
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["unheard", "unanswered"])
+def test_a_database_is_opened_whenever_the_connection_ends(postgres: Postgres, in_haste: None, done: bool) -> None:
+    with cut_off(postgres, -1, done=done) as commits:
+        close_storage(open_storage(postgres.create_database(f"opened-{done}")))
+    for at in commits:
+        url = postgres.create_database(f"opened-{done}-{at}")
+        with cut_off(postgres, at, done=done):
+            close_storage(open_storage(url))
+        close_storage(opened := RDBStorage(url))
+        assert opened.get_all_studies() == []

@@ -1,0 +1,67 @@
+"""Searches whose databases and servers go away while they train: everything is there afterwards, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.command import Running, check_whole, epochs_logged, search
+from tests.postgres import Postgres
+from tests.tracked import Server
+
+pytestmark = pytest.mark.slow
+
+VARIANTS = ["sgdm", "lpsgdm"]
+LONG = ["--name", "a", "--epochs", "6", "--trials", "3", "--confirm-seeds", "1", "--variants", *VARIANTS]
+
+
+def num_epochs(folder: Path) -> int:
+    return sum(map(len, epochs_logged(folder).values()))
+
+
+def away(stop: Callable[[], None], start: Callable[[], None], seconds: float) -> None:
+    stop()
+    time.sleep(seconds)
+    start()
+
+
+def test_a_search_outlives_its_databases_and_servers(postgres: Postgres, tmp_path: Path) -> None:
+    storage, backend = postgres.create_database("lives-optuna"), postgres.create_database("lives-mlflow")
+    with Server(tmp_path, backend) as server:
+        outages: dict[str, Callable[[], None]] = {
+            "PostgreSQL crashes": lambda: postgres.restart("immediate"),
+            "PostgreSQL is away": lambda: away(postgres.stop, postgres.start, 10),
+            "MLflow is killed": lambda: away(server.kill, server.start, 5),
+        }
+        running = Running(tmp_path, *LONG, "--storage", storage, "--tracking-uri", server.address)
+        for number, (name, outage) in enumerate(outages.items()):
+            running.wait_until(lambda number=number: num_epochs(tmp_path) > 4 + 8 * number)  # type: ignore[misc]
+            outage()
+            assert running.process.poll() is None, f"{name}: {running.output()}"
+        assert running.process.wait(timeout=240) == 0, running.output()
+        assert "MLflow has not taken everything" not in running.output()
+        check_whole(tmp_path, dict.fromkeys(VARIANTS, 3), storage=storage, tracking_uri=server.address)
+    log = (tmp_path / "runs/a/ray.log").read_text()
+    assert "Optuna's storage works again" in log, "the outages were not felt"
+
+
+def test_a_search_ends_cleanly_where_its_database_stays_away(postgres: Postgres, tmp_path: Path) -> None:
+    storage = postgres.create_database("gone")
+    impatient = (
+        "import sys; from tuner.core import retry; from tuner.search.__main__ import main;"
+        "retry.PATIENCE_SECONDS = 2; sys.exit(main(sys.argv[1:]))"
+    )
+    running = Running(tmp_path, *LONG, "--storage", storage, program=["-c", impatient])
+    running.wait_until(lambda: num_epochs(tmp_path) > 8)
+    postgres.stop("immediate")
+    assert running.process.wait(timeout=120) == 3, running.output()
+    assert "Optuna's storage has failed for 2 s: " in running.output()
+    assert "Go on with: python -m tuner.search --resume a" in running.output()
+    assert "Traceback" not in running.output()
+    postgres.start()
+    resumed = search(tmp_path, "--resume", "a")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    check_whole(tmp_path, dict.fromkeys(VARIANTS, 3), storage=storage)

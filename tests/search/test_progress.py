@@ -1,0 +1,118 @@
+"""The display of a search shows what its records hold, and looks at those that have ended once."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from search_spaces import Variant
+from tuner.core.metrics import best_accuracy, time_to_target
+from tuner.core.trial_spec import EpochMetrics, OptimizerSpec
+from tuner.search.progress import Display
+from tuner.study.recorder import Ledger
+from tuner.study.results import Record
+
+Open = Callable[..., Ledger]
+Toy = Callable[..., Variant]
+Epoch = Callable[..., EpochMetrics]
+STATUSES = ("running", "finished", "stopped", "diverged", "failed")
+
+
+def drawn(display: Display) -> list[list[str]]:
+    """The cells of each variant's line."""
+    console = Console(file=io.StringIO(), width=200)
+    console.print(display._render())
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+
+
+def expected(ledger: Ledger) -> list[list[str]]:
+    """The same from all records."""
+    cells = []
+    for variant in ledger.search.variants:
+        records = [record for record in ledger.records.values() if record.variant == variant.name]
+        phases = {phase: [record for record in records if record.phase == phase] for phase in ("explore", "confirm")}
+        times = [time_to_target(record.history, ledger.spec.targets[-1]) for record in records]
+        cells.append(
+            [
+                variant.name,
+                f"{sum(record.ended for record in phases['explore'])}/{ledger.spec.trials}",
+                *(
+                    str([record.status for record in records].count(status))
+                    for status in STATUSES
+                    if status != "finished"
+                ),
+                f"{sum(record.ended for record in phases['confirm'])}/3",
+                f"{max((best_accuracy(record.history) for record in records), default=0.0):.4f}",
+                str(min((time.gradient_evaluations for time in times if time), default="-")),
+            ]
+        )
+    return cells
+
+
+@pytest.fixture
+def ledger(open_ledger: Open, toy: Toy) -> Ledger:
+    return open_ledger([toy("one"), toy("two")], trials=40, confirm_seeds=2)
+
+
+def add(ledger: Ledger, number: int, phase: Any) -> Record:
+    variant = random.choice(["one", "two"])
+    spec = ledger.spec.trial_spec(OptimizerSpec(), number)
+    name = f"{variant}-{number:02d}" if phase == "explore" else f"{variant}/confirm-{number}"
+    record = ledger.records[name] = Record(name, variant, number, spec, phase)
+    return record
+
+
+def test_it_shows_what_the_records_hold_at_any_time(ledger: Ledger, epoch: Epoch) -> None:
+    random.seed(0)
+    display = Display(Console(), ledger)
+    live: list[Record] = []
+    for number in range(60):
+        live.append(add(ledger, number, "confirm" if number % 9 == 8 else "explore"))
+        for record in [record for record in live if random.random() < 0.6]:
+            record.status = random.choice(STATUSES)
+            record.history.append(epoch(len(record.history) + 1, random.random(), diverged=record.status == "diverged"))
+        live = [record for record in live if not record.ended]
+        if number % 3 == 0:
+            assert drawn(display) == expected(ledger)
+            done = sum(
+                1.0 if record.ended else record.history[-1].gradient_evaluations / 100 if record.history else 0.0
+                for record in ledger.records.values()
+            )
+            assert sum(standing.done for standing in display._standings().values()) == pytest.approx(done)
+
+
+def test_a_line_a_trial_counts_those_that_have_ended(ledger: Ledger, epoch: Epoch) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    display = Display(console, ledger)
+    for number in range(3):
+        record = add(ledger, number, "explore")
+        record.history, record.status = [epoch(1, 0.5)], "finished"
+        display.on_trial_complete(0, [], SimpleNamespace(config={"trial": record.name}))
+    assert isinstance(console.file, io.StringIO)
+    counts = [line.split()[0] for line in console.file.getvalue().splitlines()]
+    assert counts == [f"{number}/{ledger.num_planned}" for number in (1, 2, 3)]
+
+
+def test_records_that_have_ended_are_looked_at_once(ledger: Ledger, epoch: Epoch) -> None:
+    class Watched(list[EpochMetrics]):
+        num_read = 0
+
+        def __iter__(self) -> Any:
+            Watched.num_read += 1
+            return super().__iter__()
+
+    for number in range(30):
+        record = add(ledger, number, "explore")
+        record.history, record.status = Watched([epoch(1, 0.5)]), "finished"
+    display = Display(Console(), ledger)
+    assert Watched.num_read == 30
+    drawn(display)
+    assert Watched.num_read == 30

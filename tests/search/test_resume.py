@@ -1,0 +1,135 @@
+"""A search killed at any moment and resumed ends with exactly the planned trials, each as if nothing had happened."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.command import Running, check_whole, epochs_logged, metrics_by_epoch, mlflow_runs, search, studies
+from tuner.core.serialization import from_dict
+from tuner.core.trial_spec import TrialSpec
+from tuner.train import train
+
+VARIANTS = ["sgdm", "lpsgdm"]
+LONG = ["--name", "a", "--epochs", "6", "--trials", "3", "--confirm-seeds", "1", "--variants", *VARIANTS]
+
+
+def _num_asked(folder: Path) -> int:
+    with contextlib.suppress(Exception), contextlib.closing(sqlite3.connect(folder / "runs/a/optuna.db")) as database:
+        return int(database.execute("select count(*) from trials").fetchone()[0])
+    return 0
+
+
+def _num_epochs(folder: Path) -> int:
+    return sum(map(len, epochs_logged(folder).values()))
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "spec written": lambda folder: (folder / "runs/a/search.json").exists(),
+    "first trial asked": lambda folder: _num_asked(folder) >= 1,
+    "first checkpoint": lambda folder: bool(list((folder / "runs/a").glob("*/checkpoint-*.pt"))),
+    "middle of a trial": lambda folder: any(3 <= len(epochs) < 6 for epochs in epochs_logged(folder).values()),
+    "first trial ended": lambda folder: any(len(epochs) == 6 for epochs in epochs_logged(folder).values()),
+    "a confirmed run": lambda folder: bool(list((folder / "runs/a").glob("*.confirm-2/checkpoint-*.pt"))),
+    "a test": lambda folder: bool(list((folder / "runs/a").glob("*/test.json"))),
+}
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ("spec written", "first checkpoint", "first trial ended", "a test"),
+        ("first trial asked", "middle of a trial", "a confirmed run"),
+    ],
+)
+def test_killed_at_one_moment_after_the_other(moments: Sequence[str], tmp_path: Path) -> None:
+    arguments = LONG
+    for moment in moments:
+        running = Running(tmp_path, *arguments)
+        running.wait_until(lambda moment=moment: MOMENTS[moment](tmp_path))  # type: ignore[misc]
+        running.kill()
+        arguments = ["--resume", "a"]
+    resumed = search(tmp_path, *arguments)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    check_whole(tmp_path, dict.fromkeys(VARIANTS, 3))
+
+
+def test_killed_again_and_again_the_numbers_are_those_of_trainings_nobody_killed(tmp_path: Path) -> None:
+    arguments = [*LONG, "--no-early-stopping"]
+    for _ in range(3):
+        before = _num_epochs(tmp_path)
+        running = Running(tmp_path, *arguments)
+        # Counts fall while a resumed trial's log is written again, so: three epochs beyond the last kill.
+        running.wait_until(lambda before=before: _num_epochs(tmp_path) >= before + 3)  # type: ignore[misc]
+        running.kill()
+        arguments = ["--resume", "a"]
+    resumed = search(tmp_path, "--resume", "a")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    check_whole(tmp_path, dict.fromkeys(VARIANTS, 3))
+
+    torch.set_num_threads(1)
+    for name in epochs_logged(tmp_path):  # confirmed runs too
+        spec = from_dict(TrialSpec, json.loads((tmp_path / "runs/a" / name / "spec.json").read_text()))
+        for metrics, line in zip(train(spec), metrics_by_epoch(tmp_path, name), strict=True):
+            assert metrics.train_loss == line["train/loss"]
+            assert metrics.validation_loss == line["validation/loss"]
+            assert metrics.validation_accuracy == line["validation/accuracy"]
+
+
+def test_a_finished_search_resumed_trains_nothing_and_may_grow(tmp_path: Path) -> None:
+    first = search(
+        tmp_path, "--name", "a", "--epochs", "2", "--trials", "2", "--variants", "sgdm", "--confirm-seeds", "2"
+    )
+    assert first.returncode == 0, first.stdout + first.stderr
+    logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/a/*/result.json")}
+    tables = [first.stdout.partition("Best settings of ")[2]]
+
+    again = search(tmp_path, "--resume", "a")
+    assert again.returncode == 0, again.stderr
+    tables.append(again.stdout.partition("Best settings of ")[2])
+    assert {path: path.stat().st_mtime_ns for path in logs} == logs, "nothing was trained"
+    assert tables[1].splitlines()[:4] == tables[0].splitlines()[:4] != [], "the same winner and settings"
+    check_whole(tmp_path, {"sgdm": 2})
+
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = search(tmp_path / "elsewhere", "--resume", "a", "--output", "../runs")
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    assert not list((tmp_path / "elsewhere").iterdir()), "its databases are where it was started"
+
+    taken = search(tmp_path, "--name", "a")
+    assert taken.returncode == 2 and "--resume a" in taken.stderr
+
+    grown = search(tmp_path, "--resume", "a", "--trials", "3", "--variants", "sgdm", "adamw", "--max-concurrent", "1")
+    assert grown.returncode == 0, grown.stdout + grown.stderr
+    assert {path: path.stat().st_mtime_ns for path in logs} == logs
+    check_whole(tmp_path, {"sgdm": 3, "adamw": 3}, grown=True)
+
+
+def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
+    running = Running(tmp_path, *LONG)
+    running.wait_until(lambda: MOMENTS["middle of a trial"](tmp_path))
+    assert running.interrupt() == 130
+    assert "Go on with: python -m tuner.search --resume a" in running.output()
+    assert "Traceback" not in running.output()
+    _, runs = mlflow_runs(tmp_path)
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert (parent.data.tags["status"], parent.info.status) == ("interrupted", "RUNNING")
+    assert any(study.trials for study in studies(tmp_path).values())
+    resumed = search(tmp_path, "--resume", "a")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    check_whole(tmp_path, dict.fromkeys(VARIANTS, 3))
+
+
+def test_a_time_budget_ends_it_and_the_rest_can_be_run_later(tmp_path: Path) -> None:
+    cut = search(tmp_path, *LONG, "--time-budget", "3s")
+    assert "--resume a" in cut.stdout
+    assert cut.returncode in (0, 1)
+    resumed = search(tmp_path, "--resume", "a")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    check_whole(tmp_path, dict.fromkeys(VARIANTS, 3))

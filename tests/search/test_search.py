@@ -1,0 +1,296 @@
+"""The command as a whole: what a newcomer sees, and what bad input gets."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command import check_whole, mlflow_runs, search, studies
+from tuner.study.results import load_search
+
+EPOCH_METRICS = {
+    "train/loss",
+    "train/accuracy",
+    "validation/loss",
+    "validation/accuracy",
+    "schedule/lr",
+    "schedule/momentum",
+    "schedule/p",
+    "speed/gradient_evaluations",
+    "speed/seconds",
+    "speed/images_per_second",
+}
+
+
+def test_every_trial_once_everywhere(finished: tuple[Path, object]) -> None:
+    check_whole(finished[0], {"sgdm": 2, "adamw": 2, "lpsgdm": 2, "critical": 2})
+
+
+def test_the_terminal_shows_trials_table_winner_and_where_to_look(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, ran = finished
+    assert len(re.findall(r"^\d+/20 [a-z]+-0[01] (?:finished|stopped|diverged)", ran.stdout, re.M)) == 8
+    assert len(re.findall(r"^\d+/20 [a-z]+/confirm-[123] (?:finished|diverged)", ran.stdout, re.M)) == 12
+    for variant in ("sgdm", "adamw", "lpsgdm", "critical"):
+        assert re.search(rf"│ {variant} +│", ran.stdout), variant
+    for variant in ("adamw", "lpsgdm", "critical"):
+        assert re.search(rf"(Undecided between|The settings found for|Nothing can be said of) {variant}", ran.stdout)
+    assert "to 60%" in ran.stdout
+    assert f"Report: {folder}/runs/a/report.html" in ran.stdout
+    assert re.search(r"lr\.peak = [\d.e-]+", ran.stdout)
+    assert f"Files: {folder}/runs/a" in ran.stdout
+    assert "MLflow: mlflow ui" in ran.stdout
+    assert ran.stderr == ""
+    assert "ray" not in ran.stdout.lower().replace("array", ""), "its chatter is in the log"
+
+
+def test_mlflow_holds_parameters_metrics_tags_and_pictures(finished: tuple[Path, object]) -> None:
+    client, runs = mlflow_runs(finished[0])
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.info.run_name == "a"
+    files = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert files == {"report.html", "report.md", "report", "time_to_target.csv"}
+    pictures = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/convergence.png", "report/convergence.svg", "report/leaderboard.csv"} <= pictures
+    assert (
+        "The settings found for" in parent.data.tags["mlflow.note.content"]
+        or "ndecided" in parent.data.tags["mlflow.note.content"]
+    )
+    assert parent.data.params["objective"] == "time-to-target"
+    for run in runs:
+        if run is parent:
+            continue
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.inputs is not None and run.inputs.dataset_inputs[0].dataset.name == "digits"
+        if run.data.tags["phase"] == "variant":
+            continue
+        assert run.data.tags["variant"] == re.split(r"-\d|/", run.info.run_name)[0]
+        assert {"explore": "arm", "confirm": "confirms"}[run.data.tags["phase"]] in run.data.tags
+        assert run.data.tags["workload"] == "digits"
+        assert run.data.tags["status"] in ("finished", "stopped", "diverged")
+        assert {"version.torch", "version.ray", "mlflow.source.git.commit"} <= set(run.data.tags) | {
+            "mlflow.source.git.commit"
+        }
+        assert set(run.data.metrics) >= EPOCH_METRICS | {"speed/auc", "stability/tail_std", "stability/max_loss_jump"}
+        assert "optimizer.norm.p_max" in run.data.params
+
+
+def test_final_metrics_follow_from_the_curves(finished: tuple[Path, object]) -> None:
+    client, runs = mlflow_runs(finished[0])
+    num_reached = 0
+    for run in runs:
+        if run.data.tags.get("phase") not in ("explore", "confirm"):
+            continue
+        curve = client.get_metric_history(run.info.run_id, "validation/accuracy")
+        spent = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "speed/gradient_evaluations")}
+        for label, target in (("20", 0.2), ("60", 0.6)):
+            first = next((m.step for m in sorted(curve, key=lambda m: m.step) if m.value >= target), None)
+            assert run.data.metrics.get(f"speed/epochs_to_{label}") == first
+            assert run.data.metrics.get(f"speed/gradient_evaluations_to_{label}") == (first and spent[first])
+            num_reached += first is not None
+    assert num_reached
+
+
+def test_optuna_holds_the_running_objective_in_its_direction(finished: tuple[Path, object]) -> None:
+    for variant, study in studies(finished[0]).items():
+        assert study.direction.name == "MINIMIZE"
+        for trial in study.trials:
+            values = [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
+            assert values == sorted(values, reverse=True), (variant, trial.number)
+            if trial.state.name == "COMPLETE":
+                assert trial.value == values[-1]
+
+
+def test_the_run_table_of_mlflow_sorted_is_the_leaderboard(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    client, runs = mlflow_runs(finished[0])
+    lines = client.search_runs(
+        [runs[0].info.experiment_id], "tags.phase = 'variant'", order_by=["metrics.`leaderboard/rank` ASC"]
+    )
+    printed = list(csv.reader((finished[0] / "runs/a/report/leaderboard.csv").read_text().splitlines()))
+    assert [run.info.run_name for run in lines] == [line[0] for line in printed[1:]]
+    frame = load_search("a", output=str(finished[0] / "runs")).trials()
+    for run in lines:
+        tuned = frame[(frame.variant == run.info.run_name) & (frame.confirms == "best")]
+        assert len(tuned) == 2
+        assert run.data.metrics["test/accuracy"] == pytest.approx(tuned["test/accuracy"].mean())
+        missed = tuned["speed/gradient_evaluations_to_60"].isna().any()
+        median = tuned["speed/gradient_evaluations_to_60"].median(skipna=False)
+        assert missed or run.data.metrics["leaderboard/gradient_evaluations"] == median
+        assert run.data.tags["verdict"] in ("baseline", "undecided", "nothing to compare"), "two seeds decide nothing"
+
+
+def test_the_winning_model_can_be_loaded_from_mlflow(finished: tuple[Path, object]) -> None:
+    _, runs = mlflow_runs(finished[0])
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    program = (
+        "import sys, mlflow, numpy as np\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[2])\n"
+        "print(model.predict(np.zeros((3, 1, 8, 8), dtype=np.uint8)).sum(1).round(3).tolist())"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program, f"sqlite:///{finished[0]}/mlflow.db", parent.data.tags["winning_model"]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=finished[0],
+    )
+    assert shown.stdout.splitlines()[-1] == "[1.0, 1.0, 1.0]", shown.stderr
+
+
+def test_python_interface_is_the_same_dataclass(tmp_path: Path) -> None:
+    program = (
+        "from tuner import load_search, run_search\nfrom tuner.core.search_spec import SearchSpec\n"
+        "result = run_search(SearchSpec(name='a', variants=('sgdm',), trials=1, epochs=1, confirm_seeds=1))\n"
+        "assert len(load_search('a').records) == 3\n"
+        "assert result.exit_status == 0 and result.best_trial == 'sgdm-00'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    check_whole(tmp_path, {"sgdm": 1})
+
+
+def test_all_diverged_is_a_result_and_exit_status_1(tmp_path: Path) -> None:
+    ran = search(
+        tmp_path, "--name", "a", "--variants", "sgdm", "--trials", "2", "--epochs", "1", "--confirm-seeds", "1",
+        "--space", "lr.peak=1e8:1e9:log", "decay.weight=.5:1",
+    )  # fmt: skip
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "No trial finished" in ran.stdout
+    _, runs = mlflow_runs(tmp_path)
+    assert {run.data.tags["status"] for run in runs if run.data.tags.get("phase") == "explore"} == {"diverged"}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for trial in studies(tmp_path)["sgdm"].trials:
+        assert trial.state.name == "COMPLETE" and trial.value == 2 * 16
+    check_whole(tmp_path, {"sgdm": 2})
+
+
+def test_a_failing_trial_is_failed_everywhere_and_the_rest_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from search_spaces import SPACES, Variant\n"
+        "from optuna.distributions import FloatDistribution\n"
+        "VARIANT = Variant(name='mine', idea='x', source='ours', fixed={'rule': 'sgd'},\n"
+        "    searched={'lr.peak': FloatDistribution(.01, .1)}, default={'lr.peak': .05})\n"
+        "class Picky(torch.nn.Sequential):\n"
+        "    def forward(self, x): return super().forward(x) if float(x.sum()) < 1e9 else x\n"
+        "def model(*, num_classes, channels, image_size):\n"
+        "    if torch.initial_seed() == 1: raise RuntimeError('this seed is not liked')\n"
+        "    return Picky(torch.nn.Flatten(), torch.nn.Linear(channels * image_size ** 2, num_classes))\n"
+    )
+    ran = search(
+        tmp_path, "--name", "a", "--variants", "mine:VARIANT", "--model", "mine:model",
+        "--trials", "2", "--epochs", "1", "--max-failures", "1", "--confirm-seeds", "1",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "The winning model could not be saved for MLflow" in ran.stdout, "torch.export follows no such branch"
+    _, runs = mlflow_runs(tmp_path)
+    by_name = {run.info.run_name: run for run in runs}
+    assert (by_name["mine-00"].info.status, by_name["mine-00"].data.tags["status"]) == ("FINISHED", "finished")
+    assert (by_name["mine-01"].info.status, by_name["mine-01"].data.tags["status"]) == ("FAILED", "failed")
+    assert "this seed is not liked" in by_name["mine-01"].data.tags["failure"]
+    assert [trial.state.name for trial in studies(tmp_path)["mine"].trials] == ["COMPLETE", "FAIL"]
+    assert search(tmp_path, "--resume", "a").returncode == 0, "a failed trial is one of those planned"
+    assert len(studies(tmp_path)["mine"].trials) == 2
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "auc", "pareto"])
+def test_other_objectives(objective: str, tmp_path: Path) -> None:
+    ran = search(
+        tmp_path, "--name", "a", "--variants", "sgdm", "--trials", "2", "--epochs", "1", "--confirm-seeds", "1",
+        "--objective", objective,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    study = studies(tmp_path)["sgdm"]
+    assert [d.name for d in study.directions] == {
+        "accuracy": ["MAXIMIZE"],
+        "auc": ["MINIMIZE"],
+        "pareto": ["MINIMIZE", "MAXIMIZE"],
+    }[objective]
+    for trial in study.trials:
+        accuracy = json.loads((tmp_path / f"runs/a/sgdm-{trial.number:02d}/result.json").read_text())[
+            "validation/accuracy"
+        ]
+        assert trial.values[-1] == pytest.approx(1 - accuracy if objective == "auc" else accuracy)
+
+
+SILENT = "http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variants", "sgdmm"], "--variants: unknown variant 'sgdmm': did you mean 'sgdm'?"),
+        (["--workload", "digit"], "did you mean 'digits'?"),
+        (["--model", "resnet9"], "resnet"),
+        (["--workload", "diagonal", "--model", "resnet8"], "--model resnet8: takes images, and diagonal has none"),
+        (["--model", "diagonal"], "--model diagonal: takes the workload diagonal alone"),
+        (["--model", "nowhere.module:function"], "nowhere"),
+        (["--model", "alexnet"], "alexnet"),
+        (["--output", "s3://bucket/runs"], "--output s3://bucket/runs"),
+        (["--space", "lr.paek=1:2"], "did you mean 'lr.peak'?"),
+        (["--epoch", "3"], "did you mean --epochs?"),
+        (["--epochs", "three"], "--epochs"),
+        (["--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--trials", "0"], "--trials 0: must be at least 1"),
+        (["--batch-size", "5000"], "--batch-size 5000"),
+        (["--targets", "0.9", "1.5"], "--targets 1.5: must be in (0, 1)"),
+        (["--targets", "0.9", "0.5"], "--targets"),
+        (["--objective", "speed"], "time-to-target"),
+        (["--workload", "cifar10"], "--data-dir"),
+        (["--workload", "imagefolder", "--data-dir", "nowhere"], "nowhere"),
+        (["--workload", "imagefolder", "--data-dir", "empty"], "empty"),
+        (["--workload", "imagefolder", "--data-dir", "corrupt", "--batch-size", "2"], "corrupt/train/b/broken.png"),
+        (["--name", "a/b"], "plain folder name"),
+        (["--name", ".."], "plain folder name"),
+        (["--resume", "never"], "--resume never"),
+        (["--cpus-per-trial", "1000"], "--cpus-per-trial 1000: this machine has"),
+        (["--gpus-per-trial", "1000"], "--gpus-per-trial 1000: this machine has"),
+        (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1"),
+        (["--tracking-uri", "http://someone:secret@127.0.0.1:1"], "--tracking-uri http://someone:***@127.0.0.1:1"),
+        (["--tracking-uri", SILENT], "--tracking-uri"),
+        (["--tracking-uri", "ftp://x"], "--tracking-uri ftp://x"),
+        (["--tracking-uri", "sqlite:///nowhere/mlflow.db"], "--tracking-uri"),
+        (["--storage", "postgresql://someone:secret@127.0.0.1:1/optuna"], "--storage postgresql://someone:***@127.0.0.1"),
+        (["--storage", "sqlite:///nowhere/optuna.db"], "--storage"),
+        (["--time-budget", "soon"], "--time-budget 'soon'"),
+        (["--confirm-seeds", "-1"], "--confirm-seeds -1"),
+        (["--baseline", "adam", "--variants", "sgdm", "adamw"], "did you mean 'adamw'?"),
+        (["--output", "file"], "--output file"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line_and_leaves_nothing(arguments: list[str], message: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for label in ("a", "b"):
+        (tmp_path / "corrupt/train" / label).mkdir(parents=True)
+        for number in range(10):
+            Image.new("L", (8, 8), number).save(tmp_path / "corrupt/train" / label / f"{number}.png")
+    (tmp_path / "corrupt/train/b/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot an image")
+    before = sorted(tmp_path.rglob("*"))
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        given = [
+            argument.format(port=silent.getsockname()[1]) if argument == SILENT else argument for argument in arguments
+        ]
+        started = time.monotonic()
+        ran = search(tmp_path, *given, timeout=60)
+        seconds = time.monotonic() - started
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert ran.stderr.startswith("error: ") and message in ran.stderr
+    assert ran.stderr.count("\n") == 1 and "Traceback" not in ran.stderr and ran.stdout == ""
+    assert "secret" not in ran.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    assert seconds < 45, "an unreachable server is not waited for"

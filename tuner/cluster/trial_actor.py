@@ -1,0 +1,141 @@
+"""The trainable: a Ray actor that runs one trial after another.
+
+A trial's checkpoints are in its store, not Tune's: a trial that starts, for whatever reason and on whatever machine,
+looks there first and tells the epochs it finds again.  It writes nothing else: what it tells, the driver keeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Trainable
+
+from tuner.cluster.worker_group import Company, see_own_gpus
+from tuner.core.errors import InvalidInput
+from tuner.core.metrics import is_over
+from tuner.core.retry import StorageFailed, patiently
+from tuner.core.serialization import from_dict, to_json
+from tuner.core.store import Store
+from tuner.core.trial_spec import EpochMetrics, TrialSpec
+from tuner.study.trial_folder import FinalScore
+
+if TYPE_CHECKING:  # the driver knows this module and has no use for torch's 500 MB
+    from tuner.train.data_parallel import Replicas
+
+Results = Iterator[dict[str, Any]]
+
+MOUNT_SECONDS = 15.0
+"""How long a folder that all machines share may be away on one of them before it counts as not shared."""
+
+
+class TrialActor(Trainable):
+    """Runs the trial in ``config``, whose keys are the fields of :class:`Order`.
+
+    In the phases ``explore`` and ``confirm`` it trains, in ``test`` it reads the test split.
+    """
+
+    _company: Company | None = None
+    """The other processes of a trial that has some, for the next one too."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        see_own_gpus()
+        order = Order(**config)
+        alone = order.workers == 1 or order.phase == "test"
+        self._results = work(order) if alone else self._work_in_company(order)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
+    def _work_in_company(self, order: Order) -> Results:
+        if self._company is None or self._company.ended:
+            self._company = Company(order.workers)
+        yield from self._company.results(partial(work, order))
+
+    def step(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        try:
+            result = next(self._results)
+        # Raised, they would be tried again, and be as wrong again.
+        except InvalidInput as error:
+            return {"failure": str(error), "done": True}
+        except StorageFailed as error:
+            return {"storage_failed": str(error), "done": True}
+        return {**result, "busy_seconds": time.perf_counter() - started}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """What a worker is to do."""
+
+    trial: str
+    """Name of the trial, confirmed run or test."""
+    phase: str
+    spec: str
+    """A TrialSpec as JSON: of data Tune would copy every number, into its tables too."""
+    root: str
+    """Place of the search's stores; a folder must be one that all machines see."""
+    folder: str
+    """Name of the training's store in it."""
+    checkpoint_seconds: float | None
+    workers: int
+    """Processes that train it."""
+    threads: int
+    """Of each."""
+    gpu_share: float
+    """Part of a GPU that this process may use, 0 for none and 1 for whole ones."""
+    failure: str | None = None
+    """Why it is to end at once as failed."""
+
+
+def work(order: Order, replicas: Replicas | None = None) -> Results:
+    """What a worker tells of an order, in one of its processes; ``replicas`` where there are several."""
+    if order.failure is not None:
+        raise InvalidInput(order.failure)
+    import torch
+
+    from tuner.cluster.gpu_memory import keep_to, why_out_of_memory
+    from tuner.train.data_parallel import ALONE
+
+    replicas = replicas or ALONE
+    torch.set_num_threads(order.threads)
+    keep_to(order.gpu_share)
+    spec = from_dict(TrialSpec, json.loads(order.spec))
+    store = patiently(order.root, lambda: Store(order.root)) / order.folder
+    if replicas.rank == 0:
+        patiently(f"On {socket.gethostname()} the folder {order.root}", store.parent.require, seconds=MOUNT_SECONDS)
+    try:
+        yield from _test(spec, store) if order.phase == "test" else _train(spec, store, order, replicas)
+        return
+    except torch.OutOfMemoryError:
+        if order.gpu_share in (0, 1):
+            raise
+    # Outside the handler: the error holds what the training had on the GPU.
+    raise InvalidInput(why_out_of_memory(spec, order.gpu_share))
+
+
+def _train(spec: TrialSpec, store: Store, order: Order, replicas: Replicas) -> Results:
+    from tuner.train import train
+
+    history: list[EpochMetrics] = []
+    for metrics in train(
+        spec,
+        store=store,
+        checkpoint_seconds=order.checkpoint_seconds,
+        keep_weights=order.phase == "confirm",
+        replicas=replicas,
+    ):
+        history.append(metrics)
+        yield {"metrics": to_json(metrics), "done": is_over(spec, history)}
+
+
+def _test(spec: TrialSpec, store: Store) -> Results:
+    from tuner.train.final_weights import score_on_test
+
+    yield {"test": dataclasses.asdict(FinalScore(*score_on_test(spec, store))), "done": True}

@@ -1,0 +1,223 @@
+"""What Ray Tune asks of a search, answered from the ledger: which trial next, does it go on, what did it say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher, SearchGenerator
+
+from tuner.cluster.ray_cluster import Resources
+from tuner.cluster.trial_actor import Order
+from tuner.core.retry import StorageFailed
+from tuner.core.serialization import from_dict, to_json
+from tuner.core.trial_spec import EpochMetrics
+from tuner.study.recorder import Ledger
+from tuner.study.results import Record
+from tuner.study.trial_folder import FinalScore
+
+
+class LedgerSearcher(Searcher):
+    """Suggests the ledger's trials.  Its state is the ledger's, so Tune has none to save."""
+
+    def __init__(self, ledger: Ledger, resources: Resources, *, max_live: Callable[[], float]) -> None:
+        """``max_live`` says how many trials may run or wait: one more than fit, so that no worker waits."""
+        super().__init__()
+        self.ledger = ledger
+        self.resources = resources
+        self.max_live = max_live
+        self.suggested: Record | None = None
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | Any:
+        if self.ledger.num_live >= self.max_live():
+            return None
+        self.suggested = self.ledger.next_trial()
+        if self.suggested is None:
+            # One that runs may have to be given again.
+            return Searcher.FINISHED if self.ledger.all_planned and not self.ledger.num_live else None
+        order = Order(
+            trial=self.suggested.name,
+            phase=self.suggested.phase,
+            spec=to_json(self.suggested.spec),
+            root=self.ledger.search.root.place,
+            folder=self.suggested.folder_name,
+            checkpoint_seconds=self.ledger.spec.checkpoint_seconds,
+            workers=self.ledger.spec.workers_per_trial,
+            threads=self.resources.threads,
+            gpu_share=min(self.resources.gpus, 1.0),
+        )
+        return dataclasses.asdict(order)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The callback ends trials: it knows their names."""
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class LedgerGenerator(SearchGenerator):
+    """Makes Tune's trials; those that had ended before this program enter its list as they ended, and do not run."""
+
+    def __init__(self, searcher: LedgerSearcher) -> None:
+        super().__init__(searcher)
+        self.ledger_searcher = searcher
+
+    def create_trial_if_possible(self, experiment_spec: dict[str, Any]) -> Trial | None:
+        trial = super().create_trial_if_possible(experiment_spec)
+        record = self.ledger_searcher.suggested
+        if trial is None or record is None:
+            return trial
+        # The folder where Tune's tools look for the log.  Named by Tune, a test's would not be that of its training.
+        assert trial.storage is not None
+        trial.relative_logdir = trial.storage.trial_dir_name = record.folder_name  # type: ignore[assignment]
+        trial.init_local_path()
+        if record.ended:
+            trial.set_status(Trial.ERROR if record.status == "failed" else Trial.TERMINATED)
+            if record.history:
+                trial.update_last_result({"metrics": to_json(record.history[-1]), "done": True})
+        return trial
+
+    def save_to_dir(self, dirpath: str, session_str: str) -> None:  # type: ignore[override]
+        pass
+
+
+class RungScheduler(FIFOScheduler):
+    """Stops the trials that the ledger's rungs do not let through."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ledger = ledger
+        self._added: dict[Trial, None] = {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self._added[trial] = None
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """The first of those that wait.  Tune's own goes over all trials there ever were, at every event."""
+        live = tune_controller.get_live_trials()
+        self._added = {trial: None for trial in self._added if trial in live}
+        return next((trial for trial in self._added if trial.status == Trial.PENDING), None)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if trial.config["phase"] == "test":
+            return str(TrialScheduler.CONTINUE)
+        goes_on = self.ledger.goes_on(trial.config["trial"], _metrics(result))
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+
+MOST_LOST_MACHINES = 20
+"""From then on each is a failure of the trial: it may be what ends them."""
+
+
+class LedgerCallback(Callback):
+    """Tells the ledger what Tune hears, and counts failures.
+
+    Tune counts a machine that was lost as its trial's failure unless it was drained.  So Tune is to allow one failure
+    more than are allowed, and one more for each lost machine; a trial that has failed too often is ended by its own
+    next start, or, where it cannot even start, by Tune.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.num_failures: Counter[str] = Counter()
+        self._storage_failed: StorageFailed | None = None
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.ledger.start(trial.config["trial"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        name = trial.config["trial"]
+        if "storage_failed" in result:
+            raise StorageFailed(result["storage_failed"])
+        if "failure" in result:
+            self._end(name, result["failure"])
+        elif "test" in result:
+            self.ledger.record_test(name, from_dict(FinalScore, result["test"]), result["busy_seconds"])
+        else:
+            self.ledger.record(name, _metrics(result), result["busy_seconds"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        name = trial.config["trial"]
+        if self.ledger.num_lost_machines(name) < MOST_LOST_MACHINES and lost_machine(trial):
+            trial.max_failures += 1
+            self.ledger.lost_machine(name)
+            return
+        self.num_failures[name] += 1
+        if self.num_failures[name] > self.ledger.spec.max_failures:
+            trial.config["failure"] = _reason(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._end(trial.config["trial"])
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        name = trial.config["trial"]
+        if self.num_failures[name] > self.ledger.spec.max_failures:
+            self._end(name, _reason(trial))
+        else:
+            # An actor that is lost while Tune hands it its next trial is told of twice: Tune takes the trial up again
+            # at the first, and gives it up at the second.
+            self.ledger.again(name)
+
+    def _end(self, name: str, failure: str | None = None) -> None:
+        try:
+            self.ledger.end(name, failure=failure)
+        except StorageFailed as error:  # of which Tune would make a failure of the trial
+            self._storage_failed = error
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self._storage_failed:
+            raise self._storage_failed
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        # All is saved.  Of the trials in its list Tune would read the logs again, into tables that nobody asks for.
+        del trials[1:]
+
+
+def lost_machine(trial: Trial) -> bool:
+    """Whether a trial's last failure is that the machine of its worker was drained, has died or cannot be reached.
+
+    A worker that dies by itself, of a crash or for lack of memory, is reported dead by its machine, at once.
+    """
+    try:
+        with open(trial.pickled_error_file or "", "rb") as file:
+            error = cloudpickle.load(file)
+    except OSError:
+        return False
+    if isinstance(error, RayTaskError):
+        error = error.as_instanceof_cause()
+    if not isinstance(error, RayActorError):
+        return False
+    if error.preempted or isinstance(error, ActorUnavailableError) or error.actor_id is None:
+        return True
+    cause = ray._private.state.actors(error.actor_id).get("DeathCause")
+    context = cause and cause.actor_died_error_context
+    return bool(context and context.reason == context.Reason.Value("NODE_DIED"))
+
+
+def _metrics(result: dict[str, Any]) -> EpochMetrics:
+    return from_dict(EpochMetrics, json.loads(result["metrics"]))
+
+
+def _reason(trial: Trial) -> str:
+    """The last line of what Ray says of a failure, which names the exception."""
+    # The driver's own copy: the one that trial.get_error() reads is brought to the search's folder later.
+    try:
+        lines = [line for line in Path(trial.error_file or "").read_text().splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return lines[-1].strip()[:500] if lines else "the worker died"

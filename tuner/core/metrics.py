@@ -1,0 +1,146 @@
+"""How fast and how steadily a training converged, from its epochs.  All definitions are ours."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuner.core.damping import DAMPING_CODES, damping_class
+from tuner.core.trial_spec import EpochMetrics, TrialSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeToTarget:
+    """The cost of the first epoch whose validation accuracy is at least a target."""
+
+    epochs: int
+    gradient_evaluations: int
+    steps: int
+    seconds: float
+    """Seconds of training, evaluation and compilation apart."""
+
+
+def time_to_target(history: Sequence[EpochMetrics], target: float) -> TimeToTarget | None:
+    """Cost of the first epoch at ``target`` or above, replays included; None where no epoch is.
+
+    Nothing is interpolated between epochs, and an epoch in which the training diverged does not count.
+    """
+    for metrics in history:
+        if metrics.validation_accuracy >= target and not metrics.diverged:
+            return TimeToTarget(
+                epochs=metrics.epoch,
+                gradient_evaluations=metrics.gradient_evaluations,
+                steps=metrics.steps,
+                seconds=metrics.seconds,
+            )
+    return None
+
+
+def best_accuracy(history: Sequence[EpochMetrics]) -> float:
+    """Largest validation accuracy of the epochs that did not diverge; 0 where there is none."""
+    return max((metrics.validation_accuracy for metrics in history if not metrics.diverged), default=0.0)
+
+
+def error_area(history: Sequence[EpochMetrics]) -> float:
+    """Area under the validation-error curve over the budget, in [0, 1]; smaller is better.
+
+        area = sum_k (g_k - g_{k-1}) (1 - accuracy_k) / budget,   g_k: gradient evaluations after epoch k,  g_0 = 0
+
+    Each epoch's error stands for the gradient evaluations spent in it.  What a curve has not spent of its budget (it is
+    still running, or was stopped) is filled with its last error; from a divergence on the error is 1.
+    """
+    area, spent, error = 0.0, 0, 1.0
+    for metrics in history:
+        error = 1.0 if metrics.diverged else 1.0 - metrics.validation_accuracy
+        area += (metrics.gradient_evaluations - spent) * error
+        spent = metrics.gradient_evaluations
+    budget = history[-1].budget if history else 1
+    return (area + (budget - spent) * error) / budget
+
+
+def is_over(spec: TrialSpec, history: Sequence[EpochMetrics]) -> bool:
+    """Whether a training with these epochs behind it has nothing left to do."""
+    if not history:
+        return False
+    last = history[-1]
+    reached = spec.stop_at_target and last.validation_accuracy >= spec.targets[-1]
+    return last.diverged or reached or last.epoch >= spec.epochs or last.gradient_evaluations >= last.budget
+
+
+def tail_std(history: Sequence[EpochMetrics]) -> float:
+    """Standard deviation (n - 1) of the validation accuracy over the last fifth of the epochs, at least two of them.
+
+    0 for a single epoch.
+    """
+    tail = [metrics.validation_accuracy for metrics in history[-max(2, math.ceil(len(history) / 5)) :]]
+    return statistics.stdev(tail) if len(tail) > 1 else 0.0
+
+
+def max_loss_jump(history: Sequence[EpochMetrics]) -> float:
+    """Largest rise of the training loss from one epoch to the next; 0 where it never rises, inf for a divergence."""
+    losses = [metrics.train_loss for metrics in history]
+    rises = [after - before for before, after in itertools.pairwise(losses) if math.isfinite(before)]
+    first = [math.inf] if losses and math.isinf(losses[0]) else []
+    return max([0.0, *rises, *first])
+
+
+def target_label(target: float) -> str:
+    """A target as it stands in metric names: .9 -> ``90``, .925 -> ``92.5``."""
+    return f"{100 * target:.6g}"
+
+
+def epoch_metrics(metrics: EpochMetrics) -> dict[str, float]:
+    """The metrics of one epoch under their MLflow names; those that a training does not have are left out.
+
+    ``damping/class`` is -1 for underdamped, 0 for critically damped, 1 for overdamped
+    (:func:`tuner.core.damping.damping_class`).
+    ``curvature/top_over_mean`` is left out where the mean is not positive too.
+    """
+    some: dict[str, float] = {}
+    if metrics.loading_seconds:
+        some["speed/loading_share"] = metrics.loading_seconds / metrics.seconds
+    if metrics.curvature_top is not None:
+        some["curvature/top"] = metrics.curvature_top
+        some["curvature/seconds"] = metrics.curvature_seconds
+        if metrics.curvature_mean is not None and metrics.curvature_mean > 0:
+            some["curvature/top_over_mean"] = metrics.curvature_top / metrics.curvature_mean
+    if metrics.critical_lr is not None and metrics.lr_over_critical is not None:
+        some["curvature/critical_lr"] = metrics.critical_lr
+        some["curvature/lr_over_critical"] = metrics.lr_over_critical
+        some["curvature/seconds"] = metrics.curvature_seconds
+    if metrics.damping_ratio is not None:
+        some["damping/ratio"] = metrics.damping_ratio
+        some["damping/class"] = float(DAMPING_CODES[damping_class(metrics.damping_ratio)])
+    return some | {
+        "train/loss": metrics.train_loss,
+        "train/accuracy": metrics.train_accuracy,
+        "validation/loss": metrics.validation_loss,
+        "validation/accuracy": metrics.validation_accuracy,
+        "schedule/lr": metrics.lr,
+        "schedule/momentum": metrics.momentum,
+        "schedule/p": metrics.p,
+        "speed/gradient_evaluations": float(metrics.gradient_evaluations),
+        "speed/seconds": metrics.seconds,
+        "speed/images_per_second": metrics.images_per_second,
+    }
+
+
+def speed_metrics(history: Sequence[EpochMetrics], targets: Sequence[float]) -> dict[str, float]:
+    """The final metrics of a training under their MLflow names; a target that was missed has no entry."""
+    summary = {
+        "speed/auc": error_area(history),
+        "speed/best_accuracy": best_accuracy(history),
+        "stability/tail_std": tail_std(history),
+        "stability/max_loss_jump": max_loss_jump(history),
+    }
+    for target in targets:
+        reached = time_to_target(history, target)
+        if reached:
+            label = target_label(target)
+            summary[f"speed/epochs_to_{label}"] = float(reached.epochs)
+            summary[f"speed/gradient_evaluations_to_{label}"] = float(reached.gradient_evaluations)
+            summary[f"speed/seconds_to_{label}"] = reached.seconds
+    return summary

@@ -1,0 +1,237 @@
+"""How SGD's knobs are turned: :class:`OptimizerSpec`, a part for each knob, plain data without torch.
+
+Dotted field names (``lr.peak``, ``norm.p_max``) are the names used in search spaces, in Optuna, as MLflow parameters
+and on the command line.  Every class refuses, when it is made, a value outside the range its docstring gives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
+
+from tuner.core.errors import InvalidInput, unknown
+
+Rule: TypeAlias = Literal["sgd", "adamw", "lpsgd", "lion"]
+Schedule: TypeAlias = Literal["constant", "cosine", "linear", "step", "one-cycle"]
+Shape: TypeAlias = Literal["constant", "cosine", "linear", "step", "exponential"]
+DampingForm: TypeAlias = Literal["linear", "square", "exponential"]
+Scale: TypeAlias = Literal["none", "dual", "rms"]
+Scope: TypeAlias = Literal["tensor", "global"]
+MomentumSchedule: TypeAlias = Literal["constant", "critical", "hybrid", "cycle", "matched"]
+Switch: TypeAlias = Literal["fraction", "accuracy", "crossing"]
+Rescale: TypeAlias = Literal["none", "lr", "sqrt-lr"]
+Law: TypeAlias = Literal["none", "exponential", "uniform", "gamma"]
+
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise InvalidInput(f"{name} = {value}: must be {allowed}")
+
+
+def require_choice(name: str, value: object, choices: object) -> None:
+    if value not in get_args(choices):
+        raise unknown(name, str(value), get_args(choices))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearningRateSpec:
+    """The learning rate as a function of the step (:func:`tuner.schedules.learning_rate`)."""
+
+    peak: float = 0.1
+    """Largest learning rate, above 0."""
+    schedule: Schedule = "cosine"
+    """How it falls after the warm-up."""
+    warmup: float = 0.0
+    """Fraction of the steps, in [0, 1), over which it rises linearly to the peak; for ``one-cycle`` 0 means .3."""
+    end: float = 0.0
+    """What it falls towards, reached just after the last step, as a fraction of the peak, in [0, 1]; not used by
+    ``constant`` and ``step``."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.peak < math.inf, "lr.peak", self.peak, "above 0 and finite")
+        require_choice("lr.schedule", self.schedule, Schedule)
+        require(0 <= self.warmup < 1, "lr.warmup", self.warmup, "in [0, 1)")
+        require(0 <= self.end <= 1, "lr.end", self.end, "in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MomentumSpec:
+    """Memory: the momentum coefficient, a constant or computed from each step's learning rate.
+
+    :mod:`tuner.optimizers.hyperparameters` computes it.
+    """
+
+    schedule: MomentumSchedule = "constant"
+    """``critical`` follows the learning rate, ``hybrid`` does so until a switch and then takes the constant, ``cycle``
+    falls and rises against the learning rate, ``matched`` is the constant with the learning rate changed instead, so
+    that lr/(1 - momentum) is what it is under ``critical``."""
+    value: float = 0.9
+    """The constant, and the largest value of the cycle, in [0, 1); for ``adamw`` and ``lion`` it is beta_1."""
+    low: float = 0.85
+    """Momentum of the cycle at the peak of the learning rate, in [0, 1), under ``cycle`` at most ``value``."""
+    form: DampingForm = "linear"
+    """Formula of the critical schedule (:func:`tuner.schedules.critical_momentum`)."""
+    zeta: float = 1.0
+    """Damping ratio of the critical schedule, above 0; 1 is critical damping at unit curvature."""
+    floor: float = 0.0
+    """Lower bound of the critical schedule, in [0, cap]."""
+    cap: float = 0.99
+    """Upper bound of the critical schedule, in (0, 1): as the learning rate goes to 0 the momentum goes to 1."""
+    switch: Switch = "fraction"
+    """What ends the critical part of ``hybrid``, for good: a fraction of the training, a validation accuracy, or the
+    critical momentum's coming to ``value`` after the warm-up."""
+    switch_fraction: float = 0.5
+    """In (0, 1)."""
+    switch_accuracy: float = 0.9
+    """In (0, 1)."""
+    nesterov: bool = False
+    """The step is taken along the buffer as the next step would see it; for ``sgd`` and ``lpsgd``."""
+    rescale: Rescale = "none"
+    """What the buffer is multiplied by as the learning rate goes from a to b, for ``sgd`` and ``lpsgd``: 1; a/b, which
+    at p = 2 keeps the displacement of a step; or sqrt(a/b), which keeps the oscillator's velocity there."""
+
+    def __post_init__(self) -> None:
+        require_choice("momentum.schedule", self.schedule, MomentumSchedule)
+        require(0 <= self.value < 1, "momentum.value", self.value, "in [0, 1)")
+        require(0 <= self.low < 1, "momentum.low", self.low, "in [0, 1)")
+        if self.schedule == "cycle":
+            require(self.low <= self.value, "momentum.low", self.low, "at most momentum.value")
+        require_choice("momentum.form", self.form, DampingForm)
+        require(0 < self.zeta < math.inf, "momentum.zeta", self.zeta, "above 0 and finite")
+        require(0 < self.cap < 1, "momentum.cap", self.cap, "in (0, 1)")
+        require(0 <= self.floor <= self.cap, "momentum.floor", self.floor, "in [0, momentum.cap]")
+        require_choice("momentum.switch", self.switch, Switch)
+        require(0 < self.switch_fraction < 1, "momentum.switch_fraction", self.switch_fraction, "in (0, 1)")
+        require(0 < self.switch_accuracy < 1, "momentum.switch_accuracy", self.switch_accuracy, "in (0, 1)")
+        require_choice("momentum.rescale", self.rescale, Rescale)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormSpec:
+    """Direction: the p of l_p-norm descent as a function of time (:func:`tuner.schedules.norm_exponent`)."""
+
+    p_max: float = 2.0
+    """First p, in [2, inf]."""
+    p_end: float = 2.0
+    """Last p, in [2, p_max]."""
+    shape: Shape = "constant"
+    """How p falls from p_max to p_end."""
+    variable: Literal["p", "alpha"] = "p"
+    """What the shape is a shape of: p, or alpha = 1/(p-1)."""
+    hold: float = 0.0
+    """Fraction of the run, in [0, 1), that stays at p_max."""
+    interval: Literal["epoch", "step"] = "epoch"
+    """p changes once an epoch (as in the paper) or at every step."""
+    scale: Scale = "none"
+    """Rescaling of the direction (:class:`tuner.optimizers.LPSGD`)."""
+    scope: Scope = "tensor"
+    """Whether the norms of ``scale`` are each tensor's own or one over all parameters."""
+
+    def __post_init__(self) -> None:
+        require(2 <= self.p_max <= math.inf, "norm.p_max", self.p_max, "in [2, inf]")
+        require(2 <= self.p_end <= self.p_max, "norm.p_end", self.p_end, "in [2, norm.p_max]")
+        require_choice("norm.shape", self.shape, Shape)
+        require_choice("norm.variable", self.variable, Literal["p", "alpha"])
+        require(0 <= self.hold < 1, "norm.hold", self.hold, "in [0, 1)")
+        require_choice("norm.interval", self.interval, Literal["epoch", "step"])
+        require_choice("norm.scale", self.scale, Scale)
+        require_choice("norm.scope", self.scope, Scope)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScalingSpec:
+    """Length: a random factor of each step (:class:`tuner.optimizers.RandomScaling`)."""
+
+    law: Law = "none"
+    """Its law, of mean 1; ``none`` is the factor 1."""
+    shape: float = 2.0
+    """Shape k of the gamma law, above 0; its variance is 1/k."""
+    active: float = 1.0
+    """Fraction of the training, in (0, 1], from its start, that has the factor."""
+    decay: bool = True
+    """Whether decoupled weight decay is multiplied as well."""
+
+    def __post_init__(self) -> None:
+        require_choice("scaling.law", self.law, Law)
+        require(0 < self.shape < math.inf, "scaling.shape", self.shape, "above 0 and finite")
+        require(0 < self.active <= 1, "scaling.active", self.active, "in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OrderSpec:
+    """Order: how the steps of the batches are composed (:mod:`tuner.order`)."""
+
+    composition: Literal["forward", "backward"] = "forward"
+    """``backward`` applies the newest batch first, from an anchor, and pays for its replays."""
+    start: float = 0.0
+    """Fraction of the budget, in [0, 1), that is spent forward before; rounded to whole epochs, fewer than all."""
+    window: int = 0
+    """Batches after which the anchor moves to the current iterate, at least 0; 0 leaves it where the phase began."""
+    interval: int = 1
+    """Epochs' worth of steps between two evaluations of the backward phase, at least 1."""
+
+    def __post_init__(self) -> None:
+        require_choice("order.composition", self.composition, Literal["forward", "backward"])
+        require(0 <= self.start < 1, "order.start", self.start, "in [0, 1)")
+        require(self.window >= 0, "order.window", self.window, "at least 0")
+        require(self.interval >= 1, "order.interval", self.interval, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AverageSpec:
+    """Which weights are evaluated: the last, or an exponential moving average over the steps."""
+
+    decay: float = 0.0
+    """Weight of the past in the average, in [0, 1); 0 evaluates the last weights."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.decay < 1, "average.decay", self.decay, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecaySpec:
+    """Weight decay: coupled, that is part of the gradient, in ``sgd``, decoupled in the other rules."""
+
+    weight: float = 0.0
+    """Coefficient, at least 0."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.weight < math.inf, "decay.weight", self.weight, "at least 0 and finite")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerSpec:
+    """One point of view on SGD: an update rule and the settings of its knobs."""
+
+    rule: Rule = "sgd"
+    """Update rule, a key of :data:`tuner.optimizers.RULES`."""
+    lr: LearningRateSpec = field(default_factory=LearningRateSpec)
+    momentum: MomentumSpec = field(default_factory=MomentumSpec)
+    norm: NormSpec = field(default_factory=NormSpec)
+    scaling: ScalingSpec = field(default_factory=ScalingSpec)
+    order: OrderSpec = field(default_factory=OrderSpec)
+    average: AverageSpec = field(default_factory=AverageSpec)
+    decay: DecaySpec = field(default_factory=DecaySpec)
+    second_moment: float = 0.999
+    """beta_2 of ``adamw`` and ``lion``, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        require_choice("rule", self.rule, Rule)
+        require(0 <= self.second_moment < 1, "second_moment", self.second_moment, "in [0, 1)")
+        if self.momentum.schedule == "matched":
+            # the other rules' buffers are averages, whose effective step is the learning rate itself
+            require(self.rule == "sgd", "momentum.schedule", "matched", f"another one for the rule {self.rule}")
+        has_buffer = self.rule in ("sgd", "lpsgd")
+        if self.momentum.nesterov:
+            require(has_buffer, "momentum.nesterov", True, f"false for the rule {self.rule}")
+            require(
+                self.momentum.schedule != "constant" or self.momentum.value > 0,
+                "momentum.nesterov",
+                True,
+                "false where momentum.value is 0",
+            )
+        if self.momentum.rescale != "none":
+            require(has_buffer, "momentum.rescale", self.momentum.rescale, f"none for the rule {self.rule}")
+        if self.scaling.law != "none" and not self.scaling.decay and self.decay.weight > 0:
+            require(self.rule != "sgd", "scaling.decay", False, "true for the rule sgd, whose decay is in its buffer")

@@ -1,0 +1,65 @@
+"""Waits while a database or a disk is away, and says in one sentence that it stayed away."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from tuner.core.errors import first_line, masked
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 120.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
+
+T = TypeVar("T")
+
+
+class StorageFailed(Exception):
+    """A database or a disk stayed away longer than was waited for; the message is one sentence with no password in it.
+
+    Whatever was told before stands there, so the search can be resumed.
+    """
+
+
+def patiently(
+    what: str,
+    attempt: Callable[[], T],
+    *,
+    failures: tuple[type[Exception], ...] = (OSError,),
+    seconds: float | None = None,
+) -> T:
+    """What ``attempt`` returns, tried again after each of ``failures``, with pauses of 1 s that double up to 15 s.
+
+    ``attempt`` may have done its work before it failed, an answer lost: it has to be one that can be repeated.
+    ``what`` begins the sentence of :class:`StorageFailed`, raised once ``seconds`` (default: :data:`PATIENCE_SECONDS`)
+    have passed since the first failure.  Ctrl-C ends the wait at once.
+    """
+    patience = PATIENCE_SECONDS if seconds is None else seconds
+    pause, give_up_at = FIRST_PAUSE_SECONDS, 0.0
+    while True:
+        try:
+            answer = attempt()
+        except failures as error:
+            reason = _reason(error)
+            now = time.monotonic()
+            if not give_up_at:
+                give_up_at = now + patience
+                logger.warning("%s fails, and is tried again for %g s: %s", what, patience, reason)
+            if now >= give_up_at:
+                raise StorageFailed(f"{what} has failed for {patience:g} s: {reason}") from error
+            time.sleep(min(pause, give_up_at - now))
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        else:
+            if give_up_at:
+                logger.warning("%s works again", what)
+            return answer
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost cause: the wrappers around it say only that something failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return masked(first_line(error))[:300]

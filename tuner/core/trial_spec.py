@@ -1,0 +1,138 @@
+"""What one training is: frozen dataclasses of plain data, without torch.
+
+As :mod:`tuner.core.optimizer_spec`, whose :class:`OptimizerSpec` is a part of it: names are dotted, values are checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from tuner.core.optimizer_spec import OptimizerSpec, Rule, require, require_choice
+
+__all__ = ["EpochMetrics", "OptimizerSpec", "Precision", "Rule", "TrialSpec", "WorkloadSpec"]
+
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkloadSpec:
+    """What is trained: data, model, batch."""
+
+    data: str = "digits"
+    """A key of :data:`tuner.workloads.data.DATA`."""
+    model: str = "resnet8"
+    """A key of :data:`tuner.workloads.models.MODELS`, a torchvision classifier, or ``package.module:function``."""
+    data_dir: str | None = None
+    """Folder of the data; not used by ``digits`` and ``diagonal``."""
+    download: bool = False
+    """Fetch the data set into ``data_dir`` where it is missing."""
+    batch_size: int = 64
+    """Images, or samples, a gradient evaluation, at least 1."""
+    augment: bool = True
+    """Random crops and flips, as far as the data set allows them."""
+    skip_corrupt: bool = False
+    """Leave out images that cannot be read, instead of stopping."""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """Read images from disk batch by batch; ``auto`` does so where they do not fit the device's memory."""
+    loader_workers: int = 2
+    """Processes that read images when streaming, at least 0."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.loader_workers >= 0, "loader_workers", self.loader_workers, "at least 0")
+        require_choice("stream", self.stream, Literal["auto", "always", "never"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSpec:
+    """One training, whole: the same spec gives the same numbers on the same machine."""
+
+    workload: WorkloadSpec = field(default_factory=WorkloadSpec)
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    epochs: int = 10
+    """Passes over the training split, at least 1; epochs times steps per epoch is the budget."""
+    targets: tuple[float, ...] = (0.9, 0.95)
+    """Validation accuracies, each in (0, 1), whose first crossing is timed."""
+    stop_at_target: bool = False
+    """End the training once the highest target is reached."""
+    max_loss: float = 1e3
+    """A training loss above this, or one that is not finite, is a divergence."""
+    seed: int = 0
+    """Draws the initial weights, the batches and their augmentation; at least 0."""
+    precision: Precision = "auto"
+    """``auto`` is bfloat16 autocast on a GPU and float32 elsewhere."""
+    compile: bool = False
+    """Compile the forward pass with torch.compile."""
+    curvature: int = 0
+    """Evaluations between two estimates of the loss's curvature, at least 0; 0 makes none."""
+    predict_critical_lr: bool = False
+    """Predict which ``lr.peak`` is too large, from the curvature at the first weights."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        require(len(self.targets) > 0, "targets", self.targets, "at least one accuracy")
+        for target in self.targets:
+            require(0 < target < 1, "targets", target, "in (0, 1)")
+        require(list(self.targets) == sorted(set(self.targets)), "targets", self.targets, "increasing")
+        require(self.max_loss > 0, "max_loss", self.max_loss, "above 0")
+        require(0 <= self.seed < 2**62, "seed", self.seed, "in [0, 2^62)")
+        require_choice("precision", self.precision, Precision)
+        require(self.curvature >= 0, "curvature", self.curvature, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochMetrics:
+    """What is known at an evaluation; counts and seconds run from the start of the training.
+
+    There is one evaluation an epoch, unless ``order.interval`` asks for fewer.
+    """
+
+    epoch: int
+    """Whole epochs' worth of ``steps``, from 1."""
+    gradient_evaluations: int
+    """Batches sent forward and backward so far, replays too; the training ends when they reach the budget."""
+    steps: int
+    """Updates that the weights are the result of, at most ``gradient_evaluations``."""
+    budget: int
+    """Gradient evaluations of the whole training as planned."""
+    train_loss: float
+    """Mean loss, cross-entropy of images, over the batches since the evaluation before, as trained on; inf where it
+    diverged."""
+    train_accuracy: float
+    """Share of this epoch's training images, as augmented, that were classified correctly, in [0, 1]; of the workload
+    diagonal R^2 over its samples, at least 0."""
+    validation_loss: float
+    """Mean loss over the validation split; inf where it is not finite."""
+    validation_accuracy: float
+    """The same score there, in evaluation mode."""
+    lr: float
+    """Learning rate of the newest batch's step; the next two likewise."""
+    momentum: float
+    p: float
+    seconds: float
+    """Seconds of training so far, evaluation and compilation apart."""
+    evaluation_seconds: float
+    """Seconds of evaluation so far."""
+    compile_seconds: float
+    """Seconds of compilation and warm-up so far."""
+    loading_seconds: float
+    """Part of ``seconds`` spent waiting for data."""
+    images_per_second: float
+    """Training images of this epoch over its seconds."""
+    diverged: bool
+    """The training ended here: a loss, training or validation, was not finite, or the training loss above its bound."""
+    finished_at: float
+    """Wall clock at the end of the epoch, seconds since 1970."""
+    curvature_top: float | None = None
+    """Largest eigenvalue of the loss's Hessian on a fixed batch; of the newest estimate, None where there is none."""
+    curvature_mean: float | None = None
+    """Mean eigenvalue on the same batch, likewise."""
+    curvature_seconds: float = 0.0
+    """Seconds of curvature estimates so far; part of neither the training's nor the evaluation's."""
+    critical_lr: float | None = None
+    """Predicted ``lr.peak`` from which on a training diverges; None where none is predicted."""
+    lr_over_critical: float | None = None
+    """``lr.peak`` over ``critical_lr``."""
+    damping_ratio: float | None = None
+    """:func:`tuner.core.damping.damping_ratio` at ``curvature_top``; None for a rule that is no heavy ball."""

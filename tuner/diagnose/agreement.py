@@ -1,0 +1,89 @@
+"""Whether several trainings name the same layer groups, beside what chance would do.  Ours.
+
+Three of seven groups named twice at random are the same three once in 35 times.  And what a model's shape does to all
+its trainings alike, a large gradient in the first layers say, makes them agree with nothing the matter: so the overlap
+within one optimizer's seeds is the yardstick for that across optimizers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import hypergeom, kendalltau
+
+from tuner.core.errors import InvalidInput
+
+NUM_PERMUTATIONS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """The first k groups of two rankings."""
+
+    shared: int
+    """Groups that both name."""
+    chance: float
+    """Probability of at least so many where one names k of n groups at random."""
+    tau: float
+    """Kendall's rank correlation over all groups, in [-1, 1]; nan for fewer than two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Any number of rankings of the same groups."""
+
+    pairs: dict[tuple[int, int], Overlap]
+    """Places of two rankings, the first before the second, -> what they share."""
+    mean_shared: float
+    """Over all pairs."""
+    expected_shared: float
+    """k^2/n, by chance."""
+    p_value: float
+    """Probability of a mean at least so large where each names its groups at random, independently: of one pair exact,
+    of more by 10,000 draws of a fixed seed, so at least 1/10,001."""
+
+
+def agreement(rankings: Sequence[Sequence[str]], num_named: int) -> Agreement:
+    """What rankings of the same groups, each from the first to the last, have in common in their first ``num_named``.
+
+    Raises :class:`InvalidInput` for fewer than two rankings, for rankings of different groups, and for a number that is
+    not in [1, number of groups).
+    """
+    if len(rankings) < 2:
+        raise InvalidInput("--compare: needs at least two runs")
+    groups = sorted(rankings[0])
+    for ranking in rankings:
+        if sorted(ranking) != groups:
+            raise InvalidInput("--compare: the runs are of different models: their layer groups differ")
+    if not 0 < num_named < len(groups):
+        raise InvalidInput(f"--num-groups {num_named}: must be in [1, {len(groups) - 1}]")
+    pairs = {
+        (first, second): _overlap(rankings[first], rankings[second], num_named)
+        for first, second in itertools.combinations(range(len(rankings)), 2)
+    }
+    mean = sum(pair.shared for pair in pairs.values()) / len(pairs)
+    expected = num_named**2 / len(groups)
+    if len(rankings) == 2:
+        return Agreement(pairs, mean, expected, pairs[0, 1].chance)
+    return Agreement(pairs, mean, expected, _p_value(mean, len(rankings), len(groups), num_named))
+
+
+def _overlap(ours: Sequence[str], theirs: Sequence[str], num_named: int) -> Overlap:
+    shared = len(set(ours[:num_named]) & set(theirs[:num_named]))
+    # P(X >= shared), X the named ones among num_named drawn of all.
+    chance = float(hypergeom(len(ours), num_named, num_named).sf(shared - 1))
+    tau = float(kendalltau([ours.index(name) for name in theirs], range(len(theirs))).statistic)
+    return Overlap(shared, chance, tau)
+
+
+def _p_value(mean: float, num_rankings: int, num_groups: int, num_named: int) -> float:
+    draw = np.random.default_rng(0)
+    places = draw.random((NUM_PERMUTATIONS, num_rankings, num_groups)).argsort(axis=2).argsort(axis=2)
+    # Pairs that name a group: over the groups, the pairs among those that do.
+    votes = (places < num_named).sum(axis=1)
+    means = (votes * (votes - 1) / 2).sum(axis=1) / math.comb(num_rankings, 2)
+    return float((1 + (means >= mean - 1e-9).sum()) / (1 + NUM_PERMUTATIONS))

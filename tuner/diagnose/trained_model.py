@@ -1,0 +1,159 @@
+"""A trained network by its name: that of a run, its id in MLflow, or a file of weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuner.core.errors import InvalidInput, first_line, unknown
+from tuner.core.search_spec import DEFAULT_TRACKING_URI
+from tuner.core.serialization import digest, from_dict
+from tuner.core.store import CHECKPOINT, WEIGHTS, Store
+from tuner.core.trial_spec import EpochMetrics, TrialSpec
+from tuner.study.results import Record, Search, load_search
+from tuner.study.trial_folder import SPEC
+from tuner.tracking.nested_runs import Tracked
+from tuner.train import train
+from tuner.train.final_weights import load_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained network and where it comes from."""
+
+    name: str
+    spec: TrialSpec
+    state: Mapping[str, Tensor]
+    """The weights and buffers that its evaluations used, on the CPU."""
+    data: str | None
+    """Digest of the images that it was trained on, where that is known."""
+    history: tuple[EpochMetrics, ...]
+    """Its epochs; none for a file."""
+    folder: Path
+    """Where what is said of it is kept."""
+    search: Search | None
+    """The search that trained it; None for a file, and of the next likewise."""
+    run: str | None
+    """Its name there."""
+
+
+def open_trained(
+    name: str,
+    *,
+    output: str = "runs",
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+    spec_file: Path | None = None,
+) -> Trained:
+    """``SEARCH/RUN`` in the folder ``output``, a run's id in MLflow, or a file of weights with a :class:`TrialSpec`.
+
+    A file has final weights or a checkpoint of this package's, or a model's ``state_dict``; the spec is by default
+    ``spec.json`` beside it.  Trials keep no weights: one that is named is trained again, which on a CPU like its own
+    gives the same ones, and these are kept in its folder.
+
+    Raises :class:`InvalidInput` for what is not there, and for a training that did not run to its end.
+    """
+    if Path(name).is_file():
+        return _from_file(Path(name), spec_file)
+    if spec_file is not None:
+        raise InvalidInput(f"--spec {spec_file}: belongs to a file of weights, and {name} is no file")
+    if len(name) == 32 and set(name) <= set("0123456789abcdef"):
+        run = Tracked(tracking_uri or DEFAULT_TRACKING_URI).by_id(name)
+        search_name, run_name = run.search, run.name
+    else:
+        run, (search_name, _, run_name) = None, name.partition("/")
+    if not run_name:
+        raise InvalidInput(f"{name}: must be SEARCH/RUN, a run's id in MLflow, or a file of weights")
+    search = load_search(search_name, output=output, storage=storage)
+    if run and run.search_id != search.search_id:
+        raise InvalidInput(f"{name}: is of another search than the one of this name in {output}")
+    if run_name not in search.records:
+        raise unknown(f"run of {search_name}", run_name, search.records)
+    return _from_search(search, search.records[run_name])
+
+
+def _from_search(search: Search, record: Record) -> Trained:
+    name = f"{search.folder.name}/{record.name}"
+    if record.status != "finished" or not record.history:
+        ended = record.status if record.history else "no log"
+        raise InvalidInput(f"{name}: has {ended}; only a training that ran to its end has final weights")
+    folder = search.folder / record.folder_name
+    if record.phase == "confirm":
+        content = load_weights(search.store(record), record.spec)
+    else:
+        content = _trained_again(name, record, Store(folder / "trained-again"))
+    return Trained(
+        name,
+        record.spec,
+        content["model"],
+        content["data"],
+        tuple(record.history),
+        folder / "diagnosis",
+        search,
+        record.name,
+    )
+
+
+def _trained_again(name: str, record: Record, store: Store) -> dict[str, Any]:
+    """The weights of a trial; goes on where a program before was killed."""
+    store.make()
+    if WEIGHTS not in store.names():
+        *_, last = train(record.spec, store=store, keep_weights=True)
+        for checkpoint in filter(CHECKPOINT.fullmatch, store.names()):
+            store.delete(checkpoint)
+        was = record.history[-1]
+        same_loss = math.isclose(last.validation_loss, was.validation_loss, rel_tol=1e-3)
+        if last.validation_accuracy != was.validation_accuracy or not same_loss:
+            store.delete(WEIGHTS)
+            raise InvalidInput(
+                f"{name}: trained again here it came to {last.validation_accuracy:.2%} in place of "
+                f"{was.validation_accuracy:.2%}; another device or number of threads gives other numbers"
+            )
+    return load_weights(store, record.spec)
+
+
+def _from_file(path: Path, spec_file: Path | None) -> Trained:
+    spec_file = spec_file or path.parent / SPEC
+    try:
+        spec = from_dict(TrialSpec, json.loads(spec_file.read_text()))
+    except FileNotFoundError:
+        raise InvalidInput(
+            f"{path}: name the training that it comes from by --spec FILE, a TrialSpec in JSON"
+        ) from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InvalidInput(f"--spec {spec_file}: {first_line(error)}") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, ValueError) as error:
+        raise InvalidInput(f"{path}: is no file of weights ({first_line(error)[:100]})") from None
+    state, data = _state(path, content, spec)
+    return Trained(str(path), spec, state, data, (), path.parent / f"{path.stem}-diagnosis", None, None)
+
+
+def _state(path: Path, content: Any, spec: TrialSpec) -> tuple[Mapping[str, Tensor], str | None]:
+    """The model's weights in any of the three forms, and the digest of the data where it is told."""
+    if isinstance(content, dict) and "format" in content:
+        if content.get("spec") != digest(spec):
+            raise InvalidInput(f"{path} has the weights of another training")
+        if "model" in content:
+            return content["model"], str(content["data"])
+        if average := content["state"].get("average"):
+            prefix = "module."
+            return {key.removeprefix(prefix): value for key, value in average.items() if key.startswith(prefix)}, None
+        return content["state"]["model"], None
+    if not isinstance(content, dict) or not all(map(_is_weight, content.items())):
+        raise InvalidInput(f"{path}: is neither weights nor a checkpoint of this package, nor a model's state_dict")
+    return content, None
+
+
+def _is_weight(item: tuple[Any, Any]) -> bool:
+    name, value = item
+    return isinstance(name, str) and isinstance(value, Tensor)

@@ -1,0 +1,123 @@
+"""What the knobs of an :class:`OptimizerSpec` stand at in each step of a training.
+
+Sources are with the schedules and the search spaces; the rules of the switch and ``matched`` are ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from tuner.core.optimizer_spec import LearningRateSpec, MomentumSpec, OptimizerSpec
+from tuner.core.trial_spec import EpochMetrics
+from tuner.schedules import Number, critical_momentum, learning_rate, norm_exponent
+
+
+class Knobs(NamedTuple):
+    """The settings of one step."""
+
+    lr: float
+    momentum: float
+    p: float
+
+
+def knobs_at(spec: OptimizerSpec, step: int, num_steps: int, steps_per_epoch: int, switch: int | None = None) -> Knobs:
+    """The knobs of a step counted from 0, in a training whose last iterate is ``num_steps``.
+
+    ``switch`` is the first step of ``hybrid`` with constant momentum.
+
+    With the learning rate a, its peak A, the critical momentum mu(a) of :func:`tuner.schedules.critical_momentum`, the
+    constant c = ``momentum.value`` and l = ``momentum.low``::
+
+        schedule  learning rate             momentum
+        constant  a                         c
+        critical  a                         mu(a)
+        hybrid    a                         mu(a) before the switch, c from there on
+        cycle     a                         c - (c - l) a/A
+        matched   a (1 - c)/(1 - mu(a))     c
+    """
+    lr, momentum = _rate_and_momentum(spec, step, num_steps, switch is not None and step >= switch)
+    interval = 1 if spec.norm.interval == "step" else steps_per_epoch
+    position, length = step // interval, math.ceil(num_steps / interval)
+    p = norm_exponent(
+        position,
+        length,
+        p_max=spec.norm.p_max,
+        p_end=spec.norm.p_end,
+        shape=spec.norm.shape,
+        hold=spec.norm.hold,
+        variable=spec.norm.variable,
+    )
+    return Knobs(lr, momentum, p)
+
+
+def switch_step(spec: OptimizerSpec, num_steps: int, history: Sequence[EpochMetrics]) -> int | None:
+    """The first step at which ``hybrid`` has constant momentum; None where it is not known to come.
+
+    ``fraction``: after this fraction of the steps.  ``accuracy``: after the first evaluation at ``switch_accuracy`` or
+    above.  ``crossing``: the first step, once the learning rate has been at its peak, whose critical momentum, without
+    its cap, is at least ``value``; before the peak the learning rate is small, and the momentum near 1, for another
+    reason.  A switch stays: it follows from the spec and from the history, which only grows and which a checkpoint
+    holds.
+    """
+    momentum = spec.momentum
+    if momentum.schedule != "hybrid":
+        return None
+    if momentum.switch == "fraction":
+        return round(momentum.switch_fraction * num_steps)
+    if momentum.switch == "crossing":
+        return _crossing(spec.lr, momentum, num_steps)
+    return next((m.steps for m in history if m.validation_accuracy >= momentum.switch_accuracy), None)
+
+
+def longest_step(spec: OptimizerSpec, num_steps: int, switch: int | None = None) -> tuple[int, float, float]:
+    """The step whose effective learning rate is largest, the first of equals; its learning rate and momentum.
+
+    It is lr/(1 - momentum), and in ``lpsgd``, whose buffer is an average, the learning rate itself.  All steps are
+    computed at once: a long training has a million.
+    """
+    steps = torch.arange(num_steps, dtype=torch.float64)
+    parts = [(steps[:switch], False)] + ([(steps[switch:], True)] if switch is not None else [])
+    knobs = [_rate_and_momentum(spec, part, num_steps, switched) for part, switched in parts]
+    lr = torch.cat([rate for rate, _ in knobs])
+    momentum = torch.cat([momentum + 0 * rate for rate, momentum in knobs])
+    number = int((lr if spec.rule == "lpsgd" else lr / (1 - momentum)).argmax())
+    return number, float(lr[number]), float(momentum[number])
+
+
+def _rate_and_momentum(
+    spec: OptimizerSpec, step: Number, num_steps: int, switched: bool
+) -> tuple[Number, Number | float]:
+    lr = _learning_rate(spec.lr, step, num_steps)
+    value = spec.momentum.value
+    match spec.momentum.schedule:
+        case "constant":
+            return lr, value
+        case "cycle":
+            return lr, value - (value - spec.momentum.low) * lr / spec.lr.peak
+        case "hybrid" if switched:
+            return lr, value
+        case "matched":
+            return lr * (1 - value) / (1 - _critical(spec.momentum, lr)), value
+    return lr, _critical(spec.momentum, lr)
+
+
+def _learning_rate(spec: LearningRateSpec, step: Number, num_steps: int) -> Number:
+    return learning_rate(step, num_steps, peak=spec.peak, schedule=spec.schedule, warmup=spec.warmup, end=spec.end)
+
+
+def _critical(spec: MomentumSpec, lr: Number) -> Number:
+    return critical_momentum(lr, zeta=spec.zeta, form=spec.form, floor=spec.floor, cap=spec.cap)
+
+
+@functools.lru_cache(maxsize=8)
+def _crossing(lr: LearningRateSpec, momentum: MomentumSpec, num_steps: int) -> int | None:
+    steps = torch.arange(num_steps, dtype=torch.float64)
+    rates = _learning_rate(lr, steps, num_steps)
+    critical = critical_momentum(rates, zeta=momentum.zeta, form=momentum.form, floor=momentum.floor)
+    crossed = (critical >= momentum.value) & (steps >= rates.argmax())
+    return int(crossed.nonzero()[0]) if crossed.any() else None

@@ -1,0 +1,1 @@
+"""The command that searches: from its arguments to the end of a search."""

@@ -1,0 +1,78 @@
+"""From argv to a SearchSpec, and every mistake in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+from collections.abc import Sequence
+
+import tyro
+
+from tuner.core.errors import InvalidInput, masked
+from tuner.core.search_spec import SearchSpec, flag
+from tuner.study import search_folder
+
+PROGRAM = "python -m tuner.search"
+RULE = "─"
+
+
+def parse(argv: Sequence[str]) -> tuple[SearchSpec, str | None]:
+    """The search asked for, and its id if it exists already.
+
+    A resumed search has the settings of its first start; argv may change those that change no result.
+    Raises InvalidInput; exits with status 0 for ``--help``.
+    """
+    asked = _parse(argv, None)
+    if asked.resume is None:
+        return search_folder.with_name(asked), None
+    saved, search_id = search_folder.load(asked.output, asked.resume)
+    spec = _parse(argv, dataclasses.replace(saved, resume=asked.resume, dry_run=False, time_budget=None))
+    for name in ("storage", "tracking_uri"):
+        kept, given = getattr(saved, name), getattr(spec, name)
+        if kept != given and given is not None and masked(given) == kept:
+            saved = dataclasses.replace(saved, **{name: given})
+        elif kept is not None and "***" in kept and given == kept:
+            raise InvalidInput(f"{flag(name)}: give {kept} again, its password is not kept")
+    spec.located().refuse_changes(saved.located())
+    return spec, search_id
+
+
+def how_to_go_on(spec: SearchSpec) -> str:
+    """The command that resumes a search."""
+    output = f" --output {spec.output}" if spec.output != SearchSpec().output else ""
+    return f"Go on with: {PROGRAM} --resume {spec.name}{output}"
+
+
+def _parse(argv: Sequence[str], start: SearchSpec | None) -> SearchSpec:
+    """``start`` with what argv says; without one the class's own defaults, of which some depend on what is given."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            if start is None:
+                return tyro.cli(SearchSpec, args=list(argv), prog=PROGRAM)
+            return tyro.cli(SearchSpec, args=list(argv), default=start, prog=PROGRAM)
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise InvalidInput(_one_line(printed.getvalue(), argv)) from None
+
+
+def _one_line(box: str, argv: Sequence[str]) -> str:
+    """What the parser says in a frame, as one sentence with the nearest flag."""
+    flags = [flag(item.name) for item in dataclasses.fields(SearchSpec)]
+    for word in argv:
+        name = word.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name.replace("--no-", "--") not in flags and name not in flags:
+            near = difflib.get_close_matches(name, flags, n=1)
+            return f"unknown flag {name}: {f'did you mean {near[0]}?' if near else f'see {PROGRAM} --help'}"
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
+    message: list[str] = []
+    for line in lines:
+        if line.startswith(RULE):
+            break
+        message.append(line)
+    text = re.sub(r"^Error parsing (SearchSpec|--[\w-]+): (?=--)", "", " ".join(message)).strip()
+    return text.replace("Error parsing ", "").replace("Unrecognized options:", "not understood:") or box.strip()

@@ -1,0 +1,1 @@
+"""Optuna: which trials there are, which is next, and what happened to each."""

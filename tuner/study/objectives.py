@@ -1,0 +1,70 @@
+"""What a search optimizes: a number for each curve, finished or still running.
+
+The same function serves while a trial runs (its value if it ended now), so that Optuna compares stopped trials in the
+study's own direction, and at its end.  All definitions are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from tuner.core.metrics import best_accuracy, error_area, time_to_target
+from tuner.core.search_spec import Objective
+from tuner.core.trial_spec import EpochMetrics
+
+Direction: TypeAlias = Literal["minimize", "maximize"]
+Curve: TypeAlias = Sequence[EpochMetrics]
+
+
+def gradient_evaluations_to_target(history: Curve, targets: Sequence[float]) -> float:
+    """Gradient evaluations to the highest target.
+
+    A miss is ``budget (1 + target - best accuracy)``: above every hit, and ordered by how near the curve came.
+    """
+    reached = time_to_target(history, targets[-1])
+    if reached:
+        return float(reached.gradient_evaluations)
+    return history[-1].budget * (1.0 + targets[-1] - best_accuracy(history))
+
+
+def final_accuracy(history: Curve, targets: Sequence[float]) -> float:
+    """Validation accuracy of the last epoch."""
+    return history[-1].validation_accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A direction, a value of a curve, and the worst value that a curve can have: that of a divergence."""
+
+    direction: Direction
+    value: Callable[[Curve, Sequence[float]], float]
+    worst: Callable[[Curve], float]
+
+
+TIME_TO_TARGET = Goal("minimize", gradient_evaluations_to_target, lambda history: 2.0 * history[-1].budget)
+ACCURACY = Goal("maximize", final_accuracy, lambda history: 0.0)
+AUC = Goal("minimize", lambda history, targets: error_area(history), lambda history: 1.0)
+
+OBJECTIVES: dict[Objective, tuple[Goal, ...]] = {
+    "time-to-target": (TIME_TO_TARGET,),
+    "accuracy": (ACCURACY,),
+    "auc": (AUC,),
+    "pareto": (TIME_TO_TARGET, ACCURACY),
+}
+
+
+def evaluate(objective: Objective, history: Curve, targets: Sequence[float]) -> tuple[float, ...]:
+    """The objective's values, all finite; each at its worst where the training diverged."""
+    return tuple(
+        goal.worst(history) if history[-1].diverged else goal.value(history, targets) for goal in OBJECTIVES[objective]
+    )
+
+
+def rank(objective: Objective, values: Sequence[float]) -> tuple[float, ...]:
+    """A key that sorts the best first; the first goal counts before the second."""
+    return tuple(
+        value if goal.direction == "minimize" else -value
+        for goal, value in zip(OBJECTIVES[objective], values, strict=True)
+    )

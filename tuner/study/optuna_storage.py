@@ -1,0 +1,106 @@
+"""The database behind Optuna: how it is opened, and what its outages look like."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from alembic.runtime.migration import MigrationContext
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import ExceptionContext, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
+
+from tuner.core.errors import masked
+from tuner.core.retry import patiently
+
+CONNECT: dict[str, dict[str, int]] = {
+    "sqlite": {"timeout": 60},
+    "postgresql": {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
+    },
+}
+"""In seconds, the last in milliseconds: a server that has vanished without a word is missed within a minute."""
+POSTGRESQL_SESSION = "set idle_in_transaction_session_timeout = '60s'; set lock_timeout = '20s'"
+"""So that a connection which broke in a transaction does not hold its locks for hours against the one that follows."""
+
+
+def open_storage(url: str) -> RDBStorage:
+    """The Optuna storage of a URL, to be written to; waits while it is away.
+
+    Where the database does not do what it was asked, calls raise OSError: ones that Optuna does not repeat by itself,
+    for it would make a second trial where only the answer to the first was lost.
+
+    SQLite waits for a lock for a minute instead of five seconds, and writes ahead to a log.  A program that is killed
+    loses nothing by it.
+    """
+    storage = patiently(
+        f"Optuna's storage {masked(url)}", lambda: _opened(url), failures=(SQLAlchemyError, StorageInternalError)
+    )
+    event.listen(storage.engine, "handle_error", _as_oserror)
+    return storage
+
+
+def close_storage(storage: RDBStorage) -> None:
+    """Ends the connections; SQLite then puts what it has written ahead into the one file."""
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def existing_storage(url: str) -> BaseStorage | None:
+    """The storage of a URL for reading; None where there is none yet.
+
+    Opening one makes its file and tables, and two programs that make them at a time fail: so a reader leaves that to
+    the search.
+    """
+    path = make_url(url).database if url.startswith("sqlite") else None
+    return None if (path and not Path(path).exists()) or not _is_made(url) else _opened(url)
+
+
+def _is_made(url: str) -> bool:
+    engine = create_engine(url, connect_args=_connect_args(url))
+    try:
+        with engine.connect() as connection:
+            # The version of the tables is what Optuna writes last.
+            return MigrationContext.configure(connection).get_current_revision() is not None
+    finally:
+        engine.dispose()
+
+
+def _connect_args(url: str) -> dict[str, int]:
+    return CONNECT.get(make_url(url).get_backend_name(), {})
+
+
+def _opened(url: str) -> RDBStorage:
+    storage = RDBStorage(url, engine_kwargs={"connect_args": _connect_args(url)})
+    backend = make_url(url).get_backend_name()
+    if backend in CONNECTED:
+        event.listen(storage.engine, "connect", CONNECTED[backend])
+        storage.engine.dispose()  # connections made before do not know yet
+    return storage
+
+
+def _write_ahead(connection: sqlite3.Connection, _: object) -> None:
+    connection.execute("pragma journal_mode=wal")
+    connection.execute("pragma synchronous=normal")
+
+
+def _limit_locks(connection: DBAPIConnection, _: object) -> None:
+    connection.cursor().execute(POSTGRESQL_SESSION)
+    connection.commit()
+
+
+CONNECTED: dict[str, Callable[..., None]] = {"sqlite": _write_ahead, "postgresql": _limit_locks}
+"""Database -> what a new connection is told first."""
+
+
+def _as_oserror(context: ExceptionContext) -> OSError | None:
+    away = isinstance(context.sqlalchemy_exception, OperationalError | InterfaceError | InternalError)
+    return OSError(str(context.original_exception)) if away else None

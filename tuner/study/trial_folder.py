@@ -1,0 +1,131 @@
+"""The files of a training's folder in a search's: its spec, a log of epochs; of a confirmed run more.
+
+The driver alone writes them.  The log has the name and form of Ray Tune's, one JSON object a line, so that Tune's own
+tools read it.  A confirmed run has what its final weights did on the test split; which confirmed runs there are is said
+by their folders alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuner.core.errors import InvalidInput
+from tuner.core.metrics import epoch_metrics
+from tuner.core.serialization import from_dict, to_json
+from tuner.core.trial_spec import EpochMetrics, TrialSpec
+
+LOG, SPEC = "result.json", "spec.json"
+"""``python -m tuner.train --spec .../spec.json`` trains the trial again."""
+TEST, FAILURE = "test.json", "failure.txt"
+"""Of a confirmed run: the score of its final weights on the test split, and why it failed if it did."""
+CONFIRMED = "*.confirm-*"
+"""What the names of confirmed runs' folders look like; a variant's name has no dot."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinalScore:
+    """Final weights on the test split."""
+
+    loss: float
+    """Mean cross-entropy."""
+    accuracy: float
+    """In [0, 1]."""
+    data: str
+    """Digest of the images and their splits."""
+
+
+def confirmed_name(variant: str, number: int) -> str:
+    """Name of a confirmed run, in Tune and MLflow; numbers count from 1."""
+    return f"{variant}/confirm-{number}"
+
+
+def folder_name(name: str) -> str:
+    """Name of the folder of a trial or confirmed run; a test is in its confirmed run's."""
+    return name.removesuffix("/test").replace("/", ".")
+
+
+def write_spec(folder: Path, spec: TrialSpec) -> None:
+    """Makes the folder and writes the spec, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / SPEC, to_json(spec) + "\n")
+
+
+def read_spec(folder: Path) -> TrialSpec | None:
+    """The spec, None where there is none that can be read."""
+    try:
+        return from_dict(TrialSpec, json.loads((folder / SPEC).read_text()))
+    except (OSError, ValueError, TypeError, InvalidInput):
+        return None
+
+
+def write_test(folder: Path, score: FinalScore) -> None:
+    """Writes the score, whole or not at all."""
+    write_whole(folder / TEST, to_json(score) + "\n")
+
+
+def read_test(folder: Path) -> FinalScore | None:
+    """The score, None where the test split has not been read, or the file cannot be."""
+    try:
+        return from_dict(FinalScore, json.loads((folder / TEST).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    draft = path.with_name(f"{path.name}.new")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+def append_epoch(folder: Path, metrics: EpochMetrics) -> None:
+    """Adds an epoch to the log, whole or, where the disk is full, not at all."""
+    with (folder / LOG).open("ab", buffering=0) as log:
+        end = log.tell()
+        line = _line(metrics).encode()
+        try:
+            # A disk that is nearly full takes a part, and only the next write says so.
+            written = log.write(line)
+            while written < len(line):
+                written += log.write(line[written:])
+        except OSError:
+            log.truncate(end)
+            raise
+
+
+def mend_log(folder: Path) -> set[int]:
+    """Takes out of the log what a kill cut short; returns the epochs that are there."""
+    history = read_epochs(folder)
+    kept = "".join(_line(metrics) for metrics in history)
+    log = folder / LOG
+    if log.exists() and log.read_text() != kept:
+        write_whole(log, kept)
+    return {metrics.epoch for metrics in history}
+
+
+def _line(metrics: EpochMetrics) -> str:
+    line = {
+        "training_iteration": metrics.epoch,
+        **epoch_metrics(metrics),
+        "metrics": dataclasses.asdict(metrics),
+    }
+    return json.dumps(line) + "\n"
+
+
+def read_epochs(folder: Path) -> list[EpochMetrics]:
+    """The epochs in the log, in order; a line cut short by a kill, and anything after it, is left out."""
+    history: dict[int, EpochMetrics] = {}
+    try:
+        lines = (folder / LOG).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            metrics = from_dict(EpochMetrics, json.loads(line)["metrics"])
+        except (ValueError, KeyError, TypeError):
+            break
+        history.setdefault(metrics.epoch, metrics)
+    return [history[epoch] for epoch in sorted(history)]

@@ -1,0 +1,5 @@
+"""One training in plain PyTorch: ``for metrics in train(spec): ...``."""
+
+from tuner.train.trainer import train
+
+__all__ = ["train"]

@@ -1,0 +1,114 @@
+"""The command ``python -m tuner.train``: one training without the service, an epoch a line.
+
+``--spec FILE.json`` needs torch, torchvision and scikit-learn alone; ``--variant`` reads a default point from
+search_spaces and so needs Optuna's distributions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tuner.core.errors import InvalidInput
+from tuner.core.exit_status import NOTHING_FINISHED, OK, says_why
+from tuner.core.metrics import speed_metrics
+from tuner.core.pairing import default_model
+from tuner.core.serialization import Setting, from_dict, to_json, with_settings
+from tuner.core.store import Store, check_place
+from tuner.core.trial_spec import EpochMetrics, OptimizerSpec, TrialSpec
+from tuner.train import train
+
+
+@says_why
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; exit status 0 when the training ended, 1 when it diverged, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m tuner.train", description="Train one network.")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--variant", help="start from this variant's default point, or variant@point")
+    start.add_argument("--spec", type=Path, metavar="FILE", help="start from a TrialSpec in JSON")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings by dotted name: lr.peak=0.003, workload.data=cifar10, epochs=20",
+    )
+    parser.add_argument("--checkpoints", metavar="PLACE", help="folder or URI to go on from, and to write to")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="CPU threads; small ResNets gain nothing from more than one"
+    )
+    parser.add_argument("--json", action="store_true", help="print each epoch as a JSON object")
+    parser.add_argument("--print-spec", action="store_true", help="print the spec as JSON and train nothing")
+    arguments = parser.parse_args(argv)
+    spec = _with_settings(_start(arguments.variant, arguments.spec), arguments.set)
+    if arguments.print_spec:
+        print(to_json(spec))
+        return OK
+    if arguments.threads < 1:
+        raise InvalidInput(f"--threads {arguments.threads}: must be at least 1")
+    store = None
+    if arguments.checkpoints is not None:
+        check_place("--checkpoints", arguments.checkpoints)
+        store = Store(arguments.checkpoints)
+        store.make()
+    torch.set_num_threads(arguments.threads)
+    history = []
+    for metrics in train(spec, store=store):
+        history.append(metrics)
+        print(json.dumps(dataclasses.asdict(metrics)) if arguments.json else _line(metrics), flush=True)
+    if not arguments.json:
+        print("  ".join(f"{name} {value:.4g}" for name, value in speed_metrics(history, spec.targets).items()))
+    return NOTHING_FINISHED if history[-1].diverged else OK
+
+
+def _start(variant: str | None, file: Path | None) -> TrialSpec:
+    if file is not None:
+        try:
+            values = json.loads(file.read_text())
+            if not isinstance(values, dict):
+                raise InvalidInput(f"--spec {file}: must be a JSON object of settings")
+            return from_dict(TrialSpec, values)
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, OverflowError, RecursionError) as error:
+            raise InvalidInput(f"--spec {file}: {error}") from None
+    if variant is None:
+        return TrialSpec()
+    from tuner.core.variants import resolve_variant
+
+    return TrialSpec(optimizer=with_settings(OptimizerSpec(), resolve_variant(variant).default_settings()))
+
+
+def _with_settings(spec: TrialSpec, given: Sequence[str]) -> TrialSpec:
+    """Settings of the optimizer may be named as search spaces name them, without ``optimizer.``."""
+    of_trial = {item.name for item in dataclasses.fields(TrialSpec)}
+    settings: dict[str, Setting] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise InvalidInput(f"--set {text}: must be NAME=VALUE")
+        settings[name if name.partition(".")[0] in of_trial else f"optimizer.{name}"] = value
+    if spec.workload.model == default_model(spec.workload.data) and "workload.data" in settings:
+        settings.setdefault("workload.model", default_model(str(settings["workload.data"])))
+    try:
+        return with_settings(spec, settings)
+    except InvalidInput as error:
+        raise InvalidInput(str(error).replace("'optimizer.", "'")) from None
+
+
+def _line(metrics: EpochMetrics) -> str:
+    note = "  diverged" if metrics.diverged else ""
+    return (
+        f"epoch {metrics.epoch}  gradient evaluations {metrics.gradient_evaluations}  "
+        f"train loss {metrics.train_loss:.4f}  validation accuracy {metrics.validation_accuracy:.4f}  "
+        f"lr {metrics.lr:.3g}  momentum {metrics.momentum:.3g}  p {metrics.p:.3g}  {metrics.seconds:.1f} s{note}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The final weights of a confirmed run, and the one place where the test split is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuner.core.errors import InvalidInput, first_line
+from tuner.core.retry import patiently
+from tuner.core.serialization import digest, with_settings
+from tuner.core.store import WEIGHTS, Store
+from tuner.core.trial_spec import TrialSpec
+from tuner.train.train_state import Network
+from tuner.workloads.data import Data, cached_data
+
+FORMAT = 1
+
+
+def save_weights(network: Network, store: Store) -> None:
+    """Writes the weights and buffers that evaluation uses, on the CPU, with the spec's digest and that of the data
+    and its splits.  Raises :class:`StorageFailed` where the storage stays away."""
+    content = {
+        "format": FORMAT,
+        "spec": digest(network.spec),
+        "data": network.data.digest,
+        "model": network.evaluated_state(),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    patiently(f"{store.place}/{WEIGHTS}", lambda: store.write(WEIGHTS, buffer.getvalue()))
+
+
+def load_weights(store: Store, spec: TrialSpec) -> dict[str, Any]:
+    """What :func:`save_weights` wrote: ``model`` and ``data``.
+
+    Raises :class:`InvalidInput` for weights that are not there or of another training.
+    """
+    path = f"{store.place}/{WEIGHTS}"
+
+    def read() -> bytes:
+        try:
+            return store.read(WEIGHTS)
+        except FileNotFoundError:
+            raise InvalidInput(f"{path} is not there") from None
+
+    stored = io.BytesIO(patiently(path, read))
+    try:
+        content: dict[str, Any] = torch.load(stored, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InvalidInput(f"{path} cannot be read ({first_line(error)[:100]})") from None
+    if content.get("format") != FORMAT or content.get("spec") != digest(spec):
+        raise InvalidInput(f"{path} has the weights of another training")
+    return content
+
+
+def score_on_test(spec: TrialSpec, store: Store, device: torch.device | None = None) -> tuple[float, float, str]:
+    """Loss and accuracy of final weights on the test split, and the digest of the data.
+
+    Raises :class:`InvalidInput` where the data is not what the weights were trained on.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    content = load_weights(store, spec)
+    data = unsealed_data(spec, device)
+    if data.digest != content["data"]:
+        raise InvalidInput(f"{store.place}: the data is not what these weights were trained on")
+    return *trained_network(spec, content["model"], data, device).evaluate("test"), data.digest
+
+
+def unsealed_data(spec: TrialSpec, device: torch.device) -> Data:
+    """A training's data with the test split open."""
+    return cached_data(spec.workload, device, sealed=False)
+
+
+def trained_network(spec: TrialSpec, state: Mapping[str, Tensor], data: Data, device: torch.device) -> Network:
+    """The network with these weights and buffers, to be evaluated.
+
+    Raises :class:`InvalidInput` where they are not those of the spec's model for this data.
+    """
+    # The weights are those of the average already, where there is one.
+    optimizer = with_settings(spec.optimizer, {"average.decay": 0.0})
+    network = Network(dataclasses.replace(spec, optimizer=optimizer), data, device, num_steps=1)
+    try:
+        network.model.load_state_dict(state)
+    except RuntimeError as error:
+        difference = " ".join(str(error).split("\n\t")[-1].split())[:200]
+        raise InvalidInput(
+            f"the weights are not those of {spec.workload.model} on {spec.workload.data}: {difference}"
+        ) from None
+    return network

@@ -1,0 +1,228 @@
+"""What a training changes: a model, its optimizer and, where it is asked for, the average of its weights.
+
+A step is a map of this state that depends on the batch, the step's number and the knobs alone, so that it can be taken
+again: augmentation, dropout and random scaling are seeded by the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+
+from tuner.core.trial_spec import TrialSpec
+from tuner.optimizers import RandomScaling, make_optimizer, set_knobs
+from tuner.optimizers.hyperparameters import Knobs
+from tuner.order import Batch
+from tuner.train.curvature import Curvature, estimate_curvature
+from tuner.train.data_parallel import ALONE, Replicas
+from tuner.train.sync_batch_norm import taken_alone
+from tuner.workloads.data import Data
+from tuner.workloads.models import build_model
+
+NORM_BATCHES = 32
+"""Training batches from which BatchNorm's statistics of averaged weights are taken."""
+CURVATURE_IMAGES = 256
+"""Images of the fixed batch on which curvature is estimated, as far as the training split has them."""
+
+SCALE_STREAM = 0x5CA1E
+"""Keeps the random scale of a batch's step apart from the batch's augmentation and dropout, which have its seed."""
+
+
+class Network:
+    """The state of a training and the maps of it.  Seeds torch's global generators.
+
+    Several replicas hold it alike, and have to call the methods that change or evaluate it alike.  Their steps are
+    those of one process on the whole batches, but for rounding, where the model treats each input by itself or by
+    BatchNorm, and has no dropout: replicas draw other masks than one process.
+    """
+
+    def __init__(
+        self, spec: TrialSpec, data: Data, device: torch.device, *, num_steps: int, replicas: Replicas = ALONE
+    ) -> None:
+        self.spec = spec
+        self.data = data
+        self.device = device
+        self.replicas = replicas
+        self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
+        torch.manual_seed(spec.seed)
+        model = build_model(spec.workload, **data.model_arguments)
+        model = model.to(device=device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = replicas.whole_batches(model)
+        self.optimizer = make_optimizer(self.model.parameters(), spec.optimizer, num_steps=num_steps)
+        decay = spec.optimizer.average.decay
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay > 0 else None
+        self.forward: nn.Module = torch.compile(self.model) if spec.compile else self.model  # type: ignore[assignment]
+        self.train_forward = replicas.averaged(self.forward)
+        self._frozen: tuple[nn.Module, ...] = ()
+
+    def freeze(self, parameters: Iterable[str], modules: Iterable[str]) -> None:
+        """No step changes any parameters and buffers but these: the parameters by name, the buffers of modules by path.
+
+        What is frozen has no weight decay either, and is in evaluation mode in training too.  ValueError for a network
+        with an average of its weights, whose statistics are all taken anew.
+        """
+        if self.average:
+            raise ValueError("average.decay > 0: the statistics of averaged weights cannot be frozen")
+        parameters, opened = set(parameters), [self.model.get_submodule(path) for path in modules]
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in parameters)
+        trained = {id(part) for module in opened for part in module.modules()}
+        self._frozen = tuple(module for module in self.model.modules() if id(module) not in trained)
+        self._to_training()
+
+    def _to_training(self) -> None:
+        self.model.train()
+        for module in self._frozen:
+            # Not eval(), which would reach the parts that are trained.
+            module.training = False
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a step changes; the tensors are the live ones."""
+        average = {"average": self.average.state_dict()} if self.average else {}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **average}
+
+    def frozen_state(self) -> dict[str, Any]:
+        """A copy of :meth:`state` that no step changes."""
+        return copy.deepcopy(self.state())
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up a state, of which it keeps nothing."""
+        self.model.load_state_dict(state["model"])
+        # The old buffers go before the new ones come; torch's optimizers take the tensors themselves.
+        self.optimizer.state.clear()
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        if self.average:
+            self.average.load_state_dict(state["average"])
+
+    def evaluated_state(self) -> dict[str, Tensor]:
+        """A copy, on the CPU, of the weights and buffers that the last evaluation used: the average's, where there is
+        one."""
+        model = self.average.module if self.average else self.model
+        return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+    def step(self, number: int, batch: Batch, inputs: Tensor, labels: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
+        """The map of step ``number`` (from 0) and its batch; the loss before it and the sum of the task's score, which
+        of images is how many were right.
+
+        ``inputs`` and ``labels`` are this replica's part; what is returned is of the whole batch.
+        """
+        set_knobs(self.optimizer, **knobs._asdict(), rescale=self.spec.optimizer.momentum.rescale)
+        if isinstance(self.optimizer, RandomScaling):
+            self.optimizer.seek(number, batch.seed ^ SCALE_STREAM)
+        self._seed(batch.seed)
+        with self._autocast():
+            outputs = self.train_forward(inputs.to(self.dtype))
+            loss = self.data.task.loss(outputs, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+        mean, score = loss.detach(), self.data.task.score_sum(outputs.detach(), labels)
+        if self.replicas.size > 1:
+            mean, score = self.replicas.sums(mean / self.replicas.size, score)
+        return mean, score
+
+    def evaluate(self, split: str, newest: Iterable[Batch] = ()) -> tuple[float, float]:
+        """Mean loss (inf where it is not finite) and mean score over a whole split, in evaluation mode; each replica
+        takes a part of it.
+
+        With an average its weights are evaluated, whose BatchNorm statistics are taken anew from ``newest``, the last
+        batches of the training.
+        """
+        forward = self.forward
+        if self.average:
+            forward = self.average
+            self._seed(self.spec.seed)
+            with self._autocast():
+                # A short-lived name for each batch, no list of them.
+                update_bn((inputs.to(self.dtype) for inputs, _ in self.train_batches(newest)), self.average)
+            self.average.eval()
+        self.model.eval()
+        total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        total_score = torch.zeros((), dtype=torch.float64, device=self.device)
+        with torch.inference_mode():
+            for inputs, labels in self.data.evaluation_batches(split, self.replicas.part(self.data.sizes[split])):
+                with self._autocast():
+                    outputs = forward(inputs.to(self.dtype))
+                total_loss += self.data.task.loss_sum(outputs.to(self.dtype), labels)
+                total_score += self.data.task.score_sum(outputs, labels)
+        self._to_training()
+        loss, score = map(float, self.replicas.sums(total_loss, total_score))
+        size = self.data.sizes[split]
+        return loss / size if math.isfinite(loss) else math.inf, self.data.task.score(score, size)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The last weights' answer to images, (B, num_classes), in the mode the model is in, at the precision of the
+        evaluations."""
+        with self._autocast():
+            logits: Tensor = self.model(images.to(self.dtype))
+        return logits.to(self.dtype)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def curvature(self, tolerance: float = 1e-2) -> Curvature | None:
+        """The curvature of the training loss at the last weights on a fixed batch, BatchNorm in training mode.
+
+        In full precision, its top to a residual of ``tolerance``; None where it is not finite.  A replica computes it
+        alone, and asks no other.
+        """
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        indices = torch.randperm(self.data.sizes["train"], generator=generator)[:CURVATURE_IMAGES]
+        (inputs, labels), *_ = self.data.train_batches([Batch(indices, self.spec.seed)])
+        inputs = inputs.to(self.dtype)
+
+        def loss() -> Tensor:
+            self._seed(self.spec.seed)
+            return self.data.task.loss(self.model(inputs), labels)
+
+        # Fused attention has no second derivative.
+        with self._buffers_kept(), taken_alone(self.model), sdpa_kernel(SDPBackend.MATH):
+            return estimate_curvature(loss, list(self.model.parameters()), seed=self.spec.seed, tolerance=tolerance)
+
+    def train_batches(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """This replica's part of the inputs and labels of each batch."""
+        return self.data.train_batches(batches, self.replicas.part(self.spec.workload.batch_size))
+
+    def warm_up(self, batch: Batch) -> float:
+        """Seconds to compile and load the kernels of a training and an evaluation step; leaves the state as it was."""
+        started = time.perf_counter()
+        with self._buffers_kept():
+            for inputs, labels in self.train_batches([batch]):
+                with self._autocast():
+                    self.data.task.loss(self.train_forward(inputs.to(self.dtype)), labels).backward()
+            for parameter in self.model.parameters():
+                parameter.grad = None
+            self.evaluate("validation", [batch])
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        yield
+        for buffer, saved in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(saved)
+
+    def _seed(self, seed: int) -> None:
+        seed += self.replicas.rank
+        # torch.manual_seed asks every kind of device there might be, at each step.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        bfloat16 = self.spec.precision == "bfloat16" or (self.spec.precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if bfloat16 else nullcontext()

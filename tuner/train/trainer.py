@@ -1,0 +1,249 @@
+"""Trains one network: ``for metrics in train(spec): ...``.
+
+Pure PyTorch.  A training interrupted after any epoch and continued from its checkpoint gives the same weights and
+metrics, seconds apart, bit for bit on a CPU: batches, augmentation, dropout and random step lengths are seeded by
+position, so the weights and buffers, their average, the optimizer's state, the anchor of replays and the history are
+all there is to keep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuner.core.damping import damping_ratio
+from tuner.core.errors import InvalidInput
+from tuner.core.metrics import is_over
+from tuner.core.serialization import digest, from_dict
+from tuner.core.store import Store
+from tuner.core.trial_spec import EpochMetrics, TrialSpec
+from tuner.optimizers.hyperparameters import Knobs, knobs_at, switch_step
+from tuner.order import Batch, Replay, last_iterate, legs, shuffled_batches
+from tuner.train.checkpoints import Checkpoints
+from tuner.train.critical_lr import predicted
+from tuner.train.data_parallel import ALONE, Replicas
+from tuner.train.final_weights import save_weights
+from tuner.train.train_state import NORM_BATCHES, Network
+from tuner.workloads.data import Data, cached_data
+
+CUDA_CHECK_INTERVAL = 16
+"""Steps between two looks at the loss on a GPU, where each look waits for the device."""
+
+
+def train(
+    spec: TrialSpec,
+    *,
+    store: Store | None = None,
+    checkpoint_seconds: float | None = None,
+    keep_weights: bool = False,
+    device: torch.device | None = None,
+    replicas: Replicas = ALONE,
+) -> Iterator[EpochMetrics]:
+    """Yields the metrics of each evaluation, up to the budget, a divergence, or the highest target if asked.
+
+    With ``store``, everything needed to continue is written there before an epoch is yielded, at least
+    ``checkpoint_seconds`` after the last time (0: every epoch), or by default as often as costs at most 5% of the time;
+    where there is a checkpoint already, its epochs are yielded again and the training goes on after them.  One that
+    cannot be read is taken as absent: the numbers come out the same.  With ``keep_weights``, the final weights are
+    written there before the last metrics are yielded, unless the training diverged.  Seeds torch's global generators.
+
+    With ``replicas``, each of them runs this, in a process of its own, and is asked for an epoch as often as the
+    others; all yield the same numbers, seconds and curvature apart, and only rank 0 has use for a store.
+
+    Raises :class:`InvalidInput` for a workload that cannot be loaded and for a checkpoint of another spec, and
+    :class:`StorageFailed` where the store stays away.
+    """
+    training = Training(spec, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"), replicas)
+    store = store if replicas.rank == 0 else None
+    checkpoints = store and Checkpoints(store, spec_digest=digest(spec), interval=checkpoint_seconds)
+    if content := replicas.from_first(checkpoints and checkpoints.newest()):
+        training.restore(content)
+    yield from training.history
+    while not is_over(spec, training.history):
+        metrics = training.run_leg()
+        if store and keep_weights and is_over(spec, training.history) and not metrics.diverged:
+            save_weights(training.network, store)
+        if checkpoints and checkpoints.is_due():
+            checkpoints.save(metrics.epoch, training.state())
+        yield metrics
+
+
+class Training:
+    """A training as far as it has come."""
+
+    def __init__(self, spec: TrialSpec, device: torch.device, replicas: Replicas = ALONE) -> None:
+        """Raises :class:`InvalidInput` where a batch cannot be cut into equal parts."""
+        if spec.workload.batch_size % replicas.size:
+            raise InvalidInput(
+                f"batch_size = {spec.workload.batch_size}: must be a multiple of {replicas.size} replicas"
+            )
+        self.spec = spec
+        self.device = device
+        self.replicas = replicas
+        self.data: Data = cached_data(spec.workload, device)
+        self.steps_per_epoch = self.data.sizes["train"] // spec.workload.batch_size
+        order, lengths = spec.optimizer.order, {"num_epochs": spec.epochs, "steps_per_epoch": self.steps_per_epoch}
+        self.num_steps = last_iterate(order, **lengths)
+        """The last iterate: the length of every schedule.  With replays it is below the budget."""
+        self.network = Network(spec, self.data, device, num_steps=self.num_steps, replicas=replicas)
+        self._legs = legs(order, **lengths)
+        self.history: list[EpochMetrics] = []
+        self.anchor: dict[str, Any] | None = None
+        """The state that replays start from; None while it is the network's own."""
+        warms_up = spec.compile or device.type == "cuda"
+        self._unreported_compile_seconds = self.network.warm_up(next(self._batches(range(1)))) if warms_up else 0.0
+
+    def run_leg(self) -> EpochMetrics:
+        """Trains up to the next evaluation, evaluates on the validation split and adds to the history."""
+        before = self.history[-1] if self.history else None
+        critical_lr, predicting_seconds = (before.critical_lr, 0.0) if before else self._predicted_critical_lr()
+        switch = switch_step(self.spec.optimizer, self.num_steps, self.history)
+        started, loading = time.perf_counter(), self.data.loading_seconds
+        losses: list[Tensor] = []
+        scores: list[Tensor] = []
+        num_steps = 0
+        leg = next(self._legs)
+        steps = self._load(itertools.chain.from_iterable(replay.numbers for replay in leg))
+        for replay in leg:
+            self._to_anchor(replay)
+            num_applied = self._apply(itertools.islice(steps, len(replay.numbers)), switch, losses, scores)
+            num_steps = replay.n - len(replay.numbers) + num_applied
+            if num_applied < len(replay.numbers):
+                break
+        else:
+            assert next(steps, None) is None  # so that data that is streamed knows it has been read
+        train_loss = self._mean_loss(losses)
+        # All batches are of one size, so the mean over them is the mean over the samples.
+        num_samples = len(losses) * self.spec.workload.batch_size
+        train_accuracy = self.data.task.score(float(torch.stack(scores).sum()), num_samples)
+        trained, loading = time.perf_counter(), self.data.loading_seconds - loading
+        newest = self._batches(range(max(0, num_steps - NORM_BATCHES), num_steps))
+        validation_loss, validation_accuracy = self.network.evaluate("validation", newest)
+        evaluated = time.perf_counter()
+        compile_seconds, self._unreported_compile_seconds = self._unreported_compile_seconds, 0.0
+        knobs = self._knobs(replay.n - 1, switch)
+        metrics = EpochMetrics(
+            epoch=leg[-1].n // self.steps_per_epoch,
+            gradient_evaluations=(before.gradient_evaluations if before else 0) + len(losses),
+            steps=num_steps,
+            budget=self.steps_per_epoch * self.spec.epochs,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            validation_loss=validation_loss,
+            validation_accuracy=validation_accuracy,
+            lr=knobs.lr,
+            momentum=knobs.momentum,
+            p=knobs.p,
+            seconds=(before.seconds if before else 0.0) + trained - started,
+            evaluation_seconds=(before.evaluation_seconds if before else 0.0) + evaluated - trained,
+            compile_seconds=(before.compile_seconds if before else 0.0) + compile_seconds,
+            loading_seconds=(before.loading_seconds if before else 0.0) + loading,
+            images_per_second=len(losses) * self.spec.workload.batch_size / (trained - started),
+            diverged=math.isinf(train_loss) or math.isinf(validation_loss),
+            finished_at=time.time(),
+            curvature_seconds=(before.curvature_seconds if before else 0.0) + predicting_seconds,
+            critical_lr=critical_lr,
+            lr_over_critical=critical_lr and self.spec.optimizer.lr.peak / critical_lr,
+        )
+        self.history.append(self._with_curvature(metrics, before))
+        return self.history[-1]
+
+    def _to_anchor(self, replay: Replay) -> None:
+        """Where a replay starts; a copy of the anchor is made only where it is needed again."""
+        if self.anchor is not None:
+            self.network.load(self.anchor)
+        elif not replay.moves_anchor:
+            self.anchor = self.network.frozen_state()
+        if replay.moves_anchor:
+            self.anchor = None
+
+    def _apply(
+        self,
+        steps: Iterator[tuple[int, Batch, tuple[Tensor, Tensor]]],
+        switch: int | None,
+        losses: list[Tensor],
+        scores: list[Tensor],
+    ) -> int:
+        """Takes steps, adds to the lists, and returns how many it took: fewer than there are after a divergence."""
+        num_before = len(losses)
+        check_interval = 1 if self.device.type == "cpu" else CUDA_CHECK_INTERVAL
+        for number, batch, (inputs, labels) in steps:
+            loss, score = self.network.step(number, batch, inputs, labels, self._knobs(number, switch))
+            losses.append(loss)
+            scores.append(score)
+            if len(losses) % check_interval == 0 and self._is_divergent(losses[-check_interval:]):
+                break
+        return len(losses) - num_before
+
+    def _load(self, numbers: Iterable[int]) -> Iterator[tuple[int, Batch, tuple[Tensor, Tensor]]]:
+        """The numbers with their batches and inputs; data that is streamed is read ahead of what is taken."""
+        ours, theirs, read_ahead = itertools.tee(numbers, 3)
+        return zip(ours, self._batches(theirs), self.network.train_batches(self._batches(read_ahead)), strict=True)
+
+    def _batches(self, numbers: Iterable[int]) -> Iterator[Batch]:
+        """The batches of these numbers, which count from 0 over all epochs, in their order."""
+        for epoch, group in itertools.groupby(numbers, lambda number: number // self.steps_per_epoch):
+            batches = shuffled_batches(
+                self.data.sizes["train"], self.spec.workload.batch_size, seed=self.spec.seed, epoch=epoch
+            )
+            for number in group:
+                yield batches[number % self.steps_per_epoch]
+
+    def _knobs(self, number: int, switch: int | None) -> Knobs:
+        return knobs_at(self.spec.optimizer, number, self.num_steps, self.steps_per_epoch, switch)
+
+    def _mean_loss(self, losses: list[Tensor]) -> float:
+        return math.inf if self._is_divergent(losses) else float(torch.stack(losses).double().mean())
+
+    def _is_divergent(self, losses: list[Tensor]) -> bool:
+        # Not "above": a comparison with NaN, which max() hands on, is false.
+        return not float(torch.stack(losses).max()) <= self.spec.max_loss
+
+    def _with_curvature(self, metrics: EpochMetrics, before: EpochMetrics | None) -> EpochMetrics:
+        """Adds the newest estimate of the curvature and the damping there, where they are asked for; rank 0 alone."""
+        if not self.spec.curvature or metrics.diverged or self.replicas.rank > 0:
+            return metrics
+        top, mean = (before.curvature_top, before.curvature_mean) if before else (None, None)
+        seconds = metrics.curvature_seconds
+        if len(self.history) % self.spec.curvature == 0:
+            started = time.perf_counter()
+            estimate = self.network.curvature()
+            top, mean = (estimate.top, estimate.mean) if estimate else (None, None)
+            seconds += time.perf_counter() - started
+        ratio = None
+        if top is not None and self.spec.optimizer.rule == "sgd" and not self.spec.optimizer.momentum.nesterov:
+            ratio = damping_ratio(metrics.lr, metrics.momentum, top + self.spec.optimizer.decay.weight)
+        return dataclasses.replace(
+            metrics, curvature_top=top, curvature_mean=mean, curvature_seconds=seconds, damping_ratio=ratio
+        )
+
+    def _predicted_critical_lr(self) -> tuple[float | None, float]:
+        """The prediction at the first weights, where it is asked for, and its seconds; of rank 0 alone."""
+        if not self.spec.predict_critical_lr or self.replicas.rank > 0:
+            return None, 0.0
+        started, network, place = time.perf_counter(), self.network, (self.device, self.replicas.size)
+        critical_lr = predicted(self.spec, network.curvature, network.num_parameters, self.num_steps, place)
+        return critical_lr, time.perf_counter() - started
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to continue, for a checkpoint; the tensors are the live ones."""
+        return {
+            "history": [dataclasses.asdict(metrics) for metrics in self.history],
+            "state": self.network.state(),
+            "anchor": self.anchor,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Takes up what :meth:`state` gave."""
+        self.network.load(content["state"])
+        self.anchor = content["anchor"]
+        self.history = [from_dict(EpochMetrics, metrics) for metrics in content["history"]]
+        for _ in self.history:
+            next(self._legs)
