@@ -34,9 +34,9 @@ from matplotlib.figure import Figure
 from benchmarks.recording import conditions, parser, record, show, spread
 from search_spaces import SPACES
 from tuner.core.errors import InvalidInput
-from tuner.core.metrics import best_accuracy, error_area, target_label, time_to_target
+from tuner.core.metrics import EpochMetrics, best_accuracy, error_area, target_label, time_to_target
 from tuner.core.serialization import digest, from_dict, to_json, with_settings
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.core.variants import resolve_variants
 from tuner.report.figures import styles
 from tuner.workloads.data import load_data

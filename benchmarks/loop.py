@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.peers.bare_loop import new_model, sgd, train_epoch
 from benchmarks.recording import conditions, parser, record, show, spread
 from tuner.core.trial_spec import TrialSpec, WorkloadSpec
-from tuner.optimizers import make_optimizer
+from tuner.optimizers.rules import make_optimizer
 from tuner.order import shuffled_batches
 from tuner.train import train
 from tuner.workloads.augmentation import Augmentation

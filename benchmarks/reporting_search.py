@@ -25,26 +25,28 @@ from rich.console import Console
 from benchmarks.simulated_search import Truth, curve
 from tuner.cluster import tune_run
 from tuner.cluster.trial_actor import Order, Results, TrialActor
-from tuner.core.metrics import is_over
+from tuner.core.metrics import EpochMetrics, is_over
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import from_dict, to_json
-from tuner.core.trial_spec import EpochMetrics, TrialSpec
+from tuner.core.trial_spec import TrialSpec
 from tuner.search import finish, session
-from tuner.search.__main__ import run_search
 from tuner.search.progress import Display
+from tuner.search.session import run_search
 from tuner.study.optuna_study import VariantStudy
-from tuner.study.recorder import Ledger
+from tuner.study.recorder import Recorder
+from tuner.study.results import Search
+from tuner.study.scheduler import TrialScheduler
 from tuner.tracking.tracker import Tracking
 
 VARIANTS = ("sgdm", "adamw", "lpsgdm", "critical")
 EPOCHS = 2
 ASK = "settings, {} arm"
-TUNE, OPTUNA, LEDGER, LOGS, TELL = "Tune's controller", "Optuna's database", "ledger", "logs", "display"
+TUNE, OPTUNA, RECORDER, LOGS, TELL = "Tune's controller", "Optuna's database", "recorder", "logs", "display"
 SNAPSHOTS, TABLES, REPORT, END = "Tune's snapshots", "Tune's tables", "report", "end, the rest"
 MLFLOW, RAY = "MLflow's thread", "Ray's threads"
 ROOMS = (
     *(ASK.format(arm) for arm in ("random", "default", "model")),
-    *(OPTUNA, LEDGER, LOGS, TELL, MLFLOW, TUNE, SNAPSHOTS, RAY, TABLES, REPORT, END),
+    *(OPTUNA, RECORDER, LOGS, TELL, MLFLOW, TUNE, SNAPSHOTS, RAY, TABLES, REPORT, END),
 )
 
 
@@ -109,10 +111,10 @@ class Clock:
 
     def watch(self) -> None:
         """Notes the state as trials end, and what MLflow's thread has taken when it ends."""
-        end, write = Ledger.end, Tracking._write
+        end, write = Recorder.end, Tracking._write
 
-        def ended(ledger: Ledger, name: str, *, failure: str | None = None) -> None:
-            end(ledger, name, failure=failure)
+        def ended(recorder: Recorder, name: str, *, failure: str | None = None) -> None:
+            end(recorder, name, failure=failure)
             self._num_ended += 1
             if self._num_ended % self.every == 0:
                 self.series.append(self.now())
@@ -121,7 +123,7 @@ class Clock:
             write(tracking)
             self._mlflow_seconds = time.thread_time()
 
-        replace({(Ledger, "end"): ended, (Tracking, "_write"): written})
+        replace({(Recorder, "end"): ended, (Tracking, "_write"): written})
 
     def _switch(self) -> None:
         now = time.thread_time()
@@ -141,9 +143,9 @@ def replace(functions: Mapping[tuple[Any, str], Any]) -> None:
         setattr(owner, name, function)
 
 
-def refresh_seconds(ledger: Ledger, repeats: int = 3) -> float:
+def refresh_seconds(recorder: Recorder, repeats: int = 3) -> float:
     """CPU seconds of drawing a terminal's display once, the least of some."""
-    display = Display(Console(), ledger)
+    display = Display(Console(), recorder.scheduler)
     taken = []
     for _ in range(repeats):
         before = time.thread_time()
@@ -158,31 +160,33 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
     costs: dict[str, Any] = {}
     train, conclude = session.train, finish.conclude
 
-    def trained(ledger: Ledger, *args: Any) -> Any:
+    def trained(recorder: Recorder, *args: Any) -> Any:
         clock.begin()
-        answer = train(ledger, *args)
-        records = ledger.records.values()
+        answer = train(recorder, *args)
+        records = recorder.records.values()
         costs["total"] = clock.now()
         costs["arms"], costs["statuses"] = Counter(r.arm for r in records), Counter(r.status for r in records)
         return answer
 
-    def concluded(ledger: Ledger, *args: Any, **kwargs: Any) -> Any:
+    def concluded(recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
         costs["trained"] = clock.now()
-        costs["refresh"] = refresh_seconds(ledger)
+        costs["refresh"] = refresh_seconds(recorder)
         clock._since = time.thread_time()
-        return conclude(ledger, *args, **kwargs)
+        return conclude(recorder, *args, **kwargs)
 
-    replace({(session, "train"): trained, (session, "conclude"): concluded, (tune_run, "TrialActor"): ReportingActor})
+    replace({(session, "train"): trained, (finish, "conclude"): concluded, (tune_run, "TrialActor"): ReportingActor})
     finish.FLUSH_SECONDS = 3600.0  # trainings that take no time leave MLflow behind
     clock.watch()
-    clock.count(session, "tune_all", TUNE)
+    clock.count(tune_run, "tune_all", TUNE)
     clock.count(VariantStudy, "ask", lambda study: ASK.format(study._next_arm()))
     for method in ("_store", "_write"):
         clock.count(VariantStudy, method, OPTUNA)
-    for method in ("next_trial", "start", "record", "goes_on", "end"):
-        clock.count(Ledger, method, LEDGER)
-    clock.count(Ledger, "_write", LOGS)
-    clock.count(Display, "_tell", TELL)
+    for method in ("next_trial", "goes_on"):
+        clock.count(TrialScheduler, method, RECORDER)
+    for method in ("start", "record", "end"):
+        clock.count(Recorder, method, RECORDER)
+    clock.count(Search, "write", LOGS)
+    clock.count(Display, "print_end", TELL)
     clock.count(TuneController, "save_to_dir", SNAPSHOTS)
     clock.count(ExperimentAnalysis, "__init__", TABLES)
     clock.count(finish, "write_report", REPORT)

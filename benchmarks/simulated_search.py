@@ -20,16 +20,17 @@ import numpy as np
 import optuna
 
 from search_spaces import SPACES, Variant
+from tuner.core.metrics import EpochMetrics, FinalScore
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import flatten, with_settings
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec, TrialSpec
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec
+from tuner.core.variants import from_unit
 from tuner.study import search_folder, trial_folder
 from tuner.study.objectives import OBJECTIVES, evaluate
 from tuner.study.optuna_study import STATUSES, open_storage, study_name, trial_name
 from tuner.study.results import Point, Record, Search
-from tuner.study.sampler import from_unit, num_random, sobol_point
+from tuner.study.sampler import num_random, sobol_point
 from tuner.study.successive_halving import Rungs
-from tuner.study.trial_folder import FinalScore
 
 STEPS_PER_EPOCH = 16
 STARTED_AT = 1.75e9

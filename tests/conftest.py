@@ -17,11 +17,12 @@ from sqlalchemy import Engine
 from search_spaces import Variant
 from tests.command import Running, search
 from tests.postgres import BINARIES, Postgres
+from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import SearchSpec
-from tuner.core.trial_spec import EpochMetrics
 from tuner.study.optuna_study import open_storage, open_studies
-from tuner.study.recorder import Ledger
+from tuner.study.recorder import Recorder
 from tuner.study.results import Search
+from tuner.study.scheduler import TrialScheduler
 from tuner.tracking.tracker import Tracking
 
 
@@ -150,11 +151,11 @@ def postgres(postgres_server: Postgres) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def open_ledger(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
+def open_recorder(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Iterator[Callable[..., Recorder]]:
     """Opens the search "s" as a program that starts does; opened again, it is the same search."""
     opened: list[Tracking] = []
 
-    def open_it(variants: list[Variant], **changes: Any) -> Ledger:
+    def open_it(variants: list[Variant], **changes: Any) -> Recorder:
         names = tuple(variant.name for variant in variants)
         spec = SearchSpec(**{"name": "s", "variants": names, "confirm_seeds": 0, **changes})
         storage = open_storage(storage_url)
@@ -164,7 +165,8 @@ def open_ledger(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Iterator[C
         )
         opened.append(tracking)
         by_variant = {name: study.study for name, study in studies.items()}
-        return Ledger(Search(spec, "id", tuple(variants), tmp_path / "s", by_variant), studies, tracking, storage)
+        search = Search(spec, "id", tuple(variants), tmp_path / "s", by_variant)
+        return Recorder(TrialScheduler(search, studies), tracking, storage)
 
     yield open_it
     # A test that forks beside another's writing thread would take over whatever lock that holds, for good.

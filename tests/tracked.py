@@ -23,8 +23,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from tuner.core.metrics import speed_metrics
-from tuner.core.trial_spec import EpochMetrics
+from tuner.core.metrics import EpochMetrics, speed_metrics
 from tuner.tracking.tracker import SEARCH_TAG, TRIAL_TAG, Tracking
 
 TARGETS = (0.5,)

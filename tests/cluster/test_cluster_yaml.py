@@ -98,7 +98,9 @@ def test_autoscaler_v2_is_off_and_ours_ranks_the_workers(config: dict[str, Any])
     (command,) = starts(config, "--head")
     environment = command[: command.index("ray start")]
     assert re.search(r"export .*\bRAY_enable_autoscaler_v2=0\b", environment)
-    assert re.search(r"\bRAY_AUTOSCALER_UTILIZATION_SCORER=tuner\.autoscaling\.prefer_available\b", environment)
+    assert re.search(
+        r"\bRAY_AUTOSCALER_UTILIZATION_SCORER=tuner\.cluster\.autoscaling\.prefer_available\b", environment
+    )
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in command
 
 

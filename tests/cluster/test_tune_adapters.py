@@ -12,13 +12,13 @@ from ray.tune.experiment import Trial
 
 from search_spaces import Variant
 from tuner.cluster.ray_cluster import Resources
-from tuner.cluster.tune_adapters import LedgerCallback, LedgerSearcher, RungScheduler
-from tuner.core.retry import StorageFailed
+from tuner.cluster.tune_adapters import EarlyStopping, TrialSearcher, TuneCallback
+from tuner.core.errors import StorageFailed
 from tuner.core.serialization import from_dict
 from tuner.core.trial_spec import TrialSpec
-from tuner.study.recorder import Ledger
+from tuner.study.recorder import Recorder
 
-Open = Callable[..., Ledger]
+Open = Callable[..., Recorder]
 Toy = Callable[..., Variant]
 
 
@@ -39,26 +39,30 @@ class Controller:
         return set(self.live)
 
 
-def test_tune_keeps_a_text_of_a_spec_and_few_numbers(open_ledger: Open, toy: Toy) -> None:
+def searcher_of(recorder: Recorder, max_live: int) -> TrialSearcher:
+    return TrialSearcher(recorder.scheduler, Resources(1, 0, 1), max_live=lambda: max_live)
+
+
+def test_tune_keeps_a_text_of_a_spec_and_few_numbers(open_recorder: Open, toy: Toy) -> None:
     """It copies each setting of a trial's config several times, and counts each number of each result."""
-    ledger = open_ledger([toy()], trials=2)
-    config = LedgerSearcher(ledger, Resources(1, 0, 1), max_live=lambda: 2).suggest("a")
-    assert from_dict(TrialSpec, json.loads(config["spec"])) == ledger.records["toy-00"].spec
+    recorder = open_recorder([toy()], trials=2)
+    config = searcher_of(recorder, 2).suggest("a")
+    assert from_dict(TrialSpec, json.loads(config["spec"])) == recorder.records["toy-00"].spec
     assert not any(isinstance(value, dict | list) for value in config.values())
 
 
-def test_no_more_trials_are_given_than_may_live(open_ledger: Open, toy: Toy) -> None:
-    ledger = open_ledger([toy()], trials=3)
-    searcher = LedgerSearcher(ledger, Resources(1, 0, 1), max_live=lambda: 2)
+def test_no_more_trials_are_given_than_may_live(open_recorder: Open, toy: Toy) -> None:
+    recorder = open_recorder([toy()], trials=3)
+    searcher = searcher_of(recorder, 2)
     given: list[Any] = [searcher.suggest(str(number)) for number in range(3)]
     assert [config and config["trial"] for config in given] == ["toy-00", "toy-01", None]
-    ledger.end("toy-00", failure="of no matter")
+    recorder.end("toy-00", failure="of no matter")
     assert searcher.suggest("3")["trial"] == "toy-02"
 
 
-def test_of_the_trials_that_live_the_first_that_waits_is_next(open_ledger: Open, toy: Toy) -> None:
+def test_of_the_trials_that_live_the_first_that_waits_is_next(open_recorder: Open, toy: Toy) -> None:
     """A controller that names all trials, ended ones too, is not asked for them."""
-    scheduler = RungScheduler(open_ledger([toy()], trials=1))
+    scheduler = EarlyStopping(open_recorder([toy()], trials=1).scheduler)
     trials = [cast(Trial, FakeTrial(status)) for status in (Trial.RUNNING, Trial.PENDING, Trial.PENDING)]
     controller = Controller(live=trials)
     assert scheduler.choose_trial_to_run(controller) is None
@@ -74,11 +78,11 @@ def test_of_the_trials_that_live_the_first_that_waits_is_next(open_ledger: Open,
     assert scheduler.choose_trial_to_run(controller) is None and not scheduler._added
 
 
-def test_tune_has_no_logs_to_read_at_the_end(open_ledger: Open, toy: Toy) -> None:
+def test_tune_has_no_logs_to_read_at_the_end(open_recorder: Open, toy: Toy) -> None:
     """An empty list would have it read those of its snapshot."""
     trials = [cast(Trial, object()) for _ in range(3)]
     first = trials[0]
-    LedgerCallback(open_ledger([toy()], trials=1)).on_experiment_end(trials)
+    TuneCallback(open_recorder([toy()], trials=1)).on_experiment_end(trials)
     assert trials == [first]
 
 
@@ -92,46 +96,49 @@ class GivenTrial:
     error_file: str | None = None
 
 
-def test_a_trial_that_tune_takes_up_and_gives_up_at_one_loss_is_given_again(open_ledger: Open, toy: Toy) -> None:
+def test_a_trial_that_tune_takes_up_and_gives_up_at_one_loss_is_given_again(open_recorder: Open, toy: Toy) -> None:
     """Tune hears twice of an actor that dies while it is handed its next trial."""
-    ledger = open_ledger([toy()], trials=2)
-    searcher, callback = LedgerSearcher(ledger, Resources(1, 0, 1), max_live=lambda: 9), LedgerCallback(ledger)
+    recorder = open_recorder([toy()], trials=2)
+    searcher, callback = (
+        searcher_of(recorder, 9),
+        TuneCallback(recorder),
+    )
     trial = cast(Trial, GivenTrial(searcher.suggest("a")))
     searcher.suggest("b")
     for told in (callback.on_trial_recover, callback.on_trial_error):
         told(iteration=1, trials=[trial], trial=trial)
-    assert not ledger.records["toy-00"].ended
+    assert not recorder.records["toy-00"].ended
     assert searcher.suggest("c")["trial"] == "toy-00"
     assert searcher.suggest("d") is None, "all are given, and none has ended: one may have to be given again"
     for name in ("toy-00", "toy-01"):
-        ledger.end(name, failure="of no matter")
-    assert searcher.suggest("e") == LedgerSearcher.FINISHED
+        recorder.end(name, failure="of no matter")
+    assert searcher.suggest("e") == TrialSearcher.FINISHED
 
 
-def test_a_trial_that_fails_too_often_ends(open_ledger: Open, toy: Toy) -> None:
-    ledger = open_ledger([toy()], trials=1)
-    callback = LedgerCallback(ledger)
-    trial = cast(Trial, GivenTrial(LedgerSearcher(ledger, Resources(1, 0, 1), max_live=lambda: 9).suggest("a")))
-    for _ in range(ledger.spec.max_failures + 1):
+def test_a_trial_that_fails_too_often_ends(open_recorder: Open, toy: Toy) -> None:
+    recorder = open_recorder([toy()], trials=1)
+    callback = TuneCallback(recorder)
+    trial = cast(Trial, GivenTrial(searcher_of(recorder, 9).suggest("a")))
+    for _ in range(recorder.spec.max_failures + 1):
         assert "failure" not in trial.config or trial.config["failure"] is None
         callback.on_trial_recover(iteration=1, trials=[trial], trial=trial)
     assert trial.config["failure"], "its next start ends it"
     callback.on_trial_error(iteration=1, trials=[trial], trial=trial)
-    assert ledger.records["toy-00"].status == "failed"
+    assert recorder.records["toy-00"].status == "failed"
 
 
 def test_an_end_that_cannot_be_written_stops_the_search_and_is_no_failure(
-    open_ledger: Open, toy: Toy, monkeypatch: pytest.MonkeyPatch
+    open_recorder: Open, toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = open_ledger([toy()], trials=1)
-    trial = cast(Trial, GivenTrial(LedgerSearcher(ledger, Resources(1, 0, 1), max_live=lambda: 9).suggest("a")))
-    callback = LedgerCallback(ledger)
+    recorder = open_recorder([toy()], trials=1)
+    trial = cast(Trial, GivenTrial(searcher_of(recorder, 9).suggest("a")))
+    callback = TuneCallback(recorder)
 
     def away(*_: Any) -> None:
         raise StorageFailed("Optuna's storage has failed for 120 s")
 
-    monkeypatch.setattr(ledger.studies["toy"], "tell", away)
+    monkeypatch.setattr(recorder.studies["toy"], "tell", away)
     callback.on_trial_complete(iteration=1, trials=[trial], trial=trial)
-    assert not ledger.records["toy-00"].ended, "what is not written has not ended"
+    assert not recorder.records["toy-00"].ended, "what is not written has not ended"
     with pytest.raises(StorageFailed, match="120 s"):
         callback.on_step_end(iteration=1, trials=[trial])

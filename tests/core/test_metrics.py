@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tuner.core.metrics import (
+    EpochMetrics,
     best_accuracy,
     epoch_metrics,
     error_area,
@@ -18,7 +19,6 @@ from tuner.core.metrics import (
     target_label,
     time_to_target,
 )
-from tuner.core.trial_spec import EpochMetrics
 
 MakeEpoch = Callable[..., EpochMetrics]
 

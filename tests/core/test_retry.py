@@ -18,8 +18,9 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from search_spaces import Variant
 from tests.postgres import Postgres
 from tuner.core import retry
-from tuner.core.retry import StorageFailed, patiently
-from tuner.core.trial_spec import EpochMetrics
+from tuner.core.errors import StorageFailed
+from tuner.core.metrics import EpochMetrics
+from tuner.core.retry import patiently
 from tuner.study.optuna_study import VariantStudy, close_storage, open_storage
 
 Epoch = Callable[..., EpochMetrics]

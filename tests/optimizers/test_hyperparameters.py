@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from search_spaces import SPACES
+from tuner.core.metrics import EpochMetrics
 from tuner.core.serialization import with_settings
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec
+from tuner.core.trial_spec import OptimizerSpec
 from tuner.optimizers.hyperparameters import Knobs, knobs_at, longest_step, switch_step
 from tuner.schedules import critical_momentum
 

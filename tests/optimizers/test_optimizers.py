@@ -17,8 +17,9 @@ from tuner.core.errors import InvalidInput
 from tuner.core.optimizer_spec import Rescale
 from tuner.core.serialization import Setting, from_dict, with_settings
 from tuner.core.trial_spec import OptimizerSpec, Rule
-from tuner.optimizers import LPSGD, RULES, Lion, make_optimizer, set_knobs
+from tuner.optimizers import LPSGD, Lion
 from tuner.optimizers.hyperparameters import knobs_at
+from tuner.optimizers.rules import RULES, make_optimizer, set_knobs
 
 
 def case(rule: str, **settings: Any) -> OptimizerSpec:

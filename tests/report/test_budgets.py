@@ -12,9 +12,10 @@ import pytest
 
 from benchmarks.simulated_search import Truth, simulate
 from search_spaces import SPACES
+from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import with_settings
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec
+from tuner.core.trial_spec import OptimizerSpec
 from tuner.report.budgets import NOT_REPEATED, budgets, command, limits, provenance, wall_seconds
 from tuner.report.claims import claims, tuned_against_default, verdict
 from tuner.report.document import Section

@@ -11,9 +11,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from search_spaces import SPACES
+from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import with_settings
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec
+from tuner.core.trial_spec import OptimizerSpec
 from tuner.core.variants import resolve_variants
 from tuner.report.critical_lr_check import OFFSETS, agreement, critical_lr, ratios
 from tuner.report.document import Section

@@ -16,13 +16,13 @@ from optuna.trial import create_trial
 
 from benchmarks.simulated_search import Truth, simulate
 from search_spaces import SPACES, Variant
+from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import with_settings
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec
-from tuner.core.variants import resolve_variants
+from tuner.core.trial_spec import OptimizerSpec
+from tuner.core.variants import from_unit, resolve_variants
 from tuner.report.findings import FEWEST, divergence, edges, importance, importances, stability
 from tuner.study.results import Record, Search
-from tuner.study.sampler import from_unit
 
 Epoch = Callable[..., EpochMetrics]
 OWN = Variant(

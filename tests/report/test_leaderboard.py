@@ -12,12 +12,12 @@ import pytest
 from scipy import stats
 
 from search_spaces import Variant
+from tuner.core.metrics import EpochMetrics, FinalScore
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import with_settings
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec
+from tuner.core.trial_spec import OptimizerSpec
 from tuner.report.leaderboard import best_settings, exploration, leaderboard, metrics_and_tags
 from tuner.study.results import Record, Search
-from tuner.study.trial_folder import FinalScore
 
 Curves = Mapping[str, Sequence[Sequence[float]]]
 Made = Callable[..., Search]

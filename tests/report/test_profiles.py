@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.simulated_search import Truth, simulate
+from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import SearchSpec
-from tuner.core.trial_spec import EpochMetrics
 from tuner.report.profiles import left_out, performance_profiles
 from tuner.study.results import Search
 

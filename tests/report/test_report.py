@@ -25,8 +25,7 @@ from tuner.report import __main__ as command
 from tuner.report.document import Report, Section, Table
 from tuner.report.figures import CROWD
 from tuner.report.outline import joint_report, report_of
-from tuner.report.page import as_html, as_markdown
-from tuner.report.writing import write_report
+from tuner.report.page import as_html, as_markdown, write_report
 from tuner.study import search_folder
 from tuner.study.results import Search, load_search
 

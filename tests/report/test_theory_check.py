@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from search_spaces import SPACES
+from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import with_settings
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec
+from tuner.core.trial_spec import OptimizerSpec
 from tuner.core.variants import resolve_variants
 from tuner.report.document import Section
 from tuner.report.outline import report_of

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.simulated_search import Truth, simulate
+from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import Objective, SearchSpec
-from tuner.core.trial_spec import EpochMetrics
 from tuner.report import bands
 from tuner.report.bands import SIMULATED, TARGET, Policy, curves, level_of, levels, simulated_coverage, stopped
 from tuner.report.tuning_curves import tuning_curve

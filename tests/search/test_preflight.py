@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from tuner.core import database
 from tuner.core.errors import InvalidInput, masked
 from tuner.core.search_spec import SearchSpec
-from tuner.search import preflight
-from tuner.search.preflight import check, check_folder, check_tracking_uri
+from tuner.core.store import check_folder
+from tuner.search.preflight import check
+from tuner.tracking.client import check_tracking_uri
 
 PASSWORD = "swordfish"
 
@@ -134,7 +136,7 @@ def test_a_file_that_is_no_database_is_refused_and_an_empty_one_is_not(good: dic
 def test_a_database_that_is_not_there_is_refused_without_its_password(
     good: dict[str, Any], name: str, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "PROBE_SECONDS", 2)
+    monkeypatch.setattr(database, "PROBE_SECONDS", 2)
     assert f"--{name.replace('_', '-')} " in refused(**good | {name: uri})
 
 
@@ -155,8 +157,8 @@ def test_a_server_that_never_answers_is_given_up_in_time(
     good: dict[str, Any], silent: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both at once, as each takes all of its time; the clients' own is minutes, and the test would end by that."""
-    assert preflight.PROBE_SECONDS <= 10
-    monkeypatch.setattr(preflight, "PROBE_SECONDS", 2)
+    assert database.PROBE_SECONDS <= 10
+    monkeypatch.setattr(database, "PROBE_SECONDS", 2)
     uris = {
         "tracking_uri": f"http://me:{PASSWORD}@127.0.0.1:{silent}",
         "storage": f"postgresql://me:{PASSWORD}@127.0.0.1:{silent}/db",

@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from search_spaces import Variant
-from tuner.core.metrics import best_accuracy, time_to_target
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec
+from tuner.core.metrics import EpochMetrics, best_accuracy, time_to_target
+from tuner.core.trial_spec import OptimizerSpec
 from tuner.search.progress import Display
-from tuner.study.recorder import Ledger
+from tuner.study.recorder import Recorder
 from tuner.study.results import Record
 
-Open = Callable[..., Ledger]
+Open = Callable[..., Recorder]
 Toy = Callable[..., Variant]
 Epoch = Callable[..., EpochMetrics]
 STATUSES = ("running", "finished", "stopped", "diverged", "failed")
@@ -33,17 +32,17 @@ def drawn(display: Display) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
 
 
-def expected(ledger: Ledger) -> list[list[str]]:
+def expected(recorder: Recorder) -> list[list[str]]:
     """The same from all records."""
     cells = []
-    for variant in ledger.search.variants:
-        records = [record for record in ledger.records.values() if record.variant == variant.name]
+    for variant in recorder.search.variants:
+        records = [record for record in recorder.records.values() if record.variant == variant.name]
         phases = {phase: [record for record in records if record.phase == phase] for phase in ("explore", "confirm")}
-        times = [time_to_target(record.history, ledger.spec.targets[-1]) for record in records]
+        times = [time_to_target(record.history, recorder.spec.targets[-1]) for record in records]
         cells.append(
             [
                 variant.name,
-                f"{sum(record.ended for record in phases['explore'])}/{ledger.spec.trials}",
+                f"{sum(record.ended for record in phases['explore'])}/{recorder.spec.trials}",
                 *(
                     str([record.status for record in records].count(status))
                     for status in STATUSES
@@ -58,50 +57,51 @@ def expected(ledger: Ledger) -> list[list[str]]:
 
 
 @pytest.fixture
-def ledger(open_ledger: Open, toy: Toy) -> Ledger:
-    return open_ledger([toy("one"), toy("two")], trials=40, confirm_seeds=2)
+def recorder(open_recorder: Open, toy: Toy) -> Recorder:
+    return open_recorder([toy("one"), toy("two")], trials=40, confirm_seeds=2)
 
 
-def add(ledger: Ledger, number: int, phase: Any) -> Record:
+def add(recorder: Recorder, number: int, phase: Any) -> Record:
     variant = random.choice(["one", "two"])
-    spec = ledger.spec.trial_spec(OptimizerSpec(), number)
+    spec = recorder.spec.trial_spec(OptimizerSpec(), number)
     name = f"{variant}-{number:02d}" if phase == "explore" else f"{variant}/confirm-{number}"
-    record = ledger.records[name] = Record(name, variant, number, spec, phase)
+    record = recorder.records[name] = Record(name, variant, number, spec, phase)
     return record
 
 
-def test_it_shows_what_the_records_hold_at_any_time(ledger: Ledger, epoch: Epoch) -> None:
+def test_it_shows_what_the_records_hold_at_any_time(recorder: Recorder, epoch: Epoch) -> None:
     random.seed(0)
-    display = Display(Console(), ledger)
+    display = Display(Console(), recorder.scheduler)
     live: list[Record] = []
     for number in range(60):
-        live.append(add(ledger, number, "confirm" if number % 9 == 8 else "explore"))
+        live.append(add(recorder, number, "confirm" if number % 9 == 8 else "explore"))
         for record in [record for record in live if random.random() < 0.6]:
             record.status = random.choice(STATUSES)
             record.history.append(epoch(len(record.history) + 1, random.random(), diverged=record.status == "diverged"))
         live = [record for record in live if not record.ended]
         if number % 3 == 0:
-            assert drawn(display) == expected(ledger)
+            assert drawn(display) == expected(recorder)
             done = sum(
                 1.0 if record.ended else record.history[-1].gradient_evaluations / 100 if record.history else 0.0
-                for record in ledger.records.values()
+                for record in recorder.records.values()
             )
             assert sum(standing.done for standing in display._standings().values()) == pytest.approx(done)
 
 
-def test_a_line_a_trial_counts_those_that_have_ended(ledger: Ledger, epoch: Epoch) -> None:
+def test_a_line_a_trial_counts_those_that_have_ended(recorder: Recorder, epoch: Epoch) -> None:
     console = Console(file=io.StringIO(), width=200)
-    display = Display(console, ledger)
+    display = Display(console, recorder.scheduler)
     for number in range(3):
-        record = add(ledger, number, "explore")
+        record = add(recorder, number, "explore")
         record.history, record.status = [epoch(1, 0.5)], "finished"
-        display.on_trial_complete(0, [], SimpleNamespace(config={"trial": record.name}))
+        display.print_end(record)
+        display.print_end(record)
     assert isinstance(console.file, io.StringIO)
     counts = [line.split()[0] for line in console.file.getvalue().splitlines()]
-    assert counts == [f"{number}/{ledger.num_planned}" for number in (1, 2, 3)]
+    assert counts == [f"{number}/{recorder.scheduler.num_planned}" for number in (1, 2, 3)]
 
 
-def test_records_that_have_ended_are_looked_at_once(ledger: Ledger, epoch: Epoch) -> None:
+def test_records_that_have_ended_are_looked_at_once(recorder: Recorder, epoch: Epoch) -> None:
     class Watched(list[EpochMetrics]):
         num_read = 0
 
@@ -110,9 +110,9 @@ def test_records_that_have_ended_are_looked_at_once(ledger: Ledger, epoch: Epoch
             return super().__iter__()
 
     for number in range(30):
-        record = add(ledger, number, "explore")
+        record = add(recorder, number, "explore")
         record.history, record.status = Watched([epoch(1, 0.5)]), "finished"
-    display = Display(Console(), ledger)
+    display = Display(Console(), recorder.scheduler)
     assert Watched.num_read == 30
     drawn(display)
     assert Watched.num_read == 30

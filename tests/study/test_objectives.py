@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import Objective
-from tuner.core.trial_spec import EpochMetrics
 from tuner.study.objectives import OBJECTIVES, evaluate, gradient_evaluations_to_target, rank
 
 Epoch = Callable[..., EpochMetrics]

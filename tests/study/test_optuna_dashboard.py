@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from search_spaces import SPACES
-from tuner.core.trial_spec import EpochMetrics
+from tuner.core.metrics import EpochMetrics
 from tuner.study.optuna_study import VariantStudy, open_storage
 
 ENDINGS = {"finished": "Complete", "stopped": "Pruned", "diverged": "Complete", "failed": "Fail", "": "Running"}

@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import SPACES, Variant
 from tuner.core.errors import InvalidInput
+from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import Objective, SearchSpec
-from tuner.core.trial_spec import EpochMetrics
 from tuner.study.optuna_study import VariantStudy, open_storage, open_studies, study_name, trial_name
 
 Epoch = Callable[..., EpochMetrics]

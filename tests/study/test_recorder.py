@@ -16,55 +16,57 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from search_spaces import Variant
+from tuner.core.metrics import EpochMetrics, FinalScore
 from tuner.core.serialization import to_json
 from tuner.core.store import WEIGHTS
-from tuner.core.trial_spec import EpochMetrics
-from tuner.study.recorder import Ledger
+from tuner.study import optuna_study, results, sampler, scheduler, trial_folder
+from tuner.study import recorder as recorder_module
+from tuner.study.recorder import Recorder
 from tuner.study.results import Record
-from tuner.study.trial_folder import TEST, FinalScore, append_epoch, read_epochs
+from tuner.study.trial_folder import TEST, append_epoch, read_epochs
+from tuner.tracking import runs
 from tuner.tracking import tracker as tracking_module
 from tuner.tracking.runs import Runs
 from tuner.tracking.tracker import PARENT, TRIAL_TAG
 
-Open = Callable[..., Ledger]
+Open = Callable[..., Recorder]
 Toy = Callable[..., Variant]
 Epoch = Callable[..., EpochMetrics]
-Work = Callable[[Ledger], None]
+Work = Callable[[Recorder], None]
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
 EPOCHS = 9
 
 
 @pytest.fixture
 def work(epoch: Epoch) -> Work:
-    """Runs a ledger's trials to their ends, two at a time."""
+    """Runs a recorder's trials to their ends, two at a time."""
 
-    def run(ledger: Ledger) -> None:
+    def run(recorder: Recorder) -> None:
         live: list[Iterator[None]] = []
         while True:
-            while len(live) < 2 and (record := ledger.next_trial()) is not None:
+            while len(live) < 2 and (record := recorder.scheduler.next_trial()) is not None:
                 if not record.ended:
-                    live.append(train(ledger, record))
+                    live.append(train(recorder, record))
             if not live:
                 return
             for trial in list(live):
                 if next(trial, "ended") == "ended":
                     live.remove(trial)
 
-    def train(ledger: Ledger, record: Record) -> Iterator[None]:
-        folder = ledger.search.folder / record.folder_name
-        ledger.start(record.name)
+    def train(recorder: Recorder, record: Record) -> Iterator[None]:
+        folder = recorder.search.folder / record.folder_name
+        recorder.start(record.name)
         if record.phase == "test":
             assert (folder / WEIGHTS).read_text() == to_json(record.spec)
-            ledger.record_test(record.name, FinalScore(0.5, 0.9, "data"), 0.1)
-            ledger.end(record.name)
+            recorder.record_test(record.name, FinalScore(0.5, 0.9, "data"), 0.1)
+            recorder.end(record.name)
             return
         checkpoint = folder / "checkpoint-000001.pt"
         height = 0.3 + 0.6 * (record.spec.optimizer.lr.peak**0.3) * (1 - 0.3 * record.spec.optimizer.momentum.value)
@@ -77,30 +79,30 @@ def work(epoch: Epoch) -> Work:
             draft.write_text(str(max(number, int(checkpoint.read_text()) if checkpoint.exists() else 0)))
             draft.replace(checkpoint)  # whole or not at all, as in a training
             last = diverges or number == EPOCHS
-            goes_on = last or ledger.goes_on(record.name, metrics)
-            ledger.record(record.name, metrics, 0.1)
+            goes_on = last or recorder.scheduler.goes_on(record.name, metrics)
+            recorder.record(record.name, metrics, 0.1)
             if diverges or not goes_on:
                 break
             yield
-        ledger.end(record.name)
+        recorder.end(record.name)
 
     return run
 
 
-def assert_whole(ledger: Ledger, uri: str, num_trials: int, num_confirmed: int = 0) -> None:
-    """Exactly the planned trials and confirmed runs, all ended, the same in the ledger, Optuna, MLflow and on disk."""
+def assert_whole(recorder: Recorder, uri: str, num_trials: int, num_confirmed: int = 0) -> None:
+    """Exactly the planned trials and confirmed runs, all ended, the same in memory, Optuna, MLflow and on disk."""
     statuses: dict[str, str] = {}
-    for name, study in ledger.studies.items():
+    for name, study in recorder.studies.items():
         trials = study.study.get_trials()
         assert len(trials) == num_trials
         arms = Counter(trial.user_attrs["arm"] for trial in trials)
         assert arms == Counter(random=(num_trials + 1) // 2, model=num_trials // 2)
         assert all(trial.state.is_finished() for trial in trials)
         statuses |= {f"{name}-{trial.number:02d}": trial.user_attrs["status"] for trial in trials}
-    for name in ledger.studies:
+    for name in recorder.studies:
         for number in range(1, num_confirmed + 1):
             statuses[f"{name}/confirm-{number}"] = "diverged" if number == 2 else "finished"
-    assert {record.name: record.status for record in ledger.records.values()} == statuses
+    assert {record.name: record.status for record in recorder.records.values()} == statuses
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("e")
     assert experiment is not None
@@ -110,7 +112,7 @@ def assert_whole(ledger: Ledger, uri: str, num_trials: int, num_confirmed: int =
         name = run.data.tags[TRIAL_TAG]
         if name == PARENT:
             continue
-        history, folder = ledger.records[name].history, ledger.search.folder / ledger.records[name].folder_name
+        history, folder = recorder.records[name].history, recorder.search.folder / recorder.records[name].folder_name
         assert history == read_epochs(folder)
         if "/confirm-" in name:
             finished = statuses[name] == "finished"
@@ -147,13 +149,13 @@ def in_a_program_of_its_own(task: Callable[[], None]) -> int:
 KILLED = 9
 
 
-def kill_at(step: int, files: tuple[str, ...], functions: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """A tracer that ends the process, without any farewell, at a step: a line of these files, or of some functions."""
-    left = step
+def kill_at(step: int, modules: tuple[ModuleType, ...], functions: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """A tracer that ends the process at once at a step: a line of these modules, or of some functions of theirs."""
+    left, files = step, {module.__file__ for module in modules}
 
     def count(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
         nonlocal left
-        if Path(frame.f_code.co_filename).name not in files:
+        if frame.f_code.co_filename not in files:
             return None
         if functions and frame.f_code.co_name not in functions:
             return None
@@ -166,45 +168,45 @@ def kill_at(step: int, files: tuple[str, ...], functions: tuple[str, ...] = ()) 
     return count
 
 
-def test_every_variant_has_its_trials_in_turn(open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str) -> None:
-    ledger = open_ledger([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
-    assert not ledger.is_complete()
-    work(ledger)
-    names = [record.name for record in ledger.records.values()]
+def test_every_variant_has_its_trials_in_turn(open_recorder: Open, toy: Toy, work: Work, mlflow_uri: str) -> None:
+    recorder = open_recorder([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
+    assert not recorder.scheduler.is_complete()
+    work(recorder)
+    names = [record.name for record in recorder.records.values()]
     assert names == [f"{variant}-{number:02d}" for number in range(4) for variant in ("one", "two")]
-    assert {ledger.records[name].status for name in ("one-02", "two-02")} <= {"diverged", "stopped"}
-    assert ledger.tracking.finish("finished", {}, [], timeout=60)
-    assert_whole(ledger, mlflow_uri, 4)
-    again = open_ledger([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
-    assert again.is_complete()
+    assert {recorder.records[name].status for name in ("one-02", "two-02")} <= {"diverged", "stopped"}
+    assert recorder.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(recorder, mlflow_uri, 4)
+    again = open_recorder([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
+    assert again.scheduler.is_complete()
     assert again.tracking.finish("finished", {}, [], timeout=60)
     assert_whole(again, mlflow_uri, 4)
-    for name, record in ledger.records.items():
+    for name, record in recorder.records.items():
         assert (again.records[name].spec, again.records[name].history) == (record.spec, record.history)
-    assert [again._rungs[v]._accuracies for v in ("one", "two")] == [
-        ledger._rungs[v]._accuracies for v in ("one", "two")
+    assert [again.scheduler._rungs[v]._accuracies for v in ("one", "two")] == [
+        recorder.scheduler._rungs[v]._accuracies for v in ("one", "two")
     ]
 
 
 def test_more_trials_and_variants_are_added_to_a_complete_search(
-    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str
+    open_recorder: Open, toy: Toy, work: Work, mlflow_uri: str
 ) -> None:
     for variants, num_trials in [(["one"], 2), (["one"], 5), (["one", "two"], 5)]:
-        ledger = open_ledger([toy(name) for name in variants], trials=num_trials, epochs=EPOCHS)
-        assert not ledger.is_complete()
-        work(ledger)
-        assert ledger.tracking.finish("finished", {}, [], timeout=60)
-        assert_whole(ledger, mlflow_uri, num_trials)
+        recorder = open_recorder([toy(name) for name in variants], trials=num_trials, epochs=EPOCHS)
+        assert not recorder.scheduler.is_complete()
+        work(recorder)
+        assert recorder.tracking.finish("finished", {}, [], timeout=60)
+        assert_whole(recorder, mlflow_uri, num_trials)
 
 
-DRIVER = ("ledger.py", "study.py", "sampling.py", "trial_folder.py", "test_ledger.py")
-WRITER = ("tracking.py", "mlflow_runs.py")
+DRIVER = (scheduler, recorder_module, optuna_study, sampler, trial_folder, sys.modules[__name__])
+WRITER = (tracking_module, runs)
 WRITING = ("_write", "order", "look", "write", "write_status")
 
 
 @pytest.mark.slow
 def test_programs_killed_at_any_statement_leave_a_search_that_is_finished_once(
-    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+    open_recorder: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One search, killed again and again, ever later, in its driver or in its writing thread."""
     monkeypatch.setattr(tracking_module, "FLUSH_SECONDS", 0.005)
@@ -214,9 +216,9 @@ def test_programs_killed_at_any_statement_leave_a_search_that_is_finished_once(
             sys.settrace(kill_at(step, DRIVER))
         else:
             threading.settrace(kill_at(step, WRITER, WRITING))
-        ledger = open_ledger([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
-        work(ledger)
-        if not ledger.tracking.finish("finished", {}, [], timeout=60):
+        recorder = open_recorder([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
+        work(recorder)
+        if not recorder.tracking.finish("finished", {}, [], timeout=60):
             raise TimeoutError
 
     num_killed = 0
@@ -226,24 +228,24 @@ def test_programs_killed_at_any_statement_leave_a_search_that_is_finished_once(
         assert status in (0, KILLED)
         num_killed += status == KILLED
     assert num_killed > 6
-    ledger = open_ledger([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
-    work(ledger)
-    assert ledger.tracking.finish("finished", {}, [], timeout=60)
-    assert_whole(ledger, mlflow_uri, 4)
+    recorder = open_recorder([toy("one"), toy("two")], trials=4, epochs=EPOCHS)
+    work(recorder)
+    assert recorder.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(recorder, mlflow_uri, 4)
 
 
 def test_what_optuna_has_and_mlflow_has_not_is_written_by_the_next_program(
-    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+    open_recorder: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def program() -> None:
         monkeypatch.setattr(Runs, "write", lambda *args: threading.Event().wait())
-        work(open_ledger([toy("one")], trials=3, epochs=EPOCHS))
+        work(open_recorder([toy("one")], trials=3, epochs=EPOCHS))
 
     assert in_a_program_of_its_own(program) == 0
-    ledger = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
-    assert ledger.is_complete()
-    assert ledger.tracking.finish("finished", {}, [], timeout=60)
-    assert_whole(ledger, mlflow_uri, 3)
+    recorder = open_recorder([toy("one")], trials=3, epochs=EPOCHS)
+    assert recorder.scheduler.is_complete()
+    assert recorder.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(recorder, mlflow_uri, 3)
 
 
 class Killed(BaseException):
@@ -252,13 +254,14 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("where", ["tell", "end_trial", "submit"])
 def test_a_program_killed_while_a_trial_ends(
-    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, where: str
+    open_recorder: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """At each end of a trial in turn, just before it is written there."""
     num_killed = 0
     for number in range(1, 4):
-        ledger = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
-        target: Any = {"tell": ledger.studies["one"], "end_trial": ledger.tracking, "submit": ledger._pruning}[where]
+        recorder = open_recorder([toy("one")], trials=3, epochs=EPOCHS)
+        owners = {"tell": recorder.studies["one"], "end_trial": recorder.tracking, "submit": recorder._pruning}
+        target: Any = owners[where]
         num_calls, original = 0, getattr(target, where)
 
         def die(*args: Any, number: int = number, original: Any = original, **named: Any) -> Any:
@@ -270,45 +273,45 @@ def test_a_program_killed_while_a_trial_ends(
 
         with monkeypatch.context() as patch, suppress(Killed):
             patch.setattr(target, where, die)
-            work(ledger)
+            work(recorder)
         num_killed += num_calls == number
-        ledger.tracking.finish("interrupted", {}, [], timeout=60)
+        recorder.tracking.finish("interrupted", {}, [], timeout=60)
     assert num_killed >= 2
-    ledger = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
-    work(ledger)
-    assert ledger.tracking.finish("finished", {}, [], timeout=60)
-    assert_whole(ledger, mlflow_uri, 3)
+    recorder = open_recorder([toy("one")], trials=3, epochs=EPOCHS)
+    work(recorder)
+    assert recorder.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(recorder, mlflow_uri, 3)
 
 
 def test_a_trial_that_fails_says_why_and_the_others_go_on(
-    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str
+    open_recorder: Open, toy: Toy, work: Work, mlflow_uri: str
 ) -> None:
-    ledger = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
-    failed = ledger.next_trial()
+    recorder = open_recorder([toy("one")], trials=3, epochs=EPOCHS)
+    failed = recorder.scheduler.next_trial()
     assert failed is not None
-    ledger.end(failed.name, failure="CUDA out of memory")
-    ledger.end(failed.name, failure="told again")
-    ledger.end(failed.name)
-    work(ledger)
-    assert ledger.tracking.finish("finished", {}, [], timeout=60)
-    assert next(record.status for record in ledger.records.values()) == "failed"
+    recorder.end(failed.name, failure="CUDA out of memory")
+    recorder.end(failed.name, failure="told again")
+    recorder.end(failed.name)
+    work(recorder)
+    assert recorder.tracking.finish("finished", {}, [], timeout=60)
+    assert next(record.status for record in recorder.records.values()) == "failed"
     client = MlflowClient(mlflow_uri)
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     run = next(run for run in runs if run.data.tags[TRIAL_TAG] == "one-00")
     assert (run.info.status, run.data.tags["failure"]) == ("FAILED", "CUDA out of memory")
 
 
-def test_epochs_told_again_change_nothing(open_ledger: Open, toy: Toy, epoch: Epoch) -> None:
-    ledger = open_ledger([toy("one")], trials=1, epochs=EPOCHS)
-    record = ledger.next_trial()
+def test_epochs_told_again_change_nothing(open_recorder: Open, toy: Toy, epoch: Epoch) -> None:
+    recorder = open_recorder([toy("one")], trials=1, epochs=EPOCHS)
+    record = recorder.scheduler.next_trial()
     assert record is not None
-    ledger.start(record.name)
+    recorder.start(record.name)
     for number, accuracy in [(1, 0.1), (2, 0.2), (1, 0.9), (2, 0.9), (3, 0.3)]:
-        ledger.record(record.name, epoch(number, accuracy), 0.5)
+        recorder.record(record.name, epoch(number, accuracy), 0.5)
     assert [metrics.validation_accuracy for metrics in record.history] == [0.1, 0.2, 0.3]
     assert record.busy_seconds == 2.5, "a worker was busy with what it told again"
-    assert list(ledger.studies["one"].study.get_trials()[0].intermediate_values) == [10, 20, 30]
-    ledger.tracking.finish("interrupted", {}, [], timeout=60)
+    assert list(recorder.studies["one"].study.get_trials()[0].intermediate_values) == [10, 20, 30]
+    recorder.tracking.finish("interrupted", {}, [], timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -322,119 +325,122 @@ def test_epochs_told_again_change_nothing(open_ledger: Open, toy: Toy, epoch: Ep
     ],
 )
 def test_who_falls_behind_is_stopped_unless(
-    open_ledger: Open, toy: Toy, epoch: Epoch, changes: dict[str, Any], goes_on: bool
+    open_recorder: Open, toy: Toy, epoch: Epoch, changes: dict[str, Any], goes_on: bool
 ) -> None:
-    ledger = open_ledger([toy("one"), toy("two")], trials=2, **changes)
+    recorder = open_recorder([toy("one"), toy("two")], trials=2, **changes)
     for accuracy, name in [(0.8, "one-00"), (0.2, "two-00"), (0.2, "one-01")]:
-        while name not in ledger.records:
-            ledger.next_trial()
-        ledger.start(name)
-        assert ledger.goes_on(name, epoch(4, accuracy)) == (goes_on or name != "one-01"), "variants never meet"
-    ledger.tracking.finish("interrupted", {}, [], timeout=60)
+        while name not in recorder.records:
+            recorder.scheduler.next_trial()
+        recorder.start(name)
+        let_through = recorder.scheduler.goes_on(name, epoch(4, accuracy))
+        assert let_through == (goes_on or name != "one-01"), "variants never meet"
+    recorder.tracking.finish("interrupted", {}, [], timeout=60)
 
 
 @pytest.mark.parametrize("factor", [None, 3.0])
 def test_trials_far_above_the_critical_rate_are_stopped_only_where_that_is_asked(
-    open_ledger: Open, toy: Toy, epoch: Epoch, factor: float | None, caplog: pytest.LogCaptureFixture
+    open_recorder: Open, toy: Toy, epoch: Epoch, factor: float | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After the first evaluation, whatever early stopping says; a trial without a prediction never."""
     changes = {"predict_critical_lr": True, "prune_above_critical": factor, "early_stopping": False}
-    ledger = open_ledger([toy("one")], trials=4, **changes)
+    recorder = open_recorder([toy("one")], trials=4, **changes)
     for ratio, stops in ((2.9, False), (3.1, True), (None, False), (50.0, True)):
-        record = ledger.next_trial()
+        record = recorder.scheduler.next_trial()
         assert record is not None
         metrics = epoch(1, 0.5, critical_lr=ratio and 0.1, lr_over_critical=ratio, diverged=ratio == 50.0)
-        assert ledger.goes_on(record.name, metrics) == (factor is None or not stops)
-        ledger.record(record.name, metrics, 0.1)
-        ledger.end(record.name)
+        assert recorder.scheduler.goes_on(record.name, metrics) == (factor is None or not stops)
+        recorder.record(record.name, metrics, 0.1)
+        recorder.end(record.name)
         status = "diverged" if ratio == 50.0 else "stopped"
-        assert record.status == ledger.studies["one"].study.get_trials()[-1].user_attrs["status"] == status
+        assert record.status == recorder.studies["one"].study.get_trials()[-1].user_attrs["status"] == status
     said = [record.getMessage() for record in caplog.records if "without diverging" in record.getMessage()]
     assert [line.partition(" ")[0] for line in said] == ["one-01"]
     assert "was stopped without diverging" in said[0] and "3.1 times the predicted" in said[0]
-    ledger.tracking.finish("interrupted", {}, [], timeout=60)
-    again = open_ledger([toy("one")], trials=4, **changes)
-    assert again._rungs["one"]._accuracies == ledger._rungs["one"]._accuracies, "pruned trials came to rungs too"
+    recorder.tracking.finish("interrupted", {}, [], timeout=60)
+    again = open_recorder([toy("one")], trials=4, **changes)
+    rungs = [opened.scheduler._rungs["one"]._accuracies for opened in (again, recorder)]
+    assert rungs[0] == rungs[1], "pruned trials came to rungs too"
 
 
-def test_confirmed_runs_are_never_pruned(open_ledger: Open, toy: Toy, epoch: Epoch) -> None:
-    ledger = open_ledger([toy("one")], trials=1, confirm_seeds=1, predict_critical_lr=True, prune_above_critical=1.0)
-    while (record := ledger.next_trial()) is not None and record.phase != "confirm":
-        ledger.record(record.name, epoch(10, 0.5), 0.1)
-        ledger.end(record.name)
+def test_confirmed_runs_are_never_pruned(open_recorder: Open, toy: Toy, epoch: Epoch) -> None:
+    pruning = {"predict_critical_lr": True, "prune_above_critical": 1.0}
+    recorder = open_recorder([toy("one")], trials=1, confirm_seeds=1, **pruning)
+    while (record := recorder.scheduler.next_trial()) is not None and record.phase != "confirm":
+        recorder.record(record.name, epoch(10, 0.5), 0.1)
+        recorder.end(record.name)
     assert record is not None and record.spec.predict_critical_lr
-    ledger.start(record.name)
-    assert ledger.goes_on(record.name, epoch(1, 0.5, critical_lr=0.01, lr_over_critical=10.0))
-    ledger.tracking.finish("interrupted", {}, [], timeout=60)
+    recorder.start(record.name)
+    assert recorder.scheduler.goes_on(record.name, epoch(1, 0.5, critical_lr=0.01, lr_over_critical=10.0))
+    recorder.tracking.finish("interrupted", {}, [], timeout=60)
 
 
 def test_a_trial_that_was_let_through_is_let_through_by_the_next_program(
-    open_ledger: Open, toy: Toy, epoch: Epoch
+    open_recorder: Open, toy: Toy, epoch: Epoch
 ) -> None:
-    first = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
-    early, late = first.next_trial(), first.next_trial()
+    first = open_recorder([toy("one")], trials=3, epochs=EPOCHS)
+    early, late = first.scheduler.next_trial(), first.scheduler.next_trial()
     assert early is not None and late is not None
     for record, accuracy in [(early, 0.2), (late, 0.8)]:
         first.start(record.name)
         for number in (1, 2, 3, 4):
             if number < 4 or record is early:
-                assert first.goes_on(record.name, epoch(number, accuracy))
+                assert first.scheduler.goes_on(record.name, epoch(number, accuracy))
                 first.record(record.name, epoch(number, accuracy), 0.1)
             else:
                 append_epoch(first.search.folder / record.name, epoch(number, accuracy))
     first.tracking.finish("interrupted", {}, [], timeout=60)
-    second = open_ledger([toy("one")], trials=3, epochs=EPOCHS)
+    second = open_recorder([toy("one")], trials=3, epochs=EPOCHS)
     for _ in range(3):
-        second.next_trial()
-    assert second.goes_on("one-01", epoch(4, 0.8)), "its last epoch was logged but not told: judged now"
-    assert second.goes_on("one-00", epoch(4, 0.2)), "after the other it would have been stopped"
-    assert not second.goes_on("one-02", epoch(4, 0.2)), "what the others were judged by still stands"
+        second.scheduler.next_trial()
+    assert second.scheduler.goes_on("one-01", epoch(4, 0.8)), "its last epoch was logged but not told: judged now"
+    assert second.scheduler.goes_on("one-00", epoch(4, 0.2)), "after the other it would have been stopped"
+    assert not second.scheduler.goes_on("one-02", epoch(4, 0.2)), "what the others were judged by still stands"
     second.tracking.finish("interrupted", {}, [], timeout=60)
 
 
-def test_the_share_of_the_time_that_was_spent_training(open_ledger: Open, toy: Toy, epoch: Epoch) -> None:
-    ledger = open_ledger([toy("one")], trials=2, epochs=1)
-    assert ledger.busy_share(2) is None
+def test_the_share_of_the_time_that_was_spent_training(open_recorder: Open, toy: Toy, epoch: Epoch) -> None:
+    recorder = open_recorder([toy("one")], trials=2, epochs=1)
+    assert recorder.busy_share(2) is None
     for started, ended, busy in [(100.0, 110.0, 8.0), (105.0, 120.0, 12.0)]:
-        record = ledger.next_trial()
+        record = recorder.scheduler.next_trial()
         assert record is not None
         record.started_at, record.ended_at, record.busy_seconds = started, ended, busy
-    assert ledger.busy_share(2) == pytest.approx(20 / (2 * 20))
-    ledger.tracking.finish("interrupted", {}, [], timeout=60)
+    assert recorder.busy_share(2) == pytest.approx(20 / (2 * 20))
+    recorder.tracking.finish("interrupted", {}, [], timeout=60)
 
 
 def test_runs_are_tagged_with_the_idea_and_with_what_they_control(
-    open_ledger: Open, toy: Toy, monkeypatch: pytest.MonkeyPatch
+    open_recorder: Open, toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = open_ledger([toy("one", idea="an idea"), toy("one-less", controls="one")], trials=1)
+    recorder = open_recorder([toy("one", idea="an idea"), toy("one-less", controls="one")], trials=1)
     told: dict[str, dict[str, str]] = {}
-    monkeypatch.setattr(ledger.tracking, "start_trial", lambda name, parameters, tags: told.update({name: tags}))
-    while (record := ledger.next_trial()) is not None:
-        ledger.start(record.name)
+    monkeypatch.setattr(recorder.tracking, "start_trial", lambda name, parameters, tags: told.update({name: tags}))
+    while (record := recorder.scheduler.next_trial()) is not None:
+        recorder.start(record.name)
     assert told["one-00"]["idea"] == "an idea" and "controls" not in told["one-00"]
     assert told["one-less-00"]["controls"] == "one"
 
 
-def test_rungs_stand_at_shares_of_gradient_evaluations(open_ledger: Open, toy: Toy, epoch: Epoch) -> None:
+def test_rungs_stand_at_shares_of_gradient_evaluations(open_recorder: Open, toy: Toy, epoch: Epoch) -> None:
     """Replays are paid for: a trial of few steps may have spent much."""
-    ledger = open_ledger([toy("one")], trials=2)
-    good, bad = (record.name for record in (ledger.next_trial(), ledger.next_trial()) if record)
-    assert ledger.goes_on(good, epoch(1, 0.8, gradient_evaluations=40, steps=10))
-    assert not ledger.goes_on(bad, epoch(1, 0.1, gradient_evaluations=40, steps=10))
+    recorder = open_recorder([toy("one")], trials=2)
+    good, bad = (record.name for record in (recorder.scheduler.next_trial(), recorder.scheduler.next_trial()) if record)
+    assert recorder.scheduler.goes_on(good, epoch(1, 0.8, gradient_evaluations=40, steps=10))
+    assert not recorder.scheduler.goes_on(bad, epoch(1, 0.1, gradient_evaluations=40, steps=10))
 
 
 CONFIRMED = 3 + 2
 
 
 def test_the_best_settings_and_the_default_point_are_confirmed_by_the_same_fresh_seeds_and_then_tested(
-    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str
+    open_recorder: Open, toy: Toy, work: Work, mlflow_uri: str
 ) -> None:
-    ledger = open_ledger([toy("one"), toy("two")], trials=4, epochs=EPOCHS, confirm_seeds=3)
-    assert ledger.num_planned == 2 * (4 + CONFIRMED)
-    work(ledger)
-    assert ledger.tracking.finish("finished", {}, [], timeout=60)
-    assert_whole(ledger, mlflow_uri, 4, CONFIRMED)
-    search = ledger.search
+    recorder = open_recorder([toy("one"), toy("two")], trials=4, epochs=EPOCHS, confirm_seeds=3)
+    assert recorder.scheduler.num_planned == 2 * (4 + CONFIRMED)
+    work(recorder)
+    assert recorder.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(recorder, mlflow_uri, 4, CONFIRMED)
+    search = recorder.search
     trial_seeds = {record.spec.seed for record in search.records.values() if record.phase == "explore"}
     for variant in search.variants:
         best = search.best(variant.name)
@@ -450,49 +456,49 @@ def test_the_best_settings_and_the_default_point_are_confirmed_by_the_same_fresh
         assert seeds[:2] == [run.spec.seed for run in default.values()]
 
 
-def test_the_test_split_waits_for_the_last_training(open_ledger: Open, toy: Toy, epoch: Epoch) -> None:
-    ledger = open_ledger([toy("one")], trials=1, epochs=1, confirm_seeds=1)
+def test_the_test_split_waits_for_the_last_training(open_recorder: Open, toy: Toy, epoch: Epoch) -> None:
+    recorder = open_recorder([toy("one")], trials=1, epochs=1, confirm_seeds=1)
     given: list[str] = []
     for _ in range(3):
-        record = ledger.next_trial()
+        record = recorder.scheduler.next_trial()
         if record is None:
-            assert not ledger.all_planned and given == ["one-00"], "its best is not known yet"
-            ledger.record("one-00", epoch(1, 0.9), 0.1)
-            ledger.end("one-00")
-            record = ledger.next_trial()
+            assert not recorder.scheduler.all_planned and given == ["one-00"], "its best is not known yet"
+            recorder.record("one-00", epoch(1, 0.9), 0.1)
+            recorder.end("one-00")
+            record = recorder.scheduler.next_trial()
         assert record is not None
         given.append(record.name)
     assert given == ["one-00", "one/confirm-1", "one/confirm-2"]
     for name in given[1:]:
-        assert ledger.next_trial() is None and not ledger.all_planned
-        assert ledger.goes_on(name, epoch(1, 0.0)), "a confirmed run is never stopped"
-        ledger.record(name, epoch(1, 0.9), 0.1)
-        ledger.end(name)
-    tests = [ledger.next_trial(), ledger.next_trial()]
+        assert recorder.scheduler.next_trial() is None and not recorder.scheduler.all_planned
+        assert recorder.scheduler.goes_on(name, epoch(1, 0.0)), "a confirmed run is never stopped"
+        recorder.record(name, epoch(1, 0.9), 0.1)
+        recorder.end(name)
+    tests = [recorder.scheduler.next_trial(), recorder.scheduler.next_trial()]
     assert [test.name for test in tests if test] == ["one/confirm-1/test", "one/confirm-2/test"]
-    assert ledger.next_trial() is None and ledger.all_planned
-    assert not ledger.is_complete()
-    ledger.tracking.finish("interrupted", {}, [], timeout=60)
+    assert recorder.scheduler.next_trial() is None and recorder.scheduler.all_planned
+    assert not recorder.scheduler.is_complete()
+    recorder.tracking.finish("interrupted", {}, [], timeout=60)
 
 
 def test_a_confirmed_run_whose_worker_dies_is_failed_and_stays_so(
-    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, epoch: Epoch
+    open_recorder: Open, toy: Toy, work: Work, mlflow_uri: str, epoch: Epoch
 ) -> None:
-    ledger = open_ledger([toy("one")], trials=1, epochs=1, confirm_seeds=1)
+    recorder = open_recorder([toy("one")], trials=1, epochs=1, confirm_seeds=1)
     for name in ("one-00", "one/confirm-1"):
-        record = ledger.next_trial()
+        record = recorder.scheduler.next_trial()
         assert record is not None and record.name == name
-        ledger.start(name)
+        recorder.start(name)
         if record.phase == "explore":
-            ledger.record(name, epoch(1, 0.9), 0.1)
-        ledger.end(name, failure="the worker died" if record.phase == "confirm" else None)
-    ledger.tracking.finish("interrupted", {}, [], timeout=60)
-    again = open_ledger([toy("one")], trials=1, epochs=1, confirm_seeds=1)
+            recorder.record(name, epoch(1, 0.9), 0.1)
+        recorder.end(name, failure="the worker died" if record.phase == "confirm" else None)
+    recorder.tracking.finish("interrupted", {}, [], timeout=60)
+    again = open_recorder([toy("one")], trials=1, epochs=1, confirm_seeds=1)
     assert again.records["one/confirm-1"].status == "failed"
     work(again)
     assert again.records["one/confirm-1"].status == "failed"
     assert again.tracking.finish("finished", {}, [], timeout=60)
-    assert open_ledger([toy("one")], trials=1, epochs=1, confirm_seeds=1).is_complete()
+    assert open_recorder([toy("one")], trials=1, epochs=1, confirm_seeds=1).scheduler.is_complete()
     client = MlflowClient(mlflow_uri)
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     tags = {run.data.tags[TRIAL_TAG]: run.data.tags for run in runs}
@@ -500,23 +506,23 @@ def test_a_confirmed_run_whose_worker_dies_is_failed_and_stays_so(
 
 
 def test_a_test_that_fails_costs_no_training_and_is_done_by_the_next_program(
-    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+    open_recorder: Open, toy: Toy, work: Work, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = open_ledger([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=1)
-    record_test, end = ledger.record_test, ledger.end
+    recorder = open_recorder([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=1)
+    record_test, end = recorder.record_test, recorder.end
     failure = {"one/confirm-1/test": "out of memory"}
-    monkeypatch.setattr(ledger, "record_test", lambda name, *rest: name in failure or record_test(name, *rest))
-    monkeypatch.setattr(ledger, "end", lambda name: end(name, failure=failure.get(name)))
-    work(ledger)
-    run = ledger.records["one/confirm-1"]
-    assert (run.status, run.test) == ("finished", None) and not ledger.is_complete()
-    assert ledger.tracking.finish("finished", {}, [], timeout=60)
-    again = open_ledger([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=1)
-    assert not again.is_complete()
+    monkeypatch.setattr(recorder, "record_test", lambda name, *rest: name in failure or record_test(name, *rest))
+    monkeypatch.setattr(recorder, "end", lambda name: end(name, failure=failure.get(name)))
+    work(recorder)
+    run = recorder.records["one/confirm-1"]
+    assert (run.status, run.test) == ("finished", None) and not recorder.scheduler.is_complete()
+    assert recorder.tracking.finish("finished", {}, [], timeout=60)
+    again = open_recorder([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=1)
+    assert not again.scheduler.is_complete()
     work(again)
     again.amend()
     assert again.records["one/confirm-1"].test is not None
-    assert again.is_complete()
+    assert again.scheduler.is_complete()
     assert again.tracking.finish("finished", {}, [], timeout=60)
     client = MlflowClient(mlflow_uri)
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
@@ -525,15 +531,15 @@ def test_a_test_that_fails_costs_no_training_and_is_done_by_the_next_program(
     assert [m.value for m in client.get_metric_history(found.info.run_id, "test/accuracy")] == [0.9]
 
 
-def test_a_copy_of_a_confirmed_run_takes_no_number_and_hides_nothing(open_ledger: Open, toy: Toy, work: Work) -> None:
-    first = open_ledger([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=1)
+def test_a_copy_of_a_confirmed_run_takes_no_number_and_hides_nothing(open_recorder: Open, toy: Toy, work: Work) -> None:
+    first = open_recorder([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=1)
     work(first)
     first.tracking.finish("finished", {}, [], timeout=60)
     folder = first.search.folder
     for copy in ("one.confirm-9", "backup.one.confirm-1"):
         shutil.copytree(folder / "one.confirm-1", folder / copy)
     specs = {path.parent.name: path.read_text() for path in folder.glob("*/spec.json")}
-    more = open_ledger([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=2)
+    more = open_recorder([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=2)
     work(more)
     more.tracking.finish("finished", {}, [], timeout=60)
     assert {name: (folder / name / "spec.json").read_text() for name in specs} == specs
@@ -541,18 +547,18 @@ def test_a_copy_of_a_confirmed_run_takes_no_number_and_hides_nothing(open_ledger
 
 
 def test_more_trials_may_find_another_best_which_is_confirmed_beside_the_earlier_one(
-    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str
+    open_recorder: Open, toy: Toy, work: Work, mlflow_uri: str
 ) -> None:
-    few = open_ledger([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=3, objective="accuracy")
+    few = open_recorder([toy("one")], trials=1, epochs=EPOCHS, confirm_seeds=3, objective="accuracy")
     work(few)
     few.tracking.finish("finished", {}, [], timeout=60)
     earlier = {run.name: run.history for run in few.search.confirmed("one").values()}
-    many = open_ledger([toy("one")], trials=9, epochs=EPOCHS, confirm_seeds=3, objective="accuracy")
-    assert not many.is_complete()
+    many = open_recorder([toy("one")], trials=9, epochs=EPOCHS, confirm_seeds=3, objective="accuracy")
+    assert not many.scheduler.is_complete()
     work(many)
-    assert many.num_planned == len(many.records) == 9 + 3 + CONFIRMED
-    again = open_ledger([toy("one")], trials=9, epochs=EPOCHS, confirm_seeds=3, objective="accuracy")
-    assert again.num_planned == len(again.records) == 9 + 3 + CONFIRMED
+    assert many.scheduler.num_planned == len(many.records) == 9 + 3 + CONFIRMED
+    again = open_recorder([toy("one")], trials=9, epochs=EPOCHS, confirm_seeds=3, objective="accuracy")
+    assert again.scheduler.num_planned == len(again.records) == 9 + 3 + CONFIRMED
     many.amend()
     many.tracking.finish("finished", {}, [], timeout=60)
     assert many.search.best("one") is not few.search.best("one"), "else this tests nothing"
@@ -569,7 +575,7 @@ def test_more_trials_may_find_another_best_which_is_confirmed_beside_the_earlier
 
 @pytest.mark.parametrize("seed", range(8))
 def test_killed_anywhere_a_search_is_confirmed_and_tested_once(
-    open_ledger: Open, toy: Toy, work: Work, mlflow_uri: str, seed: int
+    open_recorder: Open, toy: Toy, work: Work, mlflow_uri: str, seed: int
 ) -> None:
     """The program ends at an arbitrary line of the driver's, again and again, until one comes through."""
     settings: dict[str, Any] = {"trials": 2, "epochs": EPOCHS, "confirm_seeds": 3}
@@ -577,14 +583,14 @@ def test_killed_anywhere_a_search_is_confirmed_and_tested_once(
 
     def program() -> None:
         step = int(10 ** generator.uniform(2, 4.2))
-        sys.settrace(kill_at(step, ("ledger.py", "results.py", "trial_folder.py", "study.py")))
-        work(open_ledger([toy("one"), toy("two")], **settings))
+        sys.settrace(kill_at(step, (recorder_module, scheduler, results, trial_folder, optuna_study)))
+        work(open_recorder([toy("one"), toy("two")], **settings))
 
     for _ in range(4):
         in_a_program_of_its_own(program)
         generator.random()  # the child's draws are its own
-    ledger = open_ledger([toy("one"), toy("two")], **settings)
-    work(ledger)
-    assert ledger.tracking.finish("finished", {}, [], timeout=60)
-    assert_whole(ledger, mlflow_uri, 2, CONFIRMED)
-    assert open_ledger([toy("one"), toy("two")], **settings).is_complete()
+    recorder = open_recorder([toy("one"), toy("two")], **settings)
+    work(recorder)
+    assert recorder.tracking.finish("finished", {}, [], timeout=60)
+    assert_whole(recorder, mlflow_uri, 2, CONFIRMED)
+    assert open_recorder([toy("one"), toy("two")], **settings).scheduler.is_complete()

@@ -21,12 +21,13 @@ from benchmarks.simulated_search import Truth, simulate
 from search_spaces import SPACES
 from tuner import load_search
 from tuner.core.errors import InvalidInput
+from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import Objective, SearchSpec
 from tuner.core.serialization import with_settings
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec
+from tuner.core.trial_spec import OptimizerSpec
 from tuner.study import search_folder, trial_folder
 from tuner.study.optuna_study import VariantStudy, close_storage, existing_storage, open_storage
-from tuner.study.recorder import Ledger
+from tuner.study.recorder import Recorder
 from tuner.study.results import Record, Search
 
 VARIANTS = ("sgdm", "hybrid")
@@ -190,7 +191,7 @@ def test_a_storage_that_is_being_made_is_left_to_its_search(storage_url: str, tm
 
 
 def test_a_running_search_is_read_as_far_as_it_has_come(
-    open_ledger: Callable[..., Ledger], storage_url: str, tmp_path: Path, epoch: Callable[..., EpochMetrics]
+    open_recorder: Callable[..., Recorder], storage_url: str, tmp_path: Path, epoch: Callable[..., EpochMetrics]
 ) -> None:
     folder = tmp_path / "s"
     folder.mkdir()

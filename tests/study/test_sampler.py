@@ -16,10 +16,11 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from search_spaces import SPACES, Variant
+from tuner.core.metrics import EpochMetrics
 from tuner.core.serialization import flatten
-from tuner.core.trial_spec import EpochMetrics
+from tuner.core.variants import from_unit
 from tuner.study.optuna_study import VariantStudy
-from tuner.study.sampler import ArmSampler, from_unit, num_default, num_random, sobol_point
+from tuner.study.sampler import ArmSampler, num_default, num_random, sobol_point
 
 DISTRIBUTIONS: list[tuple[BaseDistribution, object, object]] = [
     (FloatDistribution(-1.5, 2.5), -1.5, 2.5),

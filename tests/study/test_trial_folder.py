@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.core.trial_spec import EpochMetrics
+from tuner.core.metrics import EpochMetrics
 from tuner.study.trial_folder import LOG, append_epoch, mend_log, read_epochs
 
 Epoch = Callable[..., EpochMetrics]

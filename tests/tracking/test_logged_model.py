@@ -13,7 +13,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.tracking import MlflowClient
 
 from tests.tracked import killed_at, opened, runs, tell
-from tuner.core.trial_spec import EpochMetrics
+from tuner.core.metrics import EpochMetrics
 from tuner.tracking.tracker import PARENT, SEARCH_TAG, Tracking, WinningModel
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from tests.tracked import opened, runs, tell
+from tuner.core.metrics import EpochMetrics
 from tuner.core.serialization import digest, with_settings
 from tuner.core.store import WEIGHTS, Store
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.study.trial_folder import write_spec
 from tuner.tracking.tracker import PARENT, WinningModel
 from tuner.train import train

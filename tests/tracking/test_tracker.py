@@ -21,8 +21,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.tracking import MlflowClient
 
 from tests.tracked import Between, Server, killed_at, opened, runs, tell
-from tuner.core.metrics import epoch_metrics
-from tuner.core.trial_spec import EpochMetrics
+from tuner.core.metrics import EpochMetrics, epoch_metrics
 from tuner.tracking import tracker as module
 from tuner.tracking.runs import Runs
 from tuner.tracking.tracker import PARENT, DataSet, WinningModel

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import SPACES
+from tuner.core.metrics import EpochMetrics
 from tuner.core.serialization import with_settings
 from tuner.core.store import Store
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec
-from tuner.optimizers import RandomScaling, make_optimizer, set_knobs
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
+from tuner.optimizers import RandomScaling
+from tuner.optimizers.rules import make_optimizer, set_knobs
 from tuner.theory import linearised_critical_lr, noise_factor
 from tuner.train import critical_lr, train
 from tuner.train.critical_lr import NUM_REMEMBERED, is_covered, predict_critical_lr, predicted, spectrum

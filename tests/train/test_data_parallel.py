@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from search_spaces import SPACES
 from tests.processes import CPU, Processes
 from tuner.core.errors import InvalidInput
-from tuner.core.metrics import is_over
+from tuner.core.metrics import EpochMetrics, is_over
 from tuner.core.serialization import with_settings
 from tuner.core.store import Store
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.optimizers import RandomScaling
 from tuner.train import train
 from tuner.train.data_parallel import ALONE, Replicas

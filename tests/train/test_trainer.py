@@ -20,10 +20,10 @@ from torch.nn.functional import cross_entropy
 from search_spaces import SPACES
 from tuner.core.damping import damping_ratio
 from tuner.core.errors import InvalidInput
-from tuner.core.metrics import is_over
+from tuner.core.metrics import EpochMetrics, is_over
 from tuner.core.serialization import Setting, digest, with_settings
 from tuner.core.store import Store
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.optimizers.hyperparameters import knobs_at
 from tuner.order import Batch, shuffled_batches
 from tuner.train import train

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from search_spaces import SPACES
 from tests.command import check_whole, mlflow_runs, search
-from tuner.core.metrics import is_over
+from tuner.core.metrics import EpochMetrics, is_over
 from tuner.core.serialization import with_settings
 from tuner.core.store import Store
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec, TrialSpec, WorkloadSpec
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.optimizers.hyperparameters import Knobs
 from tuner.order import Batch, shuffled_batches
 from tuner.study.results import load_search

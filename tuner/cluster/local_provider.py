@@ -17,8 +17,7 @@ from typing import Any
 
 import yaml
 
-from tuner.core.errors import InvalidInput
-from tuner.core.exit_status import OK, says_why
+from tuner.core.errors import OK, InvalidInput, says_why
 
 PROGRAM = "python -m tuner.cluster.local_provider"
 CLUSTER = Path("cluster.yaml")

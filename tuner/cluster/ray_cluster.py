@@ -6,6 +6,8 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
@@ -70,7 +72,7 @@ def start_ray(spec: SearchSpec) -> Resources:
     """
     # Relative paths and a user's own modules are those of the folder that the search was started in.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    # The ledger keeps the logs; Tune's own would say the same again, in three more forms.
+    # The recorder keeps the logs; Tune's own would say the same again, in three more forms.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if spec.address is None:
@@ -94,6 +96,15 @@ def start_ray(spec: SearchSpec) -> Resources:
     except InvalidInput:
         ray.shutdown()
         raise
+
+
+@contextmanager
+def running_ray(spec: SearchSpec) -> Iterator[Resources]:
+    """Connects to Ray, yields a trial's share, and ends the connection, and with it a Ray that was started here."""
+    try:
+        yield start_ray(spec)
+    finally:
+        ray.shutdown()
 
 
 def _probe(address: str) -> None:

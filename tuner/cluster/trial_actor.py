@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import Trainable
 
 from tuner.cluster.worker_group import Company, see_own_gpus
-from tuner.core.errors import InvalidInput
-from tuner.core.metrics import is_over
-from tuner.core.retry import StorageFailed, patiently
+from tuner.core.errors import InvalidInput, StorageFailed
+from tuner.core.metrics import EpochMetrics, FinalScore, is_over
+from tuner.core.retry import patiently
 from tuner.core.serialization import from_dict, to_json
 from tuner.core.store import Store
-from tuner.core.trial_spec import EpochMetrics, TrialSpec
-from tuner.study.trial_folder import FinalScore
+from tuner.core.trial_spec import TrialSpec
 
 if TYPE_CHECKING:  # the driver knows this module and has no use for torch's 500 MB
     from tuner.train.data_parallel import Replicas

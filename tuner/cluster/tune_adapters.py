@@ -1,4 +1,4 @@
-"""What Ray Tune asks of a search, answered from the ledger: which trial next, does it go on, what did it say."""
+"""What Ray Tune asks and reports, passed on: to the trial scheduler what it asks, to the recorder what it reports."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +15,45 @@ from ray import cloudpickle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher, SearchGenerator
 
 from tuner.cluster.ray_cluster import Resources
 from tuner.cluster.trial_actor import Order
-from tuner.core.retry import StorageFailed
+from tuner.core.errors import StorageFailed
+from tuner.core.metrics import EpochMetrics, FinalScore
 from tuner.core.serialization import from_dict, to_json
-from tuner.core.trial_spec import EpochMetrics
-from tuner.study.recorder import Ledger
+from tuner.study.recorder import Recorder
 from tuner.study.results import Record
-from tuner.study.trial_folder import FinalScore
+from tuner.study.scheduler import TrialScheduler
 
 
-class LedgerSearcher(Searcher):
-    """Suggests the ledger's trials.  Its state is the ledger's, so Tune has none to save."""
+class TrialSearcher(Searcher):
+    """Suggests the scheduler's trials.  It has no state of its own that Tune would have to save."""
 
-    def __init__(self, ledger: Ledger, resources: Resources, *, max_live: Callable[[], float]) -> None:
+    def __init__(self, trials: TrialScheduler, resources: Resources, *, max_live: Callable[[], float]) -> None:
         """``max_live`` says how many trials may run or wait: one more than fit, so that no worker waits."""
         super().__init__()
-        self.ledger = ledger
+        self.trials = trials
         self.resources = resources
         self.max_live = max_live
         self.suggested: Record | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
-        if self.ledger.num_live >= self.max_live():
+        if self.trials.num_live >= self.max_live():
             return None
-        self.suggested = self.ledger.next_trial()
+        self.suggested = self.trials.next_trial()
         if self.suggested is None:
             # One that runs may have to be given again.
-            return Searcher.FINISHED if self.ledger.all_planned and not self.ledger.num_live else None
+            return Searcher.FINISHED if self.trials.all_planned and not self.trials.num_live else None
         order = Order(
             trial=self.suggested.name,
             phase=self.suggested.phase,
             spec=to_json(self.suggested.spec),
-            root=self.ledger.search.root.place,
+            root=self.trials.search.root.place,
             folder=self.suggested.folder_name,
-            checkpoint_seconds=self.ledger.spec.checkpoint_seconds,
-            workers=self.ledger.spec.workers_per_trial,
+            checkpoint_seconds=self.trials.spec.checkpoint_seconds,
+            workers=self.trials.spec.workers_per_trial,
             threads=self.resources.threads,
             gpu_share=min(self.resources.gpus, 1.0),
         )
@@ -68,16 +69,16 @@ class LedgerSearcher(Searcher):
         pass
 
 
-class LedgerGenerator(SearchGenerator):
+class TrialGenerator(SearchGenerator):
     """Makes Tune's trials; those that had ended before this program enter its list as they ended, and do not run."""
 
-    def __init__(self, searcher: LedgerSearcher) -> None:
+    def __init__(self, searcher: TrialSearcher) -> None:
         super().__init__(searcher)
-        self.ledger_searcher = searcher
+        self.trial_searcher = searcher
 
     def create_trial_if_possible(self, experiment_spec: dict[str, Any]) -> Trial | None:
         trial = super().create_trial_if_possible(experiment_spec)
-        record = self.ledger_searcher.suggested
+        record = self.trial_searcher.suggested
         if trial is None or record is None:
             return trial
         # The folder where Tune's tools look for the log.  Named by Tune, a test's would not be that of its training.
@@ -94,12 +95,12 @@ class LedgerGenerator(SearchGenerator):
         pass
 
 
-class RungScheduler(FIFOScheduler):
-    """Stops the trials that the ledger's rungs do not let through."""
+class EarlyStopping(FIFOScheduler):
+    """Stops the trials that the trial scheduler does not let through."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, trials: TrialScheduler) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ledger = ledger
+        self.trials = trials
         self._added: dict[Trial, None] = {}
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
@@ -113,30 +114,32 @@ class RungScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if trial.config["phase"] == "test":
-            return str(TrialScheduler.CONTINUE)
-        goes_on = self.ledger.goes_on(trial.config["trial"], _metrics(result))
-        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+            return str(self.CONTINUE)
+        goes_on = self.trials.goes_on(trial.config["trial"], _metrics(result["metrics"]))
+        return str(self.CONTINUE if goes_on else self.STOP)
 
 
 MOST_LOST_MACHINES = 20
 """From then on each is a failure of the trial: it may be what ends them."""
 
 
-class LedgerCallback(Callback):
-    """Tells the ledger what Tune hears, and counts failures.
+class TuneCallback(Callback):
+    """Tells the recorder what Tune hears, and counts failures.
 
     Tune counts a machine that was lost as its trial's failure unless it was drained.  So Tune is to allow one failure
     more than are allowed, and one more for each lost machine; a trial that has failed too often is ended by its own
     next start, or, where it cannot even start, by Tune.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, recorder: Recorder, *, on_end: Callable[[Record], None] | None = None) -> None:
+        """``on_end`` is called after each trial or confirmed run that has ended."""
+        self.recorder = recorder
+        self.on_end = on_end
         self.num_failures: Counter[str] = Counter()
         self._storage_failed: StorageFailed | None = None
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.ledger.start(trial.config["trial"])
+        self.recorder.start(trial.config["trial"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -147,18 +150,18 @@ class LedgerCallback(Callback):
         if "failure" in result:
             self._end(name, result["failure"])
         elif "test" in result:
-            self.ledger.record_test(name, from_dict(FinalScore, result["test"]), result["busy_seconds"])
+            self.recorder.record_test(name, from_dict(FinalScore, result["test"]), result["busy_seconds"])
         else:
-            self.ledger.record(name, _metrics(result), result["busy_seconds"])
+            self.recorder.record(name, _metrics(result["metrics"]), result["busy_seconds"])
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         name = trial.config["trial"]
-        if self.ledger.num_lost_machines(name) < MOST_LOST_MACHINES and lost_machine(trial):
+        if self.recorder.search.record(name).num_lost_machines < MOST_LOST_MACHINES and lost_machine(trial):
             trial.max_failures += 1
-            self.ledger.lost_machine(name)
+            self.recorder.lost_machine(name)
             return
         self.num_failures[name] += 1
-        if self.num_failures[name] > self.ledger.spec.max_failures:
+        if self.num_failures[name] > self.recorder.spec.max_failures:
             trial.config["failure"] = _reason(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -166,18 +169,22 @@ class LedgerCallback(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         name = trial.config["trial"]
-        if self.num_failures[name] > self.ledger.spec.max_failures:
+        if self.num_failures[name] > self.recorder.spec.max_failures:
             self._end(name, _reason(trial))
         else:
             # An actor that is lost while Tune hands it its next trial is told of twice: Tune takes the trial up again
             # at the first, and gives it up at the second.
-            self.ledger.again(name)
+            self.recorder.scheduler.again(name)
 
     def _end(self, name: str, failure: str | None = None) -> None:
         try:
-            self.ledger.end(name, failure=failure)
-        except StorageFailed as error:  # of which Tune would make a failure of the trial
+            self.recorder.end(name, failure=failure)
+        except StorageFailed as error:  # Tune would make a failure of the trial of it
             self._storage_failed = error
+            return
+        record = self.recorder.records.get(name)
+        if record and self.on_end:
+            self.on_end(record)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if self._storage_failed:
@@ -209,8 +216,9 @@ def lost_machine(trial: Trial) -> bool:
     return bool(context and context.reason == context.Reason.Value("NODE_DIED"))
 
 
-def _metrics(result: dict[str, Any]) -> EpochMetrics:
-    return from_dict(EpochMetrics, json.loads(result["metrics"]))
+@lru_cache(maxsize=1)  # Tune shows each result to the scheduler and then to the callback
+def _metrics(text: str) -> EpochMetrics:
+    return from_dict(EpochMetrics, json.loads(text))
 
 
 def _reason(trial: Trial) -> str:

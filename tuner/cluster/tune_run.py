@@ -6,16 +6,17 @@ import errno
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from ray import tune
-from ray.tune import Callback, Stopper
+from ray.tune import Stopper
 
 from tuner.cluster.ray_cluster import Resources, Slots
 from tuner.cluster.trial_actor import TrialActor
-from tuner.cluster.tune_adapters import LedgerCallback, LedgerGenerator, LedgerSearcher, RungScheduler
-from tuner.core.retry import StorageFailed
-from tuner.study.recorder import Ledger
+from tuner.cluster.tune_adapters import EarlyStopping, TrialGenerator, TrialSearcher, TuneCallback
+from tuner.core.errors import StorageFailed
+from tuner.study.recorder import Recorder
+from tuner.study.results import Record
 
 
 class Deadline(Stopper):
@@ -33,37 +34,38 @@ class Deadline(Stopper):
         return self.passed
 
 
-def tune_all(ledger: Ledger, resources: Resources, deadline: Deadline, callbacks: Sequence[Callback]) -> None:
-    """Runs the ledger's trials to their ends, or to the deadline.
+def tune_all(recorder: Recorder, resources: Resources, deadline: Deadline, *, on_end: Callable[[Record], None]) -> None:
+    """Runs the trials that are left to their ends, or to the deadline; ``on_end`` is called after each.
 
     Every program that works on a search starts a Tune run of its own over the same folder.  Tune's restoring would need
-    its last snapshot whole and current, which a kill does not leave; the ledger does not need it.
+    its last snapshot whole and current, which a kill does not leave; the recorder does not need it.
     """
     # The searcher holds trials back; Tune would start actors one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2**30)
     # Ctrl-C must not wait for Tune's slow farewell: what it would save is saved.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    slots = Slots(ledger.spec, resources)
+    spec, search = recorder.spec, recorder.search
+    slots = Slots(spec, resources)
 
     def max_live() -> float:
-        return min(ledger.spec.max_concurrent or math.inf, slots.now() + 1)
+        return min(spec.max_concurrent or math.inf, slots.now() + 1)
 
     try:
         tune.run(
             TrialActor,
-            name=ledger.search.folder.name,
-            storage_path=str(ledger.search.folder.parent),
-            resources_per_trial=_bundles(resources, ledger.spec.workers_per_trial),
+            name=search.folder.name,
+            storage_path=str(search.folder.parent),
+            resources_per_trial=_bundles(resources, spec.workers_per_trial),
             num_samples=-1,
-            search_alg=LedgerGenerator(LedgerSearcher(ledger, resources, max_live=max_live)),
-            scheduler=RungScheduler(ledger),
+            search_alg=TrialGenerator(TrialSearcher(recorder.scheduler, resources, max_live=max_live)),
+            scheduler=EarlyStopping(recorder.scheduler),
             stop=deadline,
-            max_failures=ledger.spec.max_failures + 1,  # see LedgerCallback
+            max_failures=spec.max_failures + 1,  # see TuneCallback
             raise_on_failed_trial=False,
             reuse_actors=True,
             verbose=0,
             trial_name_creator=_name,
-            callbacks=[LedgerCallback(ledger), *callbacks],
+            callbacks=[TuneCallback(recorder, on_end=on_end)],
         )
     except Exception as error:
         if failed := _storage_failure(error):

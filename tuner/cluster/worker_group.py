@@ -19,8 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util import get_current_placement_group, get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from tuner.core.errors import InvalidInput
-from tuner.core.retry import StorageFailed
+from tuner.core.errors import InvalidInput, StorageFailed
 
 if TYPE_CHECKING:  # the driver has no use for torch's 500 MB
     from tuner.train.data_parallel import Replicas

@@ -42,3 +42,7 @@ def commit() -> str | None:
     except OSError:  # no git
         return None
     return head.stdout.strip() if tracked.returncode == head.returncode == 0 else None
+
+
+PLAIN_WIDTH = 120
+"""Columns where the output is no terminal; rich would take 80 and break the table."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from typing import ParamSpec
 
 
 class InvalidInput(ValueError):
@@ -29,3 +32,32 @@ def masked(uri: str) -> str:
     # Not by urlsplit: it ends the host at the first of / ? # and refuses lone brackets.
     without_user = re.sub(r"(?<=://)([^:/@]*):.*@", r"\1:***@", uri)
     return re.sub(r"(?<=[?&])(password|passwd|token)=[^&]*", r"\1=***", without_user)
+
+
+class StorageFailed(Exception):
+    """A database or a disk stayed away longer than was waited for; the message is one sentence with no password in it.
+
+    Whatever was told before stands there, so the search can be resumed.
+    """
+
+
+OK, NOTHING_FINISHED, BAD_INPUT, STORAGE_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+P = ParamSpec("P")
+
+
+def says_why(main: Callable[P, int]) -> Callable[P, int]:
+    """A command that ends with 2 for :class:`InvalidInput`, 3 for :class:`StorageFailed` and 130 after Ctrl-C."""
+
+    @functools.wraps(main)
+    def command(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except (InvalidInput, StorageFailed) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return BAD_INPUT if isinstance(error, InvalidInput) else STORAGE_FAILED
+        except KeyboardInterrupt:
+            return INTERRUPTED
+
+    return command

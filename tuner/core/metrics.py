@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuner.core.damping import DAMPING_CODES, damping_class
-from tuner.core.trial_spec import EpochMetrics, TrialSpec
+from tuner.core.trial_spec import TrialSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,3 +144,72 @@ def speed_metrics(history: Sequence[EpochMetrics], targets: Sequence[float]) -> 
             summary[f"speed/gradient_evaluations_to_{label}"] = float(reached.gradient_evaluations)
             summary[f"speed/seconds_to_{label}"] = reached.seconds
     return summary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochMetrics:
+    """What is known at an evaluation; counts and seconds run from the start of the training.
+
+    There is one evaluation an epoch, unless ``order.interval`` asks for fewer.
+    """
+
+    epoch: int
+    """Whole epochs' worth of ``steps``, from 1."""
+    gradient_evaluations: int
+    """Batches sent forward and backward so far, replays too; the training ends when they reach the budget."""
+    steps: int
+    """Updates that the weights are the result of, at most ``gradient_evaluations``."""
+    budget: int
+    """Gradient evaluations of the whole training as planned."""
+    train_loss: float
+    """Mean loss, cross-entropy of images, over the batches since the evaluation before, as trained on; inf where it
+    diverged."""
+    train_accuracy: float
+    """Share of this epoch's training images, as augmented, that were classified correctly, in [0, 1]; of the workload
+    diagonal R^2 over its samples, at least 0."""
+    validation_loss: float
+    """Mean loss over the validation split; inf where it is not finite."""
+    validation_accuracy: float
+    """The same score there, in evaluation mode."""
+    lr: float
+    """Learning rate of the newest batch's step; the next two likewise."""
+    momentum: float
+    p: float
+    seconds: float
+    """Seconds of training so far, evaluation and compilation apart."""
+    evaluation_seconds: float
+    """Seconds of evaluation so far."""
+    compile_seconds: float
+    """Seconds of compilation and warm-up so far."""
+    loading_seconds: float
+    """Part of ``seconds`` spent waiting for data."""
+    images_per_second: float
+    """Training images of this epoch over its seconds."""
+    diverged: bool
+    """The training ended here: a loss, training or validation, was not finite, or the training loss above its bound."""
+    finished_at: float
+    """Wall clock at the end of the epoch, seconds since 1970."""
+    curvature_top: float | None = None
+    """Largest eigenvalue of the loss's Hessian on a fixed batch; of the newest estimate, None where there is none."""
+    curvature_mean: float | None = None
+    """Mean eigenvalue on the same batch, likewise."""
+    curvature_seconds: float = 0.0
+    """Seconds of curvature estimates so far; part of neither the training's nor the evaluation's."""
+    critical_lr: float | None = None
+    """Predicted ``lr.peak`` from which on a training diverges; None where none is predicted."""
+    lr_over_critical: float | None = None
+    """``lr.peak`` over ``critical_lr``."""
+    damping_ratio: float | None = None
+    """:func:`tuner.core.damping.damping_ratio` at ``curvature_top``; None for a rule that is no heavy ball."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinalScore:
+    """Final weights on the test split."""
+
+    loss: float
+    """Mean cross-entropy."""
+    accuracy: float
+    """In [0, 1]."""
+    data: str
+    """Digest of the images and their splits."""

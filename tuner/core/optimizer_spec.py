@@ -205,7 +205,7 @@ class OptimizerSpec:
     """One point of view on SGD: an update rule and the settings of its knobs."""
 
     rule: Rule = "sgd"
-    """Update rule, a key of :data:`tuner.optimizers.RULES`."""
+    """Update rule, a key of :data:`tuner.optimizers.rules.RULES`."""
     lr: LearningRateSpec = field(default_factory=LearningRateSpec)
     momentum: MomentumSpec = field(default_factory=MomentumSpec)
     norm: NormSpec = field(default_factory=NormSpec)

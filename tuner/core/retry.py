@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from tuner.core.errors import first_line, masked
+from tuner.core.errors import StorageFailed, first_line, masked
 
 logger = logging.getLogger(__name__)
 
@@ -15,13 +15,6 @@ PATIENCE_SECONDS = 120.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 
 T = TypeVar("T")
-
-
-class StorageFailed(Exception):
-    """A database or a disk stayed away longer than was waited for; the message is one sentence with no password in it.
-
-    Whatever was told before stands there, so the search can be resumed.
-    """
 
 
 def patiently(

@@ -14,13 +14,10 @@ from typing import Literal, TypeAlias, get_args
 
 from search_spaces import expand
 from tuner.core.errors import InvalidInput, masked, unknown
-from tuner.core.exit_status import INTERRUPTED, NOTHING_FINISHED, OK, STORAGE_FAILED
-from tuner.core.pairing import default_model
-from tuner.core.trial_spec import OptimizerSpec, Precision, TrialSpec, WorkloadSpec
+from tuner.core.trial_spec import OptimizerSpec, Precision, TrialSpec, WorkloadSpec, default_model
 
 Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
 
-DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
 FAR_ABOVE_CRITICAL = 3.0
 """Times the predicted critical learning rate from which on it is said that a trial did not diverge, where none is
@@ -284,27 +281,6 @@ class SearchSpec:
             raise InvalidInput(f"--variants: a resumed search keeps all its variants, {', '.join(missing)} too")
 
 
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """A search as this program left it."""
-
-    folder: Path
-    best_trial: str | None
-    """Name of the trial whose settings lead the leaderboard; None where no trial finished."""
-    interrupted: bool
-    storage_failed: bool = False
-    """Whether it stopped because a database or a disk stayed away or full."""
-
-    @property
-    def exit_status(self) -> int:
-        """0 done, 1 no trial finished, 3 the storage failed, 130 interrupted."""
-        if self.interrupted:
-            return INTERRUPTED
-        if self.storage_failed:
-            return STORAGE_FAILED
-        return OK if self.best_trial else NOTHING_FINISHED
-
-
 def flag(name: str) -> str:
     """A field's name as it is typed."""
     return "--" + name.replace("_", "-")
@@ -332,3 +308,6 @@ def _as_flag(message: str) -> str:
 
 def _shown(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else masked(str(value))
+
+
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"

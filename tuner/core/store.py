@@ -5,6 +5,7 @@ A file is read and written whole.  A write that is cut short may leave a torn fi
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from contextlib import suppress
@@ -127,3 +128,12 @@ def _open(place: str) -> tuple[FileSystem, str]:
         implementation, path = fsspec.core.url_to_fs(place)
         files = PyFileSystem(FSSpecHandler(implementation))
     return files, path.rstrip("/")
+
+
+def check_folder(name: str, folder: Path) -> None:
+    """The folder of the flag ``name`` must exist and be writable, or its nearest parent that exists must be."""
+    nearest = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    if not nearest.is_dir():
+        raise InvalidInput(f"{name} {folder}: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK):
+        raise InvalidInput(f"{name} {folder}: {nearest} is not writable")

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from tuner.core.errors import InvalidInput
 from tuner.core.optimizer_spec import OptimizerSpec, Rule, require, require_choice
 
-__all__ = ["EpochMetrics", "OptimizerSpec", "Precision", "Rule", "TrialSpec", "WorkloadSpec"]
+__all__ = ["OptimizerSpec", "Precision", "Rule", "TrialSpec", "WorkloadSpec"]
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float64"]
 
@@ -81,58 +82,25 @@ class TrialSpec:
         require(self.curvature >= 0, "curvature", self.curvature, "at least 0")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochMetrics:
-    """What is known at an evaluation; counts and seconds run from the start of the training.
+DIAGONAL = "diagonal"
+"""The data that is no images."""
 
-    There is one evaluation an epoch, unless ``order.interval`` asks for fewer.
-    """
 
-    epoch: int
-    """Whole epochs' worth of ``steps``, from 1."""
-    gradient_evaluations: int
-    """Batches sent forward and backward so far, replays too; the training ends when they reach the budget."""
-    steps: int
-    """Updates that the weights are the result of, at most ``gradient_evaluations``."""
-    budget: int
-    """Gradient evaluations of the whole training as planned."""
-    train_loss: float
-    """Mean loss, cross-entropy of images, over the batches since the evaluation before, as trained on; inf where it
-    diverged."""
-    train_accuracy: float
-    """Share of this epoch's training images, as augmented, that were classified correctly, in [0, 1]; of the workload
-    diagonal R^2 over its samples, at least 0."""
-    validation_loss: float
-    """Mean loss over the validation split; inf where it is not finite."""
-    validation_accuracy: float
-    """The same score there, in evaluation mode."""
-    lr: float
-    """Learning rate of the newest batch's step; the next two likewise."""
-    momentum: float
-    p: float
-    seconds: float
-    """Seconds of training so far, evaluation and compilation apart."""
-    evaluation_seconds: float
-    """Seconds of evaluation so far."""
-    compile_seconds: float
-    """Seconds of compilation and warm-up so far."""
-    loading_seconds: float
-    """Part of ``seconds`` spent waiting for data."""
-    images_per_second: float
-    """Training images of this epoch over its seconds."""
-    diverged: bool
-    """The training ended here: a loss, training or validation, was not finite, or the training loss above its bound."""
-    finished_at: float
-    """Wall clock at the end of the epoch, seconds since 1970."""
-    curvature_top: float | None = None
-    """Largest eigenvalue of the loss's Hessian on a fixed batch; of the newest estimate, None where there is none."""
-    curvature_mean: float | None = None
-    """Mean eigenvalue on the same batch, likewise."""
-    curvature_seconds: float = 0.0
-    """Seconds of curvature estimates so far; part of neither the training's nor the evaluation's."""
-    critical_lr: float | None = None
-    """Predicted ``lr.peak`` from which on a training diverges; None where none is predicted."""
-    lr_over_critical: float | None = None
-    """``lr.peak`` over ``critical_lr``."""
-    damping_ratio: float | None = None
-    """:func:`tuner.core.damping.damping_ratio` at ``curvature_top``; None for a rule that is no heavy ball."""
+DIAGONAL_MODELS = ("diagonal", "diagonal-squares")
+"""The models that take it; a user's own ``package.module:function`` may too."""
+
+
+def default_model(data: str) -> str:
+    """The model that is trained where none is named."""
+    return DIAGONAL_MODELS[0] if data == DIAGONAL else "resnet8"
+
+
+def check_model(data: str, model: str) -> None:
+    """Raises :class:`InvalidInput` where a model known by name is of the other kind than the data."""
+    if ":" in model or (model in DIAGONAL_MODELS) == (data == DIAGONAL):
+        return
+    if data == DIAGONAL:
+        raise InvalidInput(
+            f"--model {model}: takes images, and diagonal has none; give {' or '.join(DIAGONAL_MODELS)}, or none"
+        )
+    raise InvalidInput(f"--model {model}: takes the workload diagonal alone, and {data} has images; give another")

@@ -6,6 +6,7 @@ import importlib
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -14,7 +15,6 @@ from search_spaces import GROUPS, SPACES, Variant, expand
 from tuner.core.errors import InvalidInput, first_line, unknown
 from tuner.core.serialization import Setting, flatten, with_settings
 from tuner.core.trial_spec import OptimizerSpec
-from tuner.study.sampler import from_unit
 
 NUM_PROBES = 64
 """Points of each space whose spec is built before a search starts, so that none is refused in the middle of it."""
@@ -158,3 +158,24 @@ def settings_at(variant: Variant, point: np.ndarray) -> Mapping[str, Setting]:
         for (name, distribution), u in zip(variant.searched.items(), point, strict=True)
     }
     return variant.point(drawn)
+
+
+def from_unit(distribution: BaseDistribution, u: float) -> Any:
+    """The value of a distribution at quantile u in [0, 1]; ours, so that one point serves any mixture of kinds."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[min(int(u * len(distribution.choices)), len(distribution.choices) - 1)]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high = float(distribution.low), float(distribution.high)
+    if isinstance(distribution, IntDistribution) or distribution.step is not None:
+        step = distribution.step or 1
+        num_values = round((high - low) / step) + 1
+        if not distribution.log:
+            value = low + step * min(int(u * num_values), num_values - 1)
+            return int(value) if isinstance(distribution, IntDistribution) else min(value, high)
+        # Integers on a log scale: each owns the stretch from half below to half above it.
+        low, high = low - 0.5, high + 0.5
+    value = (
+        math.exp(math.log(low) + u * (math.log(high) - math.log(low))) if distribution.log else low + u * (high - low)
+    )
+    value = min(max(value, distribution.low), distribution.high)
+    return round(value) if isinstance(distribution, IntDistribution) else value

@@ -16,9 +16,10 @@ import torch
 from rich.console import Console
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tuner.core.errors import InvalidInput, masked, unknown
-from tuner.core.exit_status import OK, says_why
+from tuner.core.environment import PLAIN_WIDTH
+from tuner.core.errors import OK, InvalidInput, masked, says_why, unknown
 from tuner.core.search_spec import DEFAULT_TRACKING_URI
+from tuner.core.store import check_folder
 from tuner.core.trial_spec import TrialSpec
 from tuner.diagnose.agreement import agreement
 from tuner.diagnose.attribution import DEFAULT_SCORE, SCORES, Diagnosis, diagnose
@@ -27,8 +28,7 @@ from tuner.diagnose.layer_groups import LayerGroup, layer_groups, num_named
 from tuner.diagnose.repair import RepairSettings, repairs
 from tuner.diagnose.tables import agreement_table, confusions, damping_line, ranking_table, repair_table
 from tuner.diagnose.trained_model import Trained, open_trained
-from tuner.search.preflight import check_folder, check_tracking_uri
-from tuner.search.terminal import PLAIN_WIDTH
+from tuner.tracking.client import check_tracking_uri
 from tuner.tracking.nested_runs import Tracked, TrainedRun
 from tuner.train.final_weights import trained_network
 from tuner.train.train_state import Network

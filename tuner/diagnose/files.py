@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from tuner.core.trial_spec import EpochMetrics
+from tuner.core.metrics import EpochMetrics
 from tuner.diagnose.attribution import Diagnosis, Score
 from tuner.diagnose.repair import Outcome, Retrained
 from tuner.diagnose.trained_model import Trained

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tuner.core.damping import damping_class
-from tuner.core.trial_spec import EpochMetrics
+from tuner.core.metrics import EpochMetrics
 from tuner.diagnose.agreement import Agreement
 from tuner.diagnose.attribution import SCORES, Diagnosis, Score
 from tuner.diagnose.repair import Outcome, Retrained

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from tuner.core.errors import InvalidInput, first_line, unknown
+from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import DEFAULT_TRACKING_URI
 from tuner.core.serialization import digest, from_dict
 from tuner.core.store import CHECKPOINT, WEIGHTS, Store
-from tuner.core.trial_spec import EpochMetrics, TrialSpec
+from tuner.core.trial_spec import TrialSpec
 from tuner.study.results import Record, Search, load_search
 from tuner.study.trial_folder import SPEC
 from tuner.tracking.nested_runs import Tracked

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from tuner.core.metrics import EpochMetrics
 from tuner.core.optimizer_spec import LearningRateSpec, MomentumSpec, OptimizerSpec
-from tuner.core.trial_spec import EpochMetrics
 from tuner.schedules import Number, critical_momentum, learning_rate, norm_exponent
 
 

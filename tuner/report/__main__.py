@@ -10,9 +10,8 @@ from pathlib import Path
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuner.core.errors import InvalidInput, masked
-from tuner.core.exit_status import OK, says_why
-from tuner.report.writing import write_joint_report, write_report
+from tuner.core.errors import OK, InvalidInput, masked, says_why
+from tuner.report.page import write_joint_report, write_report
 from tuner.study.results import Search, load_search
 
 LONGEST_NAME = 200

@@ -7,18 +7,23 @@ repository on GitHub does it become a link, to there.
 from __future__ import annotations
 
 import base64
+import csv
 import html
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from importlib import resources
+from pathlib import Path
 
 import jinja2
 import matplotlib
 from markupsafe import Markup, escape
 
+from tuner.report.comparison import write_csv
 from tuner.report.document import Picture, Report, Table
+from tuner.report.outline import joint_report, report_of
+from tuner.study.results import Search
 
 SITES = {"arxiv": "https://arxiv.org/abs/", "doi": "https://doi.org/", "github": "https://github.com/"}
 SOURCE = re.compile(
@@ -118,3 +123,49 @@ def _markdown_table(table: Table) -> str:
     rules = ["---:" if right else "---" for right in _flush_right(table)] or ["---"] * len(table.columns)
     lines = [[_plain(cell) for cell in line] for line in (table.columns, *table.rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rules, *lines[1:]))
+
+
+PARTS = "report"
+"""Folder of the tables and pictures, beside the page."""
+
+
+def write_report(search: Search, folder: Path | None = None) -> tuple[Report, list[Path]]:
+    """Writes the report of a search, into its own folder unless told; returns it, and what was written.
+
+    The page comes last: where it is, the rest is.
+    """
+    folder, report = folder or search.folder, report_of(search)
+    times = folder / "time_to_target.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(search, times)
+    return report, [*_write(report, folder), times]
+
+
+def write_joint_report(searches: Sequence[Search], folder: Path) -> tuple[Report, list[Path]]:
+    """Writes the report over several searches; raises as :func:`joint_report` before it writes anything."""
+    report = joint_report(searches)
+    return report, _write(report, folder)
+
+
+def _write(report: Report, folder: Path) -> list[Path]:
+    parts = folder / PARTS
+    parts.mkdir(parents=True, exist_ok=True)
+    for stale in [path for kind in ("csv", "png", "svg") for path in parts.glob(f"*.{kind}")]:
+        stale.unlink()
+    for section in report.sections:
+        for table in section.tables:
+            _write_table(table, parts / f"{table.name}.csv")
+        for picture in section.pictures:
+            (parts / f"{picture.name}.png").write_bytes(png(picture))
+            (parts / f"{picture.name}.svg").write_bytes(svg(picture))
+    page, text = folder / "report.html", folder / "report.md"
+    text.write_text(as_markdown(report, PARTS), encoding="utf-8")
+    page.write_text(as_html(report), encoding="utf-8")
+    return [page, text, parts]
+
+
+def _write_table(table: Table, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(table.columns)
+        writer.writerows(table.rows)

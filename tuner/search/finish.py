@@ -14,16 +14,21 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from tuner.cluster.ray_cluster import Resources
-from tuner.core.errors import masked
-from tuner.core.retry import StorageFailed
-from tuner.core.search_spec import DEFAULT_TRACKING_URI, SearchResult
+from tuner.core.errors import (
+    INTERRUPTED,
+    NOTHING_FINISHED,
+    OK,
+    STORAGE_FAILED,
+    StorageFailed,
+    masked,
+)
+from tuner.core.search_spec import DEFAULT_TRACKING_URI
 from tuner.core.serialization import digest
 from tuner.report.document import Report, Table
 from tuner.report.leaderboard import best_settings, leaderboard, metrics_and_tags
-from tuner.report.page import as_markdown
-from tuner.report.writing import write_report
+from tuner.report.page import as_markdown, write_report
 from tuner.search.arguments import how_to_go_on
-from tuner.study.recorder import Ledger
+from tuner.study.recorder import Recorder
 from tuner.study.results import Record, Search
 from tuner.study.search_folder import LOG, programs_of
 from tuner.tracking.tracker import WinningModel
@@ -35,7 +40,7 @@ DESCRIPTION_TAG = "mlflow.note.content"
 
 
 def conclude(
-    ledger: Ledger,
+    recorder: Recorder,
     console: Console,
     *,
     resources: Resources | None = None,
@@ -48,7 +53,7 @@ def conclude(
 
     Raises :class:`StorageFailed` where the report cannot be written.
     """
-    search, spec, folder = ledger.search, ledger.spec, ledger.search.folder
+    search, spec, folder = recorder.search, recorder.spec, recorder.search.folder
     unfinished = interrupted or cut_off or storage_failed is not None
     quick = interrupted or storage_failed is not None
     search.programs = programs_of(folder)
@@ -68,11 +73,11 @@ def conclude(
         model = saving.wait() if saving else None
         if saving and model is None:
             sentences += (f"The winning model could not be saved for MLflow, see {folder / LOG}.",)
-        ledger.amend()
-        ledger.tracking.log_variants(metrics_and_tags(search))
+        recorder.amend()
+        recorder.tracking.log_variants(metrics_and_tags(search))
     # Of a cluster that grows and shrinks nobody knows the slots.
-    share = ledger.busy_share(resources.slots) if resources and spec.address is None else None
-    in_mlflow = ledger.tracking.finish(
+    share = recorder.busy_share(resources.slots) if resources and spec.address is None else None
+    in_mlflow = recorder.tracking.finish(
         "interrupted" if unfinished else "finished",
         {"search/train_share": share} if share else {},
         paths,
@@ -80,7 +85,7 @@ def conclude(
         tags=tags,
         model=model,
     )
-    ledger.close(wait=not quick)
+    recorder.close(wait=not quick)
     console.print(_for_terminal(table))
     best = search.best(first)
     lines = [*sentences, f"Best settings of {first}, by trial {best.name}:" if best else "No trial finished."]
@@ -153,3 +158,24 @@ def _browse(uri: str | None) -> str:
     if uri is None or uri == f"sqlite:///{Path(DEFAULT_TRACKING_URI.removeprefix('sqlite:///')).absolute()}":
         return "mlflow ui"
     return masked(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {masked(uri)}"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """A search as this program left it."""
+
+    folder: Path
+    best_trial: str | None
+    """Name of the trial whose settings lead the leaderboard; None where no trial finished."""
+    interrupted: bool
+    storage_failed: bool = False
+    """Whether it stopped because a database or a disk stayed away or full."""
+
+    @property
+    def exit_status(self) -> int:
+        """0 done, 1 no trial finished, 3 the storage failed, 130 interrupted."""
+        if self.interrupted:
+            return INTERRUPTED
+        if self.storage_failed:
+            return STORAGE_FAILED
+        return OK if self.best_trial else NOTHING_FINISHED

@@ -7,9 +7,7 @@ import itertools
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
-from ray.tune import Callback
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -17,24 +15,24 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.core.metrics import best_accuracy, target_label, time_to_target
-from tuner.study.recorder import Ledger
 from tuner.study.results import POINTS, Record
+from tuner.study.scheduler import TrialScheduler
 
 REFRESHES_PER_SECOND = 2
 
 
-class Display(Callback):
-    """Shows the ledger."""
+class Display:
+    """Shows how the trials of a scheduler stand."""
 
-    def __init__(self, console: Console, ledger: Ledger) -> None:
+    def __init__(self, console: Console, trials: TrialScheduler) -> None:
         self.console = console
-        self.ledger = ledger
+        self.trials = trials
         self.started = time.monotonic()
         self._open: list[Record] = []
         self._num_seen = 0
-        self._ended = {variant.name: _Standing() for variant in ledger.search.variants}
+        self._ended = {variant.name: _Standing() for variant in trials.search.variants}
         self._done_before = _done(self._standings())
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
         self._live = Live(
             get_renderable=self._render,
             console=console,
@@ -53,33 +51,27 @@ class Display(Callback):
         if self.console.is_terminal:
             self._live.stop()
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._tell(trial)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._tell(trial)
-
-    def _tell(self, trial: Any) -> None:
-        record = self.ledger.records.get(trial.config["trial"])
-        if self.console.is_terminal or record is None or record.name in self._told:
+    def print_end(self, record: Record) -> None:
+        """Prints one line on a trial that has ended, where the output is no terminal; none on one that had one."""
+        if self.console.is_terminal or record.name in self._printed:
             return
-        self._told.add(record.name)
+        self._printed.add(record.name)
         standings = self._standings()
         num_ended = sum(standing.num_ended.total() for standing in standings.values())
         self.console.print(
-            f"{num_ended}/{self.ledger.num_planned} {record.name} {record.status}, best accuracy "
+            f"{num_ended}/{self.trials.num_planned} {record.name} {record.status}, best accuracy "
             f"{best_accuracy(record.history):.4f}, {_duration(self._seconds_left(_done(standings)))} left",
             highlight=False,
         )
 
     def _standings(self) -> dict[str, _Standing]:
         """Variant -> how it stands.  Records that have ended are added once: of thousands, few are ever open."""
-        records, num_known, new = self.ledger.records, -1, list[Record]()
+        records, num_known, new = self.trials.records, -1, list[Record]()
         while num_known != len(records):  # the driver adds trials while the display's thread draws
             num_known = len(records)
             new = list(itertools.islice(reversed(records.values()), num_known - self._num_seen))
         looked_at, self._open, self._num_seen = [*self._open, *new], [], num_known
-        target = self.ledger.spec.targets[-1]
+        target = self.trials.spec.targets[-1]
         for record in looked_at:
             if record.ended:
                 self._ended[record.variant].add(record, target)
@@ -94,11 +86,11 @@ class Display(Callback):
         here = done - self._done_before
         if here <= 0:
             return None
-        return (time.monotonic() - self.started) * (self.ledger.num_planned - done) / here
+        return (time.monotonic() - self.started) * (self.trials.num_planned - done) / here
 
     def _render(self) -> RenderableType:
-        targets = self.ledger.spec.targets
-        search, spec, standings = self.ledger.search, self.ledger.spec, self._standings()
+        targets = self.trials.spec.targets
+        search, spec, standings = self.trials.search, self.trials.spec, self._standings()
         num_runs = sum(map(spec.num_seeds, POINTS))
         table = Table(title=f"{search.folder.name}: {spec.workload}, {spec.model}")
         table.add_column("variant")
@@ -117,7 +109,7 @@ class Display(Callback):
                 f"{standing.fastest or '-'}",
             )
         done = _done(standings)
-        bar = ProgressBar(total=self.ledger.num_planned, completed=done, width=60)
+        bar = ProgressBar(total=self.trials.num_planned, completed=done, width=60)
         elapsed = _duration(time.monotonic() - self.started)
         left = _duration(self._seconds_left(done))
         return Group(table, bar, Text(f"\n{elapsed} gone, {left} left. Ctrl-C stops; nothing is lost."))

@@ -1,96 +1,106 @@
-"""One program's work on a search: opens what there is, trains what is left, writes the end."""
+"""One process's session over a search: opens what there is, trains what is left, writes the end.
+
+What takes long to import is imported where it is needed: a mistake is answered at once, and a search imports most of it
+while Ray starts, which is mostly waiting.
+"""
 
 from __future__ import annotations
 
-import getpass
+import importlib
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from optuna import get_all_study_names
 from rich.console import Console
 
-from search_spaces import Variant
-from tuner.cluster.ray_cluster import Resources
-from tuner.cluster.tune_run import Deadline, tune_all
-from tuner.core.environment import commit, hardware, versions
-from tuner.core.errors import InvalidInput, masked
-from tuner.core.retry import StorageFailed, patiently
-from tuner.core.search_spec import CHANGEABLE_ON_RESUME, DEFAULT_TRACKING_URI, SearchResult, SearchSpec, seconds
-from tuner.core.serialization import flatten
-from tuner.search.arguments import PROGRAM
-from tuner.search.finish import conclude
-from tuner.search.progress import Display
-from tuner.study.optuna_study import close_storage, open_storage, open_studies, study_name
-from tuner.study.recorder import Ledger
-from tuner.study.results import Search
-from tuner.study.search_folder import note_end, programs_of
-from tuner.tracking.runs import with_login_apart
-from tuner.tracking.tracker import DataSet, Tracking
-from tuner.workloads.check import SOURCES, Prepared
+from tuner.core.environment import hardware, versions
+from tuner.core.errors import StorageFailed
+from tuner.core.search_spec import SearchSpec, seconds
+from tuner.search.arguments import how_to_go_on
+from tuner.search.terminal import only_display
+from tuner.study import search_folder
+
+if TYPE_CHECKING:  # slow to import
+    from tuner.cluster.ray_cluster import Resources
+    from tuner.search.finish import SearchResult
+    from tuner.study.recorder import Recorder
+
+SLOW_IMPORTS = ("mlflow.tracking", "scipy.stats", "matplotlib.figure")
+"""Imported by a thread while Ray starts; none of Ray's own modules, which the main thread imports at that time."""
 
 
-def check_storage(spec: SearchSpec) -> None:
-    """Refuses the name of a new search that the given storage already holds studies of."""
-    if spec.storage is not None:
-        assert spec.name is not None
-        prefix, storage = study_name(spec.name, ""), open_storage(spec.storage)
-        names = patiently("Optuna's storage", lambda: get_all_study_names(storage))
-        close_storage(storage)
-        if any(name.startswith(prefix) for name in names):
-            raise InvalidInput(f"--name {spec.name}: {masked(spec.storage)} already holds a search of this name")
+def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
+    """Runs a search, or goes on with the one of this id, and shows it on the terminal.
+
+    Raises :class:`tuner.core.errors.InvalidInput` before anything is created.
+    """
+    from tuner.cluster.ray_cluster import running_ray
+    from tuner.search import preflight
+
+    spec = spec if spec.name else search_folder.with_name(spec)
+    assert spec.name is not None
+    folder = Path(spec.output).absolute() / spec.name
+    if search_id is None:
+        search_folder.check_new(spec)
+    variants, data = preflight.check(spec)
+    # What is decided once: a resumed search, from wherever, has the same databases and reads its images the same way.
+    spec = replace(spec, stream=data.stream).located()
+    with search_folder.claimed(folder), only_display(folder / search_folder.LOG) as console:
+        importing = threading.Thread(target=lambda: list(map(importlib.import_module, SLOW_IMPORTS)), daemon=True)
+        importing.start()
+        content = search_folder.content_of(variants, data.digest)
+        if search_id is not None:
+            search_folder.check_same(folder, content)
+            importing.join()  # a package that is half imported by another thread cannot be used
+            from tuner.search.finish import conclude
+            from tuner.search.opening import open_recorder
+
+            recorder = open_recorder(spec, search_id, variants, data, folder)
+            if recorder.scheduler.is_complete():
+                search_folder.save(folder, spec, search_id, content, splits=data.note)
+                return conclude(recorder, console)
+        try:
+            with running_ray(spec) as resources:
+                importing.join()
+                from tuner.search.opening import check_storage, open_recorder
+
+                if search_id is None:
+                    check_storage(spec)
+                known_id = search_id or search_folder.new_id()
+                program = search_folder.Program(time.time(), None, versions(), hardware(), resources.slots)
+                search_folder.save(folder, spec, known_id, content, splits=data.note, program=program)
+                if search_id is None:
+                    recorder = open_recorder(spec, known_id, variants, data, folder)
+                return train(recorder, resources, console)
+        except KeyboardInterrupt:
+            if (folder / search_folder.SPEC_FILE).exists():
+                console.print(f"Stopped. {how_to_go_on(spec)}", highlight=False, soft_wrap=True)
+            raise
 
 
-def open_ledger(
-    spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], data: Prepared, folder: Path
-) -> Ledger:
-    """The search's trials, from its studies and folders; makes them where there are none."""
-    storage = open_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
-    # First, as it may find that the storage is not this search's.
-    studies = open_studies(spec, variants, storage, search=folder.name)
-    tracking = Tracking(
-        uri=with_login_apart(spec.tracking_uri or DEFAULT_TRACKING_URI),
-        experiment=spec.experiment,
-        search=folder.name,
-        search_id=search_id,
-        parameters={
-            name: masked(value) if isinstance(value, str) else value
-            for name, value in flatten(spec).items()
-            if name not in CHANGEABLE_ON_RESUME | {"name", "output"} and value is not None
-        },
-        tags={**_provenance(folder.name), "splits": data.note},
-        dataset=DataSet(
-            name=spec.workload,
-            digest=data.digest,
-            source=spec.data_dir or SOURCES[spec.workload],
-            sizes=data.sizes,
-            num_classes=data.num_classes,
-        ),
-        system_metrics=spec.system_metrics,
-    )
-    by_variant = {name: study.study for name, study in studies.items()}
-    search = Search(spec, search_id, variants, folder, by_variant, programs_of(folder), data.note)
-    patiently("--checkpoints", search.root.make)
-    return Ledger(search, studies, tracking, storage)
-
-
-def train(ledger: Ledger, resources: Resources, console: Console) -> SearchResult:
+def train(recorder: Recorder, resources: Resources, console: Console) -> SearchResult:
     """Runs the trials that are left, until they are done, the time budget is, or Ctrl-C comes."""
-    deadline = Deadline(seconds(ledger.spec.time_budget))
+    from tuner.cluster.tune_run import Deadline, tune_all
+    from tuner.search.finish import conclude
+    from tuner.search.progress import Display
+
+    deadline = Deadline(seconds(recorder.spec.time_budget))
     try:
         try:
-            with _sigterm_as_ctrl_c(), Display(console, ledger) as display:
-                tune_all(ledger, resources, deadline, [display])
+            with _sigterm_as_ctrl_c(), Display(console, recorder.scheduler) as display:
+                tune_all(recorder, resources, deadline, on_end=display.print_end)
         except KeyboardInterrupt:
-            note_end(ledger.search.folder, time.time())
-            return conclude(ledger, console, resources=resources, interrupted=True)
-        note_end(ledger.search.folder, time.time())
-        return conclude(ledger, console, resources=resources, cut_off=deadline.passed)
+            search_folder.note_end(recorder.search.folder, time.time())
+            return conclude(recorder, console, resources=resources, interrupted=True)
+        search_folder.note_end(recorder.search.folder, time.time())
+        return conclude(recorder, console, resources=resources, cut_off=deadline.passed)
     except StorageFailed as error:
-        return conclude(ledger, console, resources=resources, storage_failed=str(error))
+        return conclude(recorder, console, resources=resources, storage_failed=str(error))
 
 
 @contextmanager
@@ -107,17 +117,3 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _provenance(search: str) -> dict[str, str]:
-    """Tags that every run of a search carries: who, what code, which versions, on what."""
-    source = commit()
-    return {
-        "tuner.search": search,
-        "mlflow.user": getpass.getuser(),
-        "mlflow.source.name": PROGRAM,
-        "mlflow.source.type": "LOCAL",
-        "hardware": hardware(),
-        **{f"version.{package}": number for package, number in versions().items()},
-        **({"mlflow.source.git.commit": source} if source else {}),
-    }

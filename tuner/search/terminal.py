@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
+from tuner.core.environment import PLAIN_WIDTH
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
-
-PLAIN_WIDTH = 120
-"""Columns where the output is no terminal; rich would take 80 and break the table."""
 
 
 @contextmanager

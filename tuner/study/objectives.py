@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from tuner.core.metrics import best_accuracy, error_area, time_to_target
+from tuner.core.metrics import EpochMetrics, best_accuracy, error_area, time_to_target
 from tuner.core.search_spec import Objective
-from tuner.core.trial_spec import EpochMetrics
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 Curve: TypeAlias = Sequence[EpochMetrics]

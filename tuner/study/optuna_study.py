@@ -20,10 +20,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search_spaces import Variant
 from tuner.core.errors import InvalidInput
+from tuner.core.metrics import EpochMetrics
 from tuner.core.retry import patiently
 from tuner.core.search_spec import Objective, SearchSpec
 from tuner.core.serialization import Setting, with_settings
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec
+from tuner.core.trial_spec import OptimizerSpec
 from tuner.study.objectives import OBJECTIVES, evaluate
 from tuner.study.optuna_storage import close_storage, existing_storage, open_storage
 from tuner.study.sampler import Arm, ArmSampler, num_default, num_random
@@ -66,8 +67,8 @@ class VariantStudy:
     """The trials of one variant.
 
     The sampler, and whoever reads, sees a copy in memory: this program alone writes to the study.  So a trial is drawn
-    first and stored in one transaction, and no reading waits for a database.  Writing waits while the storage is away,
-    and raises :class:`tuner.core.retry.StorageFailed` where it stays away; every write can be repeated, an answer lost.
+    first and stored in one transaction, and no reading waits for a database.  Writing is retried while the storage is
+    unreachable, and raises :class:`tuner.core.errors.StorageFailed` where it stays so.  Every write can be repeated.
     """
 
     def __init__(

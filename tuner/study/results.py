@@ -6,7 +6,7 @@ which confirmed runs; each one's folder holds its epochs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -15,17 +15,17 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from search_spaces import Variant
-from tuner.core.metrics import epoch_metrics, is_over, speed_metrics
+from tuner.core.metrics import EpochMetrics, FinalScore, epoch_metrics, is_over, speed_metrics
+from tuner.core.retry import patiently
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import Setting, flatten, with_settings
 from tuner.core.store import Store
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec, TrialSpec
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec
 from tuner.core.variants import resolve_variants
 from tuner.study import search_folder, trial_folder
 from tuner.study.objectives import evaluate, rank
 from tuner.study.optuna_study import existing_storage, study_name, trial_name
 from tuner.study.search_folder import Program
-from tuner.study.trial_folder import FinalScore
 
 if TYPE_CHECKING:  # slow to import, and of use to notebooks alone
     import pandas as pd
@@ -97,6 +97,21 @@ class Search:
     """How the data is split, for the reader."""
     records: dict[str, Record] = field(default_factory=dict)
     """Trials and confirmed runs by name; read from disk, variant by variant."""
+    tests: dict[str, Record] = field(default_factory=dict)
+    """Readings of the test split by this process, by name: they train nothing, so they are no records."""
+
+    def record(self, name: str) -> Record:
+        """A trial, confirmed run or reading of the test split by its name."""
+        return self.records.get(name) or self.tests[name]
+
+    def folder_of(self, record: Record) -> Path:
+        """A training's folder."""
+        return self.folder / record.folder_name
+
+    def write(self, record: Record, write: Callable[[Path], None]) -> None:
+        """Writes into a training's folder; raises :class:`StorageFailed` where the disk stays unreachable or full."""
+        folder = self.folder_of(record)
+        patiently(str(folder), lambda: write(folder))
 
     @property
     def root(self) -> Store:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.search_space import IntersectionSearchSpace
@@ -17,6 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import Variant
+from tuner.core.variants import from_unit
 
 Arm: TypeAlias = Literal["random", "default", "model"]
 
@@ -29,27 +29,6 @@ def num_random(num_trials: int) -> int:
 def num_default(variant: Variant, num_trials: int) -> int:
     """How many of the enqueued points are tried: they take the place of at most half of the model's trials."""
     return min(len(variant.enqueued), (num_trials - num_random(num_trials)) // 2)
-
-
-def from_unit(distribution: BaseDistribution, u: float) -> Any:
-    """The value of a distribution at quantile u in [0, 1]; ours, so that one point serves any mixture of kinds."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[min(int(u * len(distribution.choices)), len(distribution.choices) - 1)]
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high = float(distribution.low), float(distribution.high)
-    if isinstance(distribution, IntDistribution) or distribution.step is not None:
-        step = distribution.step or 1
-        num_values = round((high - low) / step) + 1
-        if not distribution.log:
-            value = low + step * min(int(u * num_values), num_values - 1)
-            return int(value) if isinstance(distribution, IntDistribution) else min(value, high)
-        # Integers on a log scale: each owns the stretch from half below to half above it.
-        low, high = low - 0.5, high + 0.5
-    value = (
-        math.exp(math.log(low) + u * (math.log(high) - math.log(low))) if distribution.log else low + u * (high - low)
-    )
-    value = min(max(value, distribution.low), distribution.high)
-    return round(value) if isinstance(distribution, IntDistribution) else value
 
 
 class ArmSampler(BaseSampler):

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.core.errors import InvalidInput
-from tuner.core.metrics import epoch_metrics
+from tuner.core.metrics import EpochMetrics, FinalScore, epoch_metrics
 from tuner.core.serialization import from_dict, to_json
-from tuner.core.trial_spec import EpochMetrics, TrialSpec
+from tuner.core.trial_spec import TrialSpec
 
 LOG, SPEC = "result.json", "spec.json"
 """``python -m tuner.train --spec .../spec.json`` trains the trial again."""
@@ -23,18 +22,6 @@ TEST, FAILURE = "test.json", "failure.txt"
 """Of a confirmed run: the score of its final weights on the test split, and why it failed if it did."""
 CONFIRMED = "*.confirm-*"
 """What the names of confirmed runs' folders look like; a variant's name has no dot."""
-
-
-@dataclass(frozen=True, slots=True)
-class FinalScore:
-    """Final weights on the test split."""
-
-    loss: float
-    """Mean cross-entropy."""
-    accuracy: float
-    """In [0, 1]."""
-    data: str
-    """Digest of the images and their splits."""
 
 
 def confirmed_name(variant: str, number: int) -> str:

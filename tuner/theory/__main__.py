@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tuner.core.errors import InvalidInput
-from tuner.core.exit_status import OK, says_why
+from tuner.core.errors import OK, InvalidInput, says_why
 from tuner.optimizers.random_scaling import LAWS
 from tuner.theory.pictures import plateau_against_lr, risk_over_time
 from tuner.theory.prediction import Prediction, predict

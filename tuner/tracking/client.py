@@ -1,12 +1,18 @@
-"""MLflow's SQLite database, made whole or not at all."""
+"""How MLflow is reached: its address, its login, its SQLite file."""
 
 from __future__ import annotations
 
 import os
+import urllib.error
+import urllib.request
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from tuner.core.database import PROBE_SECONDS, check_database, probe_reason
+from tuner.core.errors import InvalidInput, masked
+from tuner.core.search_spec import DEFAULT_TRACKING_URI
 
 
 def make_database(path: Path) -> None:
@@ -16,6 +22,8 @@ def make_database(path: Path) -> None:
     """
     if path.exists():
         return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # slow to import: checks need none of it
+
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         # Closes its connections, so that the file is whole.
@@ -26,3 +34,41 @@ def make_database(path: Path) -> None:
     finally:
         for leftover in path.parent.glob(f"{draft.name}*"):
             leftover.unlink()
+
+
+def check_tracking_uri(uri: str) -> None:
+    """An MLflow server must answer in time, a database must open; MLflow itself would try for minutes."""
+    scheme = uri.partition("://")[0]
+    if scheme in ("http", "https"):
+        _check_server(uri)
+    elif scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+        check_database("--tracking-uri", uri)
+    else:
+        raise InvalidInput(
+            f"--tracking-uri {masked(uri)}: must be an http(s):// server or a database such as {DEFAULT_TRACKING_URI}"
+        )
+
+
+def _check_server(uri: str) -> None:
+    try:
+        parts = urlsplit(uri)
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+        with urllib.request.urlopen(f"{bare}/health", timeout=PROBE_SECONDS) as answer:
+            healthy = answer.read(16).strip() == b"OK"
+    except urllib.error.HTTPError as error:
+        # A server with login answers 401 to strangers: it is there, and MLflow's client has the credentials.
+        healthy = error.code == 401
+    except (OSError, ValueError, HTTPException) as error:
+        raise InvalidInput(f"--tracking-uri {masked(uri)}: no MLflow server answers ({probe_reason(error)})") from None
+    if not healthy:
+        raise InvalidInput(f"--tracking-uri {masked(uri)}: what answers there is no MLflow server")
+
+
+def with_login_apart(uri: str) -> str:
+    """A server's URI without user and password, which go where MLflow's client looks for them and shows nobody."""
+    parts = urlsplit(uri) if uri.startswith("http") else None
+    if parts is None or parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

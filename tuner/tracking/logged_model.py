@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
@@ -38,3 +39,18 @@ def log_model(
         if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     return str(model.model_uri)
+
+
+SPEC_TAG, MODEL_TAG = "tuner.spec", "winning_model"
+"""Of a model: the digest of its training's spec.  Of the parent run: the URI of its newest model."""
+
+
+@dataclass(frozen=True, slots=True)
+class WinningModel:
+    """A trained model as ``python -m tuner.tracking.served_model`` saves it."""
+
+    folder: Path
+    run: str
+    """Name of the run that trained it."""
+    spec_digest: str
+    """Digest of that run's spec: equal for the same model."""

@@ -9,9 +9,10 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuner.core.errors import InvalidInput, first_line, masked
-from tuner.core.retry import StorageFailed
-from tuner.tracking.runs import SEARCH_TAG, TRIAL_TAG, finite, with_login_apart
+from tuner.core.errors import InvalidInput, StorageFailed, first_line, masked
+from tuner.tracking.client import with_login_apart
+from tuner.tracking.run_state import finite
+from tuner.tracking.runs import SEARCH_TAG, TRIAL_TAG
 
 # isort: split
 from mlflow.entities import Param, Run

@@ -2,108 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-# MLflow reports its use to a host outside, at import; whoever wants that sets the variable.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# Its client would try for minutes inside one call; `tracking` tries again itself, and looks first what was taken.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-# It would print two lines into the display for each run that ends.
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import LifecycleStage, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
-from mlflow.utils.validation import MAX_DATASET_DIGEST_SIZE
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from tuner.core.errors import masked
 from tuner.tracking.client import make_database
-from tuner.tracking.logged_model import log_model
+from tuner.tracking.logged_model import MODEL_TAG, SPEC_TAG, WinningModel, log_model
+from tuner.tracking.run_state import DataSet, RunState, dataset_input, worth
 
 logger = logging.getLogger(__name__)
 
 PARENT = ""
 """Name of the parent run in the tag that names a search's runs; no trial has it."""
 SEARCH_TAG, TRIAL_TAG = "tuner.search_id", "tuner.trial"
-SPEC_TAG, MODEL_TAG = "tuner.spec", "winning_model"
-"""Of a model: the digest of its training's spec.  Of the parent run: the URI of its newest model."""
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 """Answers that asking again does not change: of a run that somebody deleted, above all."""
 LAST_METRIC = "speed/images_per_second"
 """The last metric of an epoch to be written: where it is, all are."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Without it the UI opens its pages for language models."""
-
-
-@dataclass(frozen=True, slots=True)
-class DataSet:
-    """The data that a search trains on."""
-
-    name: str
-    digest: str
-    source: str
-    """Its folder, or the package that it comes with."""
-    sizes: Mapping[str, int]
-    """Split -> number of samples."""
-    num_classes: int | None
-    """None where nothing is classified."""
-
-
-@dataclass(frozen=True, slots=True)
-class WinningModel:
-    """A trained model as ``python -m tuner.tracking.served_model`` saves it."""
-
-    folder: Path
-    run: str
-    """Name of the run that trained it."""
-    spec_digest: str
-    """Digest of that run's spec: equal for the same model."""
-
-
-@dataclass(slots=True)
-class RunState:
-    """What is known to be in MLflow of one run, and what is waiting to go there."""
-
-    run_id: str | None = None
-    parent_id: str | None = None
-    """The run that it names as its parent."""
-    ended: bool = False
-    logged_epoch: int = 0
-    has_dataset: bool = False
-    metric_names: frozenset[str] = frozenset()
-    """Of the metrics that earlier programs wrote."""
-    metrics: list[Metric] = field(default_factory=list)
-    params: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    late_metrics: list[Metric] = field(default_factory=list)
-    """Written even where the run has ended; told twice, it is one row still.  The next likewise."""
-    late_tags: dict[str, str] = field(default_factory=dict)
-    status: str | None = None
-
-    def add(self, values: Mapping[str, float], *, at: float, step: int) -> None:
-        """Metrics of a time in seconds since 1970; those that are not finite are left out."""
-        self.metrics += finite(values, at=at, step=step)
-
-    def renew(self, values: Mapping[str, float], *, at: float) -> None:
-        """Metrics that take the place of an earlier program's; where one is not finite any more, nan does."""
-        self.add(values, at=at, step=0)
-        gone = [name for name, value in values.items() if not math.isfinite(value) and name in self.metric_names]
-        self.metrics += [Metric(name, math.nan, int(1000 * at), 0) for name in gone]
-
-
-def finite(values: Mapping[str, float], *, at: float, step: int) -> list[Metric]:
-    """Metrics of those that are: MLflow stores inf as 1.8e308, which spoils its charts."""
-    return [Metric(name, value, int(1000 * at), step) for name, value in values.items() if math.isfinite(value)]
 
 
 class Runs:
@@ -124,7 +48,7 @@ class Runs:
     ) -> None:
         self._uri, self._experiment, self._search, self._search_id = uri, experiment, search, search_id
         self._shared_tags = {SEARCH_TAG: search_id, **tags}
-        self._inputs = [_input(dataset)] if dataset else []
+        self._inputs = [dataset_input(dataset)] if dataset else []
         self._experiment_id = ""
         self._client: MlflowClient
         self.by_name: dict[str, RunState] = {}
@@ -147,7 +71,7 @@ class Runs:
             found.setdefault(run.data.tags[TRIAL_TAG], []).append(run)
         for name, same in found.items():
             state = self.by_name.setdefault(name, RunState())
-            run = max(same, key=lambda run: _worth(run, state.run_id))
+            run = max(same, key=lambda run: worth(run, state.run_id))
             for other in same:
                 # Asked for in vain, as it seemed, and made long after: by a server that had waited for its database.
                 if other is not run and other.info.lifecycle_stage == LifecycleStage.ACTIVE:
@@ -284,32 +208,3 @@ class Runs:
             tags = {SEARCH_TAG: self._search_id, SPEC_TAG: model.spec_digest}
             uri = log_model(self._client, self._experiment_id, name, model.folder, tags=tags, run_ids=run_ids)
             self._client.set_tag(run_ids[-1], MODEL_TAG, uri)
-
-
-def _worth(run: Run, known: str | None) -> tuple[bool, bool, bool, int]:
-    """Of several runs of one training, the one that this program knows is kept, else the one that holds most."""
-    active = run.info.lifecycle_stage == LifecycleStage.ACTIVE
-    return run.info.run_id == known, active, run.info.status != "RUNNING", len(run.data.metrics)
-
-
-def _input(dataset: DataSet) -> DatasetInput:
-    classes = {} if dataset.num_classes is None else {"num_classes": dataset.num_classes}
-    profile = {"digest": dataset.digest, **classes, **dataset.sizes}
-    entity = Dataset(
-        dataset.name,
-        dataset.digest[:MAX_DATASET_DIGEST_SIZE],
-        source_type="local",
-        source=json.dumps({"uri": dataset.source}),
-        profile=json.dumps(profile),
-    )
-    return DatasetInput(entity, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
-
-
-def with_login_apart(uri: str) -> str:
-    """A server's URI without user and password, which go where MLflow's client looks for them and shows nobody."""
-    parts = urlsplit(uri) if uri.startswith("http") else None
-    if parts is None or parts.username is None:
-        return uri
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

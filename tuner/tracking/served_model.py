@@ -16,9 +16,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-# Before MLflow is imported, as in `mlflow_runs`.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
 import mlflow.pytorch
 import torch
 from mlflow.models import ModelSignature

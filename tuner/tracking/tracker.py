@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tuner.core.errors import masked
-from tuner.core.metrics import epoch_metrics
-from tuner.core.trial_spec import EpochMetrics
-from tuner.tracking.runs import PARENT, SEARCH_TAG, TRIAL_TAG, DataSet, Runs, WinningModel, finite
+from tuner.core.metrics import EpochMetrics, epoch_metrics
+from tuner.tracking.logged_model import WinningModel
+from tuner.tracking.run_state import DataSet, finite
+from tuner.tracking.runs import PARENT, SEARCH_TAG, TRIAL_TAG, Runs
 
 __all__ = ["DataSet", "PARENT", "SEARCH_TAG", "TRIAL_TAG", "Tracking", "WinningModel"]
 

@@ -15,13 +15,11 @@ from pathlib import Path
 
 import torch
 
-from tuner.core.errors import InvalidInput
-from tuner.core.exit_status import NOTHING_FINISHED, OK, says_why
-from tuner.core.metrics import speed_metrics
-from tuner.core.pairing import default_model
+from tuner.core.errors import NOTHING_FINISHED, OK, InvalidInput, says_why
+from tuner.core.metrics import EpochMetrics, speed_metrics
 from tuner.core.serialization import Setting, from_dict, to_json, with_settings
 from tuner.core.store import Store, check_place
-from tuner.core.trial_spec import EpochMetrics, OptimizerSpec, TrialSpec
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec, default_model
 from tuner.train import train
 
 

@@ -19,8 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from tuner.core.trial_spec import TrialSpec
-from tuner.optimizers import RandomScaling, make_optimizer, set_knobs
+from tuner.optimizers import RandomScaling
 from tuner.optimizers.hyperparameters import Knobs
+from tuner.optimizers.rules import make_optimizer, set_knobs
 from tuner.order import Batch
 from tuner.train.curvature import Curvature, estimate_curvature
 from tuner.train.data_parallel import ALONE, Replicas

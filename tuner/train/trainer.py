@@ -20,10 +20,10 @@ from torch import Tensor
 
 from tuner.core.damping import damping_ratio
 from tuner.core.errors import InvalidInput
-from tuner.core.metrics import is_over
+from tuner.core.metrics import EpochMetrics, is_over
 from tuner.core.serialization import digest, from_dict
 from tuner.core.store import Store
-from tuner.core.trial_spec import EpochMetrics, TrialSpec
+from tuner.core.trial_spec import TrialSpec
 from tuner.optimizers.hyperparameters import Knobs, knobs_at, switch_step
 from tuner.order import Batch, Replay, last_iterate, legs, shuffled_batches
 from tuner.train.checkpoints import Checkpoints

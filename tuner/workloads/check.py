@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from tuner.core.errors import InvalidInput, unknown
-from tuner.core.pairing import DIAGONAL_MODELS, check_model
 from tuner.core.serialization import to_json
-from tuner.core.trial_spec import WorkloadSpec
+from tuner.core.trial_spec import DIAGONAL_MODELS, WorkloadSpec, check_model
 from tuner.workloads import decoding, folders
 from tuner.workloads.datasets import (
     CIFAR_FOLDERS,

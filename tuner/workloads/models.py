@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner.core.errors import InvalidInput, unknown
-from tuner.core.pairing import check_model
-from tuner.core.trial_spec import WorkloadSpec
+from tuner.core.trial_spec import WorkloadSpec, check_model
 from tuner.workloads.diagonal import diagonal, diagonal_squares
 from tuner.workloads.resnet import ResNet
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tuner.core.errors import InvalidInput
-from tuner.core.pairing import DIAGONAL_MODELS, check_model, default_model
 from tuner.core.search_spec import SearchSpec
-from tuner.core.trial_spec import TrialSpec, WorkloadSpec
+from tuner.core.trial_spec import DIAGONAL_MODELS, TrialSpec, WorkloadSpec, check_model, default_model
 from tuner.search.arguments import parse
 from tuner.train import train
 from tuner.train.__main__ import main
@@ -102,9 +101,11 @@ def of_images(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
 
 
 def test_a_model_of_ones_own_is_told_the_dimension() -> None:
-    spec = WorkloadSpec(data="diagonal", model="tests.core.test_pairing:plain")
+    spec = WorkloadSpec(data="diagonal", model="tests.workloads.test_pairing:plain")
     assert prepare(spec).num_classes is None
     *_, last = train(TrialSpec(workload=spec, epochs=1), device=torch.device("cpu"))
     assert 0 < last.validation_accuracy < 1
-    with pytest.raises(InvalidInput, match=r"--model tests.core.test_pairing:of_images: cannot be built.*'dimension'"):
-        prepare(WorkloadSpec(data="diagonal", model="tests.core.test_pairing:of_images"))
+    with pytest.raises(
+        InvalidInput, match=r"--model tests.workloads.test_pairing:of_images: cannot be built.*'dimension'"
+    ):
+        prepare(WorkloadSpec(data="diagonal", model="tests.workloads.test_pairing:of_images"))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tuner.core.errors import InvalidInput
-from tuner.core.exit_status import says_why
-from tuner.core.retry import StorageFailed
+from tuner.core.errors import InvalidInput, StorageFailed, says_why
 
 
 @pytest.mark.parametrize(
