@@ -47,7 +47,7 @@ def main() -> int:
     chosen = options.parse_args()
     before = conditions()
     with scratch() as folder:
-        spec = SearchSpec(name="large", variants=tuple(TRUTHS), trials=chosen.trials, epochs=chosen.epochs)
+        spec = SearchSpec.from_flags(name="large", variants=tuple(TRUTHS), trials=chosen.trials, epochs=chosen.epochs)
         num_runs = len(simulate(spec, TRUTHS, output=folder).records)
         costs = [cost("large", folder) for _ in range(chosen.repeats)]
         size = (folder / "large" / "report.html").stat().st_size / 1e6

@@ -205,7 +205,7 @@ def main() -> None:
     options.add_argument("--tracking-uri", default=None)
     options.add_argument("--out", type=Path, required=True)
     chosen = options.parse_args()
-    spec = SearchSpec(
+    spec = SearchSpec.from_flags(
         name="grown",
         variants=VARIANTS,
         trials=chosen.trials,

@@ -143,7 +143,7 @@ def _explore(search: Search, variant: Variant, truth: Truth, generator: np.rando
             elif (
                 spec.early_stopping
                 and not rungs.goes_on(record.name, share, metrics.validation_accuracy)
-                and metrics.validation_accuracy < spec.targets[-1]
+                and metrics.validation_accuracy < spec.training.targets[-1]
             ):
                 record.status = "stopped"
                 break
@@ -204,7 +204,9 @@ def _frozen(search: Search, variant: Variant, record: Record) -> optuna.trial.Fr
     settings = flatten(record.spec.optimizer)
     active = {name: settings[name] for name in variant.searched if variant.active(name, settings)}  # type: ignore[arg-type]
     reported = {
-        metrics.gradient_evaluations: evaluate(search.spec.objective, record.history[: i + 1], search.spec.targets)[0]
+        metrics.gradient_evaluations: evaluate(
+            search.spec.objective, record.history[: i + 1], search.spec.training.targets
+        )[0]
         for i, metrics in enumerate(record.history)
     }
     state = STATUSES[record.status]
@@ -215,5 +217,5 @@ def _frozen(search: Search, variant: Variant, record: Record) -> optuna.trial.Fr
         distributions={name: variant.searched[name] for name in active},
         intermediate_values=reported if len(OBJECTIVES[search.spec.objective]) == 1 else {},
         user_attrs={"status": record.status, "arm": record.arm},
-        values=evaluate(search.spec.objective, record.history, search.spec.targets) if complete else None,
+        values=evaluate(search.spec.objective, record.history, search.spec.training.targets) if complete else None,
     )

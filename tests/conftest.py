@@ -157,7 +157,7 @@ def open_recorder(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Iterator
 
     def open_it(variants: list[Variant], **changes: Any) -> Recorder:
         names = tuple(variant.name for variant in variants)
-        spec = SearchSpec(**{"name": "s", "variants": names, "confirm_seeds": 0, **changes})
+        spec = SearchSpec.from_flags(**{"name": "s", "variants": names, "confirm_seeds": 0, **changes})
         storage = open_storage(storage_url)
         studies = open_studies(spec, variants, storage, search="s")
         tracking = Tracking(

@@ -115,7 +115,7 @@ def test_notebook_of_no_search(name: str) -> None:
 def test_notebook_of_a_long_search_without_confirmation(
     path: Path, tmp_path: Path, quick_sqlite: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = SearchSpec(
+    spec = SearchSpec.from_flags(
         name="small",
         variants=("sgdm", "lpsgdm", "lpsgdm-rms"),
         trials=36,

@@ -17,7 +17,7 @@ from torch.optim.optimizer import Optimizer
 from search_spaces import SPACES
 from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec, WorkloadSpec
-from tuner.optimizers import make_optimizer
+from tuner.optimizers.rules import make_optimizer
 from tuner.order import shuffled_batches
 from tuner.workloads.data import Data, load_data
 from tuner.workloads.models import build_model

@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.peers.bare_loop import CPU, accuracy, new_model, sgd, train_digits, train_epoch
 from tuner.core.trial_spec import WorkloadSpec
-from tuner.optimizers import make_optimizer
+from tuner.optimizers.rules import make_optimizer
 from tuner.order import shuffled_batches
 from tuner.workloads.data import load_data
 

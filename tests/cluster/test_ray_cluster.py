@@ -15,7 +15,7 @@ G6: Machine = {"CPU": 4, "GPU": 1}
 
 def fitting(machines: list[Machine], monkeypatch: pytest.MonkeyPatch, **asked: float) -> Resources:
     monkeypatch.setattr(ray_cluster, "_machines", lambda: machines)
-    return _share(SearchSpec(address="auto", **asked))  # type: ignore[arg-type]
+    return _share(SearchSpec.from_flags(address="auto", **asked))
 
 
 @pytest.mark.parametrize(

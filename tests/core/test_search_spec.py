@@ -10,14 +10,15 @@ import pytest
 
 from search_spaces import GROUPS
 from tuner.core.errors import InvalidInput
-from tuner.core.search_spec import CHANGEABLE_ON_RESUME, FAR_ABOVE_CRITICAL, SearchSpec, seconds
+from tuner.core.search_spec import FAR_ABOVE_CRITICAL, SearchSpec, seconds
 from tuner.core.serialization import digest, flatten
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec
+from tuner.study.search_folder import CHANGEABLE_ON_RESUME, refuse_changes
 
 
 def refused(**values: Any) -> str:
     with pytest.raises(InvalidInput) as caught:
-        SearchSpec(**values)
+        SearchSpec.from_flags(**values)
     message = str(caught.value)
     assert message and "\n" not in message
     return message
@@ -123,7 +124,7 @@ def test_everything_a_trial_can_differ_in_comes_from_the_search() -> None:
         "skip_corrupt": True,
         "predict_critical_lr": True,
     }
-    plain, changed = (flatten(SearchSpec(**v).trial_spec(OptimizerSpec(), 0)) for v in ({}, values))
+    plain, changed = (flatten(SearchSpec.from_flags(**v).trial_spec(OptimizerSpec(), 0)) for v in ({}, values))
     names = {"workload": "workload.data"} | {
         name: f"workload.{name}" for name in ("model", "data_dir", "batch_size", "skip_corrupt")
     }
@@ -155,13 +156,17 @@ def test_what_may_change_on_resume_changes_no_trial(name: str) -> None:
         "tracking_uri": "http://h",
     }
     specs: list[TrialSpec] = [
-        SearchSpec(**changes).trial_spec(OptimizerSpec(), 1)
+        SearchSpec.from_flags(**changes).trial_spec(OptimizerSpec(), 1)
         for changes in ({"variants": ("sgdm",)}, {"variants": ("sgdm",), name: values[name]})
     ]
     assert digest(specs[0]) == digest(specs[1])
 
 
-SAVED = SearchSpec(name="s", variants=("sgdm", "adamw"), trials=8, epochs=10)
+def changed(spec: SearchSpec, **flags: Any) -> SearchSpec:
+    return SearchSpec.from_flags(**spec.flags() | flags)
+
+
+SAVED = SearchSpec.from_flags(name="s", variants=("sgdm", "adamw"), trials=8, epochs=10)
 
 
 @pytest.mark.parametrize(
@@ -175,14 +180,14 @@ SAVED = SearchSpec(name="s", variants=("sgdm", "adamw"), trials=8, epochs=10)
 )
 def test_names_and_groups_of_the_same_variants_are_the_same(started: tuple[str, ...], resumed: tuple[str, ...]) -> None:
     saved = dataclasses.replace(SAVED, variants=started)
-    dataclasses.replace(SAVED, variants=resumed).refuse_changes(saved)
+    refuse_changes(dataclasses.replace(SAVED, variants=resumed), saved)
 
 
 def test_a_resumed_search_keeps_the_variants_of_a_group() -> None:
     saved = dataclasses.replace(SAVED, variants=("papers", "sgdm"))
     others = tuple(name for name in GROUPS["papers"] if name != "critical")
     with pytest.raises(InvalidInput, match="keeps all its variants, critical, sgdm too"):
-        dataclasses.replace(SAVED, variants=others).refuse_changes(saved)
+        refuse_changes(dataclasses.replace(SAVED, variants=others), saved)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +205,7 @@ def test_a_resumed_search_keeps_the_variants_of_a_group() -> None:
     ],
 )
 def test_a_resumed_search_may_grow_and_run_elsewhere(changes: dict[str, Any]) -> None:
-    dataclasses.replace(SAVED, **changes).refuse_changes(SAVED)
+    refuse_changes(changed(SAVED, **changes), SAVED)
 
 
 @pytest.mark.parametrize(
@@ -228,17 +233,17 @@ def test_a_resumed_search_may_grow_and_run_elsewhere(changes: dict[str, Any]) ->
 )
 def test_a_resumed_search_refuses_by_name_what_would_change_results(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        dataclasses.replace(SAVED, **changes).refuse_changes(SAVED)
+        refuse_changes(changed(SAVED, **changes), SAVED)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_every_field_is_either_changeable_or_refused() -> None:
-    assert {item.name for item in dataclasses.fields(SearchSpec)} >= CHANGEABLE_ON_RESUME
+    assert set(SearchSpec().flags()) >= CHANGEABLE_ON_RESUME
 
 
 def test_confirmed_runs_have_fresh_seeds_and_run_to_their_end() -> None:
-    spec = SearchSpec(seed=3, trials=2, stop_at_target=True)
+    spec = SearchSpec.from_flags(seed=3, trials=2, stop_at_target=True)
     optimizer = OptimizerSpec()
     runs = [spec.confirm_spec(optimizer, k) for k in range(3)]
     trials = [spec.trial_spec(optimizer, number) for number in range(2)]
@@ -256,18 +261,18 @@ def test_the_default_point_has_half_as_many_seeds(seeds: int, default: int) -> N
 
 def test_a_resumed_search_loses_no_seed() -> None:
     saved = SearchSpec(name="s", confirm_seeds=6)
-    dataclasses.replace(saved, confirm_seeds=12).refuse_changes(saved)
+    refuse_changes(dataclasses.replace(saved, confirm_seeds=12), saved)
     with pytest.raises(InvalidInput, match=r"--confirm-seeds 3: a resumed search keeps its 6"):
-        dataclasses.replace(saved, confirm_seeds=3).refuse_changes(saved)
+        refuse_changes(dataclasses.replace(saved, confirm_seeds=3), saved)
 
 
 def test_a_resumed_search_keeps_what_is_pruned() -> None:
-    saved = SearchSpec(name="s", predict_critical_lr=True)
+    saved = SearchSpec.from_flags(name="s", predict_critical_lr=True)
     for changes in ({"prune_above_critical": 2.0}, {"predict_critical_lr": False}):
         with pytest.raises(InvalidInput, match="and a resumed search keeps it"):
-            dataclasses.replace(saved, **changes).refuse_changes(saved)
+            refuse_changes(changed(saved, **changes), saved)
 
 
 def test_what_lies_far_above_the_predicted_rate_is_what_would_be_pruned() -> None:
     assert SearchSpec().far_above_critical == FAR_ABOVE_CRITICAL
-    assert SearchSpec(predict_critical_lr=True, prune_above_critical=0.5).far_above_critical == 0.5
+    assert SearchSpec.from_flags(predict_critical_lr=True, prune_above_critical=0.5).far_above_critical == 0.5

@@ -35,7 +35,7 @@ def made(epoch: Epoch) -> Made:
         return [epoch(number, 0.6 if number >= cost else 0.1) for number in range(1, 11)]
 
     def make(best: Costs, default: Costs | None = None, random: Costs | None = None, **changes: Any) -> Search:
-        spec = SearchSpec(**{"name": "x", "variants": tuple(best), "targets": (0.5,), **changes})
+        spec = SearchSpec.from_flags(**{"name": "x", "variants": tuple(best), "targets": (0.5,), **changes})
         search = Search(spec, "id", tuple(SPACES[name] for name in best), Path("x"), {})
         for name in best:
             for number, cost in enumerate((random or {}).get(name, (5,))):

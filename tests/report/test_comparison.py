@@ -36,7 +36,7 @@ SECONDS = ("sgdm", 0.95, "seconds")
 
 def made(sgdm: Truth = SLOW, adamw: Truth = FAST, critical: Truth = SLOW, **changes: object) -> Search:
     """A search over three variants."""
-    spec = SearchSpec(name="made", variants=("sgdm", "adamw", "critical"), **changes)  # type: ignore[arg-type]
+    spec = SearchSpec.from_flags(name="made", variants=("sgdm", "adamw", "critical"), **changes)
     return simulate(spec, {"sgdm": sgdm, "adamw": adamw, "critical": critical})
 
 

@@ -31,7 +31,7 @@ def searched(epoch: Epoch) -> Callable[..., Search]:
     """A search of two variants with these trials, of which all were predicted to diverge from lr.peak 0.1 on."""
 
     def make(trials: Trials, **changes: float) -> Search:
-        spec = SearchSpec(name="x", variants=("sgd", "sgdm"), predict_critical_lr=True, **changes)  # type: ignore[arg-type]
+        spec = SearchSpec.from_flags(name="x", variants=("sgd", "sgdm"), predict_critical_lr=True, **changes)
         search = Search(spec, "id", resolve_variants(spec.variants, ()), Path("x"), {})
         for number, (variant, ratio, status) in enumerate(trials):
             point = {**SPACES[variant].default_settings(), "lr.peak": 0.1 * (ratio or 1)}

@@ -50,7 +50,9 @@ def simulated(
     for i, name in enumerate(names):
         lr = float(SPACES[name].default["lr.peak"])  # type: ignore[arg-type]
         truths[name] = Truth(speed=speed * (0.35 + 0.1 * (i % 4)), lr_best=lr, lr_limit=limit * lr)
-    return simulate(SearchSpec(**{"name": "x", "variants": names, "trials": 8, **changes}), truths, output=output)
+    return simulate(
+        SearchSpec.from_flags(**{"name": "x", "variants": names, "trials": 8, **changes}), truths, output=output
+    )
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_convergence_is_the_median_over_seeds_in_a_band_from_the_smallest_to_the
         assert (line.get_color(), line.get_linestyle()) == styles(FOUR)[name]
         assert corners(band) == edges(spent, accuracies.min(axis=0).tolist(), accuracies.max(axis=0).tolist())
     targets = {points(line)[0][1] for line in axes.lines if line.get_linestyle() == ":"}
-    assert targets == set(four.spec.targets)
+    assert targets == set(four.spec.training.targets)
 
 
 def test_a_run_that_diverged_counts_as_0_from_there_on_and_one_that_failed_not_at_all() -> None:
@@ -191,7 +193,7 @@ def drawn_times(search: Search) -> dict[float, dict[str, list[Line2D]]]:
             name: [line for line in axes.lines if round(float(np.mean(points(line), axis=0)[1])) == y]
             for y, name in enumerate(names)
         }
-        for target, axes in zip(search.spec.targets, panels, strict=True)
+        for target, axes in zip(search.spec.training.targets, panels, strict=True)
     }
 
 
@@ -286,7 +288,7 @@ def test_learning_rates_tell_the_endings_apart(four: Search) -> None:
 
 
 def objective(search: Search, record: Record) -> float:
-    return evaluate(search.spec.objective, record.history, search.spec.targets)[0]
+    return evaluate(search.spec.objective, record.history, search.spec.training.targets)[0]
 
 
 def test_importance_is_a_bar_a_setting(tmp_path: Path, quick_sqlite: None) -> None:

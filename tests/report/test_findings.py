@@ -42,7 +42,7 @@ OWN = Variant(
 
 def trials(variant: str, *settings: dict[str, Any], statuses: Sequence[str] = (), **changes: Any) -> Search:
     """A search of one variant with these trials, none of which has an epoch."""
-    spec = SearchSpec(**{"name": "x", "variants": (variant,), **changes})
+    spec = SearchSpec.from_flags(**{"name": "x", "variants": (variant,), **changes})
     chosen = resolve_variants(spec.variants, spec.space)
     search = Search(spec, "id", chosen, Path("x"), {})
     for number, changed in enumerate(settings):

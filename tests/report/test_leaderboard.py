@@ -37,7 +37,7 @@ def made(toy: Callable[..., Variant], epoch: Callable[..., EpochMetrics]) -> Mad
     def make(curves: Curves = CURVES, confirmed: Curves | None = None, **changes: Any) -> Search:
         num_seeds = max((len(runs) for runs in (confirmed or {}).values()), default=0)
         values: dict[str, Any] = {"name": "x", "variants": tuple(curves), "trials": 2, "epochs": 3}
-        spec = SearchSpec(**{**values, "targets": (0.5, 0.84), "confirm_seeds": num_seeds, **changes})
+        spec = SearchSpec.from_flags(**{**values, "targets": (0.5, 0.84), "confirm_seeds": num_seeds, **changes})
         search = Search(spec, "id", tuple(toy(name) for name in curves), Path("x"), {})
 
         def add(record: Record, accuracies: Sequence[float]) -> None:
@@ -46,7 +46,7 @@ def made(toy: Callable[..., Variant], epoch: Callable[..., EpochMetrics]) -> Mad
                 for number, accuracy in enumerate(accuracies, start=1)
             ]
             last = record.history[-1] if record.history else None
-            whole = "finished" if len(accuracies) == spec.epochs else "stopped"
+            whole = "finished" if len(accuracies) == spec.training.epochs else "stopped"
             record.status = "failed" if last is None else "diverged" if last.diverged else whole
             search.records[record.name] = record
 

@@ -24,7 +24,7 @@ def workload(epoch: Epoch) -> Workload:
     """
 
     def make(**reached: list[int | None]) -> Search:
-        spec = SearchSpec(name="s", variants=tuple(reached), trials=1, targets=(0.3, 0.9), confirm_seeds=3)
+        spec = SearchSpec.from_flags(name="s", variants=tuple(reached), trials=1, targets=(0.3, 0.9), confirm_seeds=3)
         search = simulate(spec, {name: Truth() for name in reached})
         for name, epochs in reached.items():
             for k, record in search.confirmed(name).items():

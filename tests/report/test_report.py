@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, quick_sqlite: None) -> Path:
         "apart": {"variants": ("lion",), "trials": 1, "confirm_seeds": 0},
     }.items():
         truth = Truth(lr_limit=0) if name == "diverged" else Truth(lr_best=0.003)
-        spec = SearchSpec(**{"name": name, **changed})  # type: ignore[arg-type]
+        spec = SearchSpec.from_flags(**{"name": name, **changed})
         simulate(spec, dict.fromkeys(spec.variants, truth), output=folder)
     (folder / "empty").mkdir()
     search_folder.save(folder / "empty", SearchSpec(name="empty", variants=SPEC.variants), "id", {})

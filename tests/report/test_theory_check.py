@@ -42,7 +42,7 @@ def searched(epoch: Epoch) -> Callable[..., Search]:
     def make(trainings: Sequence[tuple[Any, ...]], **changes: Any) -> Search:
         variants = tuple(dict.fromkeys(training[0] for training in trainings)) or ("sgd",)
         values = {"name": "x", "variants": variants, "workload": "diagonal", "epochs": EPOCHS, "targets": (0.5, TARGET)}
-        spec = SearchSpec(**{**values, **changes})
+        spec = SearchSpec.from_flags(**{**values, **changes})
         search = Search(spec, "id", resolve_variants(spec.variants, ()), Path("x"), {})
         for number, (variant, lr, factor, *rest) in enumerate(trainings):
             options: dict[str, Any] = rest[0] if rest else {}

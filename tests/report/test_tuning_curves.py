@@ -37,7 +37,9 @@ def searched(curves: Sequence[Sequence[float]], epoch: Epoch, arms: str = "rando
 
     Ten epochs are the budget; a shorter curve was stopped.
     """
-    spec = SearchSpec(**{"name": "s", "variants": ("sgdm",), "trials": len(curves), "targets": (0.5, 0.9), **changes})
+    spec = SearchSpec.from_flags(
+        **{"name": "s", "variants": ("sgdm",), "trials": len(curves), "targets": (0.5, 0.9), **changes}
+    )
     search = simulate(spec, {"sgdm": Truth()})
     for record, curve, arm in zip(search.trials_of("sgdm"), curves, itertools.cycle(arms.split()), strict=False):
         record.arm = arm
@@ -180,7 +182,7 @@ def test_whole_searches_are_covered() -> None:
         best, running = 1.0, []
         for record in search.trials_of("sgdm")[:12]:
             if record.status == "finished":
-                best = min(best, evaluate("auc", record.history, spec.targets)[0])
+                best = min(best, evaluate("auc", record.history, spec.training.targets)[0])
             running.append(best)
         firsts.append(running)
         found.append(tuning_curve(search, "sgdm"))

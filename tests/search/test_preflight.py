@@ -30,7 +30,7 @@ def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def refused(**values: Any) -> str:
     with pytest.raises(InvalidInput) as caught:
-        check(SearchSpec(**values))
+        check(SearchSpec.from_flags(**values))
     message = str(caught.value)
     assert message and "\n" not in message and PASSWORD not in message
     return message
@@ -73,7 +73,7 @@ def talking(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def test_a_good_search_passes_and_makes_nothing(good: dict[str, Any], tmp_path: Path) -> None:
-    variants, splits = check(SearchSpec(**good))
+    variants, splits = check(SearchSpec.from_flags(**good))
     assert splits
     assert [variant.name for variant in variants] == ["sgdm", "adamw", "lpsgdm", "critical"]
     assert not list(tmp_path.iterdir())
@@ -104,7 +104,7 @@ def test_a_good_search_passes_and_makes_nothing(good: dict[str, Any], tmp_path: 
 )
 def test_the_first_thing_that_is_wrong_is_named(good: dict[str, Any], values: dict[str, Any], says: str) -> None:
     if values == {"tracking_uri": ""}:
-        check(SearchSpec(**good, **values))  # as good as none
+        check(SearchSpec.from_flags(**good, **values))  # as good as none
     else:
         assert says in refused(**{**good, **values})
 
@@ -116,7 +116,7 @@ def test_a_file_that_is_no_database_is_refused_and_an_empty_one_is_not(good: dic
     Path("folder.db").mkdir()
     assert "folder.db is not writable" in refused(**good | {name: "sqlite:///folder.db"})
     Path("empty.db").touch()
-    check(SearchSpec(**good | {name: "sqlite:///empty.db"}))
+    check(SearchSpec.from_flags(**good | {name: "sqlite:///empty.db"}))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_server_that_never_answers_is_given_up_in_time(
 
     def ask(name: str, uri: str) -> None:
         try:
-            check(SearchSpec(**good | {name: uri}))
+            check(SearchSpec.from_flags(**good | {name: uri}))
         except InvalidInput as error:
             messages[name] = str(error)
 

@@ -38,7 +38,7 @@ def expected(recorder: Recorder) -> list[list[str]]:
     for variant in recorder.search.variants:
         records = [record for record in recorder.records.values() if record.variant == variant.name]
         phases = {phase: [record for record in records if record.phase == phase] for phase in ("explore", "confirm")}
-        times = [time_to_target(record.history, recorder.spec.targets[-1]) for record in records]
+        times = [time_to_target(record.history, recorder.spec.training.targets[-1]) for record in records]
         cells.append(
             [
                 variant.name,

@@ -69,7 +69,7 @@ def test_a_database_that_may_not_be_written_is_refused(
     url = postgres.url("guarded", user="guest")
     for name in ("storage", "tracking_uri"):
         with pytest.raises(InvalidInput, match=r"read-only, or its user may not create tables there$"):
-            check(SearchSpec(name="s", **{name: url}))  # type: ignore[arg-type]
+            check(SearchSpec.from_flags(name="s", **{name: url}))
     close_storage(open_storage(postgres.url("guarded")))  # the tables are there now, made by somebody else
     check(SearchSpec(name="s", storage=url))
     postgres.sql("alter role guest set default_transaction_read_only = on")

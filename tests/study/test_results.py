@@ -31,7 +31,7 @@ from tuner.study.recorder import Recorder
 from tuner.study.results import Record, Search
 
 VARIANTS = ("sgdm", "hybrid")
-SPEC = SearchSpec(name="first", variants=VARIANTS, trials=12, confirm_seeds=3, epochs=4, targets=(0.5, 0.8))
+SPEC = SearchSpec.from_flags(name="first", variants=VARIANTS, trials=12, confirm_seeds=3, epochs=4, targets=(0.5, 0.8))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,8 @@ def test_a_search_is_read_as_it_was_written(written: Search) -> None:
 
 @pytest.mark.parametrize("objective", ["time-to-target", "accuracy"])
 def test_best_is_the_finished_trial_with_the_best_objective_the_earliest_of_equals(objective: Objective) -> None:
-    spec = replace(SPEC, objective=objective, early_stopping=False, epochs=8)
+    training = replace(SPEC.training, epochs=8)
+    spec = replace(SPEC, objective=objective, early_stopping=False, training=training)
     search = simulate(spec, {"sgdm": Truth(lr_limit=0.3, noise=0.4), "hybrid": Truth(speed=0.4, noise=0.4)})
     for variant in VARIANTS:
         values: dict[str, float] = {}
@@ -204,7 +205,7 @@ def test_a_running_search_is_read_as_far_as_it_has_come(
 
     study = VariantStudy(
         storage=open_storage(storage_url), search="s", variant=SPACES["lpsgdm"], objective="time-to-target",
-        targets=spec.targets, num_trials=4, seed=0,
+        targets=spec.training.targets, num_trials=4, seed=0,
     )  # fmt: skip
     # The first trains and its second epoch is being written, the second waits.
     settings = [study.settings(study.ask()) for _ in range(2)]

@@ -22,13 +22,13 @@ def refused(output: Path, name: str) -> str:
 
 
 def test_a_search_without_a_name_is_named_after_its_workload_and_the_time() -> None:
-    name = with_name(SearchSpec(workload="cifar10")).name
+    name = with_name(SearchSpec.from_flags(workload="cifar10")).name
     assert name is not None and re.fullmatch(r"cifar10-\d{8}-\d{6}", name)
     assert with_name(SearchSpec(name="mine")).name == "mine"
 
 
 def test_a_spec_comes_back_as_it_was(tmp_path: Path) -> None:
-    spec = SearchSpec(
+    spec = SearchSpec.from_flags(
         name="s",
         output=str(tmp_path.parent),
         variants=("sgdm",),

@@ -34,7 +34,10 @@ def test_the_default_model_goes_with_its_data(data: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        (WorkloadSpec(data="diagonal"), "--model resnet8: takes images, and diagonal has none; give diagonal or"),
+        (
+            WorkloadSpec(data="diagonal", model="resnet8"),
+            "--model resnet8: takes images, and diagonal has none; give diagonal or",
+        ),
         (WorkloadSpec(model="diagonal"), "--model diagonal: takes the workload diagonal alone, and digits has images"),
         (WorkloadSpec(data="diagonal", model="vit_b_16"), "--model vit_b_16: takes images"),
     ],
@@ -54,8 +57,8 @@ def test_a_search_trains_what_goes_with_its_workload_unless_told() -> None:
         (["--model", "resnet20"], "resnet20"),
     ):
         spec, _ = parse(arguments)
-        assert spec.model == spec.workload_spec().model == model
-    assert SearchSpec(workload="diagonal").model == "diagonal"
+        assert spec.training.workload.model == spec.workload_spec().model == model
+    assert SearchSpec.from_flags(workload="diagonal").training.workload.model == "diagonal"
 
 
 @pytest.mark.parametrize(("workload", "model"), [("digits", "resnet8"), ("diagonal", "diagonal-squares")])
@@ -64,7 +67,7 @@ def test_a_search_goes_on_with_the_model_it_has(workload: str, model: str, tmp_p
     saved = {"id": "x", "content": {}, "spec": {"name": "a", "workload": workload, "model": model}}
     (tmp_path / "a/search.json").write_text(json.dumps(saved))
     spec, _ = parse(["--resume", "a", "--output", str(tmp_path), "--trials", "9"])
-    assert spec.model == model
+    assert spec.training.workload.model == model
     with pytest.raises(InvalidInput, match=f"--model resnet20: search 'a' was started with {model}"):
         parse(["--resume", "a", "--output", str(tmp_path), "--model", "resnet20"])
 

@@ -6,18 +6,22 @@ The help of each flag is the docstring under its field.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
-from search_spaces import expand
-from tuner.core.errors import InvalidInput, masked, unknown
-from tuner.core.trial_spec import OptimizerSpec, Precision, TrialSpec, WorkloadSpec, default_model
+from tuner.core.errors import InvalidInput, unknown
+from tuner.core.serialization import flatten, from_dict
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 
 Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
 
+
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
 FAR_ABOVE_CRITICAL = 3.0
 """Times the predicted critical learning rate from which on it is said that a trial did not diverge, where none is
@@ -25,28 +29,6 @@ pruned for that; ours."""
 
 FIRST_FRESH = 500_000
 """Seeds from here on are of no trial: two searches' seeds are 1,000,003 apart."""
-
-CHANGEABLE_ON_RESUME = frozenset(
-    {
-        "resume",
-        "dry_run",
-        "list",
-        "download",
-        "trials",
-        "variants",
-        "confirm_seeds",
-        "baseline",
-        "system_metrics",
-        "max_concurrent",
-        "max_failures",
-        "time_budget",
-        "address",
-        "storage",
-        "tracking_uri",
-        "checkpoint_seconds",
-    }
-)
-"""Fields that may differ when a search is resumed: they change no number of a trial that was already planned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,39 +52,10 @@ class SearchSpec:
     for its default point. Fewer than 6 decide nothing where a target was missed; 0 skips both."""
     baseline: str | None = None
     """Variant that the others are compared with. Default: sgdm, or the first where that is not among them."""
-    targets: tuple[float, ...] = (0.9, 0.95)
-    """Validation accuracies in (0, 1), increasing, whose first crossing is timed."""
-    stop_at_target: bool = False
-    """End a trial once it reaches the highest target, instead of training to the end of its budget."""
+    training: TrialSpec = field(default_factory=TrialSpec)
+    """What every trial trains, with its epochs and targets; each trial has an optimizer and a seed of its own."""
     early_stopping: bool = True
     """Stop the trials that fall behind their own variant's at successive rungs."""
-    workload: str = "digits"
-    """Data: digits, fashion-mnist, cifar10, cifar100, imagefolder; or diagonal, Gaussian samples for a network of two
-    weights a coordinate, whose accuracy is R^2."""
-    model: str | None = None
-    """Model: resnet8/20/32/56, resnet18/34/50, a torchvision classifier, or package.module:function; of the workload
-    diagonal, diagonal or diagonal-squares. Default: resnet8, or diagonal for the workload diagonal."""
-    data_dir: str | None = None
-    """Folder of the data."""
-    download: bool = False
-    """Fetch the data set into the data folder if it is missing."""
-    skip_corrupt: bool = False
-    """Leave out images that cannot be read."""
-    stream: Literal["auto", "always", "never"] = "auto"
-    """Read images from disk batch by batch; auto does so where they do not fit in memory, decided once a search."""
-    epochs: int = 10
-    """Largest number of epochs a trial, at least 1."""
-    batch_size: int = 64
-    """Images, or samples, a gradient evaluation, at least 1."""
-    precision: Precision = "auto"
-    """auto is bfloat16 autocast on a GPU and float32 elsewhere."""
-    compile: bool = False
-    """Compile the models with torch.compile."""
-    curvature: int = 0
-    """Estimate the loss's curvature, and the damping class there, at every so many evaluations, at a cost; 0: never."""
-    predict_critical_lr: bool = False
-    """Predict, from the curvature at a training's first weights, the lr.peak from which on it diverges, and report how
-    true that was; no trial is stopped for it."""
     prune_above_critical: float | None = None
     """Stop a trial after its first evaluation where its lr.peak is above this many times the predicted critical one."""
     seed: int = 0
@@ -146,12 +99,16 @@ class SearchSpec:
     """Print all variants, what they search and their named points; start nothing."""
 
     def __post_init__(self) -> None:
-        if self.model is None:
-            # Here and not where it is used: what is saved, shown and compared is the model that is trained.
-            object.__setattr__(self, "model", default_model(self.workload))
-        if self.data_dir is not None:
+        default = flatten(TrialSpec())
+        for leaf, value in flatten(self.training).items():
+            is_flag = leaf.partition(".")[0] != "optimizer" and leaf not in SET_BY_SEARCH
+            if not is_flag and value != default[leaf]:
+                raise InvalidInput(f"training.{leaf} = {value}: the search sets it; leave it at its default")
+        workload = self.training.workload
+        if workload.data_dir is not None:
             # Absolute: workers, and whoever resumes the search, may be in other folders.
-            object.__setattr__(self, "data_dir", str(Path(self.data_dir).absolute()))
+            workload = dataclasses.replace(workload, data_dir=str(Path(workload.data_dir).absolute()))
+            object.__setattr__(self, "training", dataclasses.replace(self.training, workload=workload))
         if self.checkpoints and "://" not in self.checkpoints:
             object.__setattr__(self, "checkpoints", str(Path(self.checkpoints).absolute()))
         if self.objective not in get_args(Objective):
@@ -176,9 +133,10 @@ class SearchSpec:
         if self.gpus_per_trial is not None and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
             raise InvalidInput(f"--gpus-per-trial {self.gpus_per_trial}: must be a whole number where it is above 1")
         _at_least("workers_per_trial", self.workers_per_trial, 1)
-        if self.batch_size % self.workers_per_trial:
+        if workload.batch_size % self.workers_per_trial:
             raise InvalidInput(
-                f"--batch-size {self.batch_size}: must be a multiple of --workers-per-trial {self.workers_per_trial}"
+                f"--batch-size {workload.batch_size}: must be a multiple of "
+                f"--workers-per-trial {self.workers_per_trial}"
             )
         if self.workers_per_trial > 1 and (self.gpus_per_trial or 0) % 1:
             raise InvalidInput(
@@ -195,7 +153,7 @@ class SearchSpec:
         if self.prune_above_critical is not None:
             if not 0 < self.prune_above_critical < math.inf:
                 raise InvalidInput(f"--prune-above-critical {self.prune_above_critical}: must be above 0 and finite")
-            if not self.predict_critical_lr:
+            if not self.training.predict_critical_lr:
                 raise InvalidInput(
                     f"--prune-above-critical {self.prune_above_critical:g}: needs --predict-critical-lr, whose "
                     "prediction it is a multiple of"
@@ -213,17 +171,8 @@ class SearchSpec:
 
         Trials of one number share their seed over all variants: equal initial weights and batches.
         """
-        return TrialSpec(
-            workload=self.workload_spec(),
-            optimizer=optimizer,
-            epochs=self.epochs,
-            targets=self.targets,
-            stop_at_target=self.stop_at_target,
-            seed=self.seed * 1_000_003 + number,
-            precision=self.precision,
-            compile=self.compile,
-            curvature=self.curvature,
-            predict_critical_lr=self.predict_critical_lr,
+        return dataclasses.replace(
+            self.training, workload=self.workload_spec(), optimizer=optimizer, seed=self.seed * 1_000_003 + number
         )
 
     def confirm_spec(self, optimizer: OptimizerSpec, k: int) -> TrialSpec:
@@ -241,15 +190,33 @@ class SearchSpec:
 
     def workload_spec(self) -> WorkloadSpec:
         """What every trial trains."""
-        return WorkloadSpec(
-            data=self.workload,
-            model=self.model or default_model(self.workload),
-            data_dir=self.data_dir,
-            batch_size=self.batch_size,
-            skip_corrupt=self.skip_corrupt,
-            stream=self.stream,
-            loader_workers=max(1, int(self.cpus_per_trial)),
+        return dataclasses.replace(
+            self.training.workload, download=False, loader_workers=max(1, int(self.cpus_per_trial))
         )
+
+    @classmethod
+    def from_flags(cls, **values: Any) -> SearchSpec:
+        """The spec that flags make, by their names with ``_`` for ``-``: ``from_flags(workload="cifar10", trials=32)``.
+
+        Raises :class:`InvalidInput` for a name that is no flag and for a value that is refused.
+        """
+        nested: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in LEAVES:
+                raise unknown("flag", name, LEAVES)
+            *path, leaf = LEAVES[name]
+            place = nested
+            for part in path:
+                place = place.setdefault(part, {})
+            place[leaf] = value
+        try:
+            return from_dict(cls, nested)
+        except InvalidInput as error:
+            raise InvalidInput(_as_flag(str(error))) from None
+
+    def flags(self) -> dict[str, Any]:
+        """Flag, with ``_`` for ``-`` -> value; :meth:`from_flags` gives the spec again."""
+        return {name: functools.reduce(getattr, path, self) for name, path in LEAVES.items()}
 
     def located(self) -> SearchSpec:
         """The same with SQLite databases, MLflow's default one too, by absolute path, so as to resume anywhere."""
@@ -261,24 +228,24 @@ class SearchSpec:
         }
         return dataclasses.replace(self, **files)  # type: ignore[arg-type]
 
-    def refuse_changes(self, saved: SearchSpec) -> None:
-        """Raises InvalidInput, by name, where resuming ``saved`` as this spec would change results."""
-        for item in dataclasses.fields(self):
-            old, new = getattr(saved, item.name), getattr(self, item.name)
-            if old != new and item.name not in CHANGEABLE_ON_RESUME:
-                raise InvalidInput(
-                    f"{flag(item.name)} {_shown(new)}: search {saved.name!r} was started with {_shown(old)}, "
-                    "and a resumed search keeps it"
-                )
-        if self.trials < saved.trials:
-            raise InvalidInput(f"--trials {self.trials}: a resumed search keeps its {saved.trials} trials or adds some")
-        if self.confirm_seeds < saved.confirm_seeds:
-            raise InvalidInput(
-                f"--confirm-seeds {self.confirm_seeds}: a resumed search keeps its {saved.confirm_seeds} or adds some"
-            )
-        kept = expand(self.variants)
-        if missing := [name for name in expand(saved.variants) if name not in kept]:
-            raise InvalidInput(f"--variants: a resumed search keeps all its variants, {', '.join(missing)} too")
+
+SET_BY_SEARCH = ("seed", "max_loss", "workload.augment", "workload.loader_workers")
+"""Leaves of a search's training that are no flags, beside its optimizer."""
+
+
+def _leaves() -> Iterator[tuple[str, tuple[str, ...]]]:
+    for item in dataclasses.fields(SearchSpec):
+        if item.name != "training":
+            yield item.name, (item.name,)
+            continue
+        for leaf in flatten(TrialSpec()):
+            path = leaf.split(".")
+            if path[0] != "optimizer" and leaf not in SET_BY_SEARCH:
+                yield "workload" if leaf == "workload.data" else path[-1], ("training", *path)
+
+
+LEAVES: dict[str, tuple[str, ...]] = dict(_leaves())
+"""Flag, with ``_`` for ``-`` -> where its value stands in a :class:`SearchSpec`."""
 
 
 def flag(name: str) -> str:
@@ -302,12 +269,11 @@ def _at_least(name: str, value: float | None, least: int) -> None:
 
 
 def _as_flag(message: str) -> str:
+    if message.startswith(("--", "unknown flag", "training.")):
+        return message
     name, separator, rest = message.partition(" = ")
-    return f"{flag(name)} {rest}" if separator else f"--{message.removeprefix('unknown ')}"
-
-
-def _shown(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else masked(str(value))
-
-
-DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+    if not separator:
+        return f"--{message.removeprefix('unknown ')}"
+    names = {path[-1]: known for known, path in LEAVES.items()}
+    leaf = name.rpartition(".")[2]
+    return f"{flag(names.get(leaf, leaf))} {rest}"

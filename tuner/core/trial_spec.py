@@ -21,25 +21,30 @@ class WorkloadSpec:
     """What is trained: data, model, batch."""
 
     data: str = "digits"
-    """A key of :data:`tuner.workloads.data.DATA`."""
-    model: str = "resnet8"
-    """A key of :data:`tuner.workloads.models.MODELS`, a torchvision classifier, or ``package.module:function``."""
+    """Data: digits, fashion-mnist, cifar10, cifar100, imagefolder; or diagonal, Gaussian samples for a network of two
+    weights per coordinate, whose accuracy is R^2."""
+    model: str = ""
+    """Model: resnet8/20/32/56, resnet18/34/50, a torchvision classifier, or package.module:function; for the workload
+    diagonal: diagonal or diagonal-squares. Default: resnet8, or diagonal for the workload diagonal."""
     data_dir: str | None = None
-    """Folder of the data; not used by ``digits`` and ``diagonal``."""
+    """Folder of the data; digits and diagonal need none."""
     download: bool = False
-    """Fetch the data set into ``data_dir`` where it is missing."""
+    """Fetch the data set into the data folder if it is missing."""
     batch_size: int = 64
-    """Images, or samples, a gradient evaluation, at least 1."""
+    """Images, or samples, per gradient evaluation, at least 1."""
     augment: bool = True
     """Random crops and flips, as far as the data set allows them."""
     skip_corrupt: bool = False
-    """Leave out images that cannot be read, instead of stopping."""
+    """Leave out images that cannot be read."""
     stream: Literal["auto", "always", "never"] = "auto"
-    """Read images from disk batch by batch; ``auto`` does so where they do not fit the device's memory."""
+    """Read images from disk batch by batch; auto does so where they do not fit in memory, decided once per search."""
     loader_workers: int = 2
     """Processes that read images when streaming, at least 0."""
 
     def __post_init__(self) -> None:
+        if not self.model:
+            # Here and not where it is used: what is saved, shown and compared is the model that is trained.
+            object.__setattr__(self, "model", default_model(self.data))
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(self.loader_workers >= 0, "loader_workers", self.loader_workers, "at least 0")
         require_choice("stream", self.stream, Literal["auto", "always", "never"])
@@ -52,23 +57,24 @@ class TrialSpec:
     workload: WorkloadSpec = field(default_factory=WorkloadSpec)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     epochs: int = 10
-    """Passes over the training split, at least 1; epochs times steps per epoch is the budget."""
+    """Largest number of epochs per trial, at least 1; epochs times steps per epoch is the budget."""
     targets: tuple[float, ...] = (0.9, 0.95)
-    """Validation accuracies, each in (0, 1), whose first crossing is timed."""
+    """Validation accuracies in (0, 1), increasing, whose first crossing is timed."""
     stop_at_target: bool = False
-    """End the training once the highest target is reached."""
+    """End a trial once it reaches the highest target, instead of training to the end of its budget."""
     max_loss: float = 1e3
     """A training loss above this, or one that is not finite, is a divergence."""
     seed: int = 0
     """Draws the initial weights, the batches and their augmentation; at least 0."""
     precision: Precision = "auto"
-    """``auto`` is bfloat16 autocast on a GPU and float32 elsewhere."""
+    """auto is bfloat16 autocast on a GPU and float32 elsewhere."""
     compile: bool = False
-    """Compile the forward pass with torch.compile."""
+    """Compile the models with torch.compile."""
     curvature: int = 0
-    """Evaluations between two estimates of the loss's curvature, at least 0; 0 makes none."""
+    """Estimate the loss's curvature, and the damping class there, once in so many evaluations, at a cost; 0: never."""
     predict_critical_lr: bool = False
-    """Predict which ``lr.peak`` is too large, from the curvature at the first weights."""
+    """Predict, from the curvature at a training's first weights, the lr.peak from which on it diverges, and report how
+    true that was; no trial is stopped for it."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "at least 1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import shlex
@@ -89,8 +88,12 @@ def _equality(search: Search) -> tuple[str, ...]:
 def provenance(search: Search) -> Section:
     """With what, on what, and how long; and the command that repeats it."""
     spec, records, programs = search.spec, list(search.records.values()), search.programs
+    workload = spec.training.workload
     rows = [
-        ("workload", f"{spec.workload}, {spec.model}, {spec.epochs} epochs of batches of {spec.batch_size}"),
+        (
+            "workload",
+            f"{workload.data}, {workload.model}, {spec.training.epochs} epochs of batches of {workload.batch_size}",
+        ),
         ("data", "; ".join(dict.fromkeys([search.splits, *(r.test.data for r in records if r.test)])).strip("; ")),
         ("seeds of trials", _seeds([r for r in records if r.phase == "explore"])),
         ("seeds of confirmed runs", _seeds([r for r in records if r.phase != "explore"])),
@@ -130,20 +133,21 @@ def wall_seconds(search: Search) -> float:
 def command(spec: SearchSpec) -> str:
     """The command that makes the same search again, under a name of its own."""
     words = ["python", "-m", "tuner.search"]
-    for item in dataclasses.fields(spec):
-        value = getattr(spec, item.name)
-        if item.name in NOT_REPEATED or value is None or value == getattr(SearchSpec(), item.name):
+    defaults = SearchSpec().flags()
+    for name, value in spec.flags().items():
+        if name in NOT_REPEATED or value is None or value == defaults[name]:
             continue
         if isinstance(value, bool):
-            words.append(flag(item.name) if value else flag(f"no_{item.name}"))
+            words.append(flag(name) if value else flag(f"no_{name}"))
         else:
-            words += [flag(item.name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+            words += [flag(name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return shlex.join(words)
 
 
 def limits(search: Search) -> Section:
     """What cannot be said."""
-    spec, goal = search.spec, f"{target_label(search.spec.targets[-1])}%"
+    spec, goal = search.spec, f"{target_label(search.spec.training.targets[-1])}%"
+    workload = spec.training.workload
     sentences = []
     for variant in search.variants:
         name, trials = variant.name, search.trials_of(variant.name)
@@ -161,7 +165,7 @@ def limits(search: Search) -> Section:
     sentences += _of_seeds(search)
     confirmed = [run for variant in search.variants for run in search.confirmed(variant.name).values() if run.ended]
     runs = confirmed or [record for record in search.records.values() if record.ended]
-    costs = [cost(run, spec.targets[-1], "gradient_evaluations") for run in runs]
+    costs = [cost(run, spec.training.targets[-1], "gradient_evaluations") for run in runs]
     if runs and not any(map(math.isfinite, costs)):
         sentences.append(
             f"No {'confirmed run' if confirmed else 'trial'} reached {goal}: a lower target could tell more."
@@ -172,12 +176,12 @@ def limits(search: Search) -> Section:
         )
     first = next((r.history[0] for r in search.records.values() if r.history), None)
     if first:
-        step = first.budget // spec.epochs
+        step = first.budget // spec.training.epochs
         sentences.append(
             f"An epoch is {step} gradient evaluations and ends in an evaluation: finer differences are not seen."
         )
-    sentences.append(f"A miss is one within {spec.epochs} epochs: of longer trainings nothing is known.")
-    sentences.append(f"It is one workload ({spec.workload}, {spec.model}): of others nothing is known.")
+    sentences.append(f"A miss is one within {spec.training.epochs} epochs: of longer trainings nothing is known.")
+    sentences.append(f"It is one workload ({workload.data}, {workload.model}): of others nothing is known.")
     return Section("What cannot be said", tuple(sentences))
 
 

@@ -220,7 +220,7 @@ def _note(search: Search) -> str:
 
 
 def _goal(search: Search) -> str:
-    return f"{target_label(search.spec.targets[-1])}%"
+    return f"{target_label(search.spec.training.targets[-1])}%"
 
 
 def _observed(search: Search, place: Place) -> dict[int, Record]:
@@ -228,7 +228,7 @@ def _observed(search: Search, place: Place) -> dict[int, Record]:
 
 
 def _cost(search: Search, record: Record) -> float:
-    return cost(record, search.spec.targets[-1], "gradient_evaluations")
+    return cost(record, search.spec.training.targets[-1], "gradient_evaluations")
 
 
 def _costs(search: Search, place: Place) -> list[float]:

@@ -79,7 +79,7 @@ def times(search: Search, point: Point = "best") -> list[Time]:
     rows = []
     for variant in search.variants:
         records = _observed(search.confirmed(variant.name, point)).values()
-        for target in search.spec.targets if records else ():
+        for target in search.spec.training.targets if records else ():
             for unit in UNITS:
                 costs = [cost(record, target, unit) for record in records]
                 reached = sum(map(math.isfinite, costs))
@@ -129,7 +129,7 @@ def compare_pair(
 
 def tuned_against_default(search: Search, unit: Unit = "gradient_evaluations") -> dict[str, Interval | None]:
     """Variant -> cost to the highest target of its best settings over that of its default point, by pairs of seeds."""
-    target = search.spec.targets[-1]
+    target = search.spec.training.targets[-1]
     return {
         name: _paired(search.confirmed(name), search.confirmed(name, "default"), target, unit)
         for name in (variant.name for variant in search.variants)
@@ -145,7 +145,7 @@ def ranking(search: Search) -> list[str]:
         records = _observed(search.confirmed(name)).values()
         if not records:
             return (True, math.inf, 0.0, 0.0, name)
-        costs = [cost(record, search.spec.targets[-1], "gradient_evaluations") for record in records]
+        costs = [cost(record, search.spec.training.targets[-1], "gradient_evaluations") for record in records]
         area = float(np.mean([error_area(record.history) for record in records]))
         return (False, float(np.median(costs)), -float(np.mean(np.isfinite(costs))), area, name)
 
@@ -202,7 +202,7 @@ def _compare(search: Search, variants: list[str], baseline: str, unit: Unit, tar
     for name in (baseline, *variants):
         if name not in known:
             raise unknown("variant", name, known)
-    goal = search.spec.targets[-1] if target is None else target
+    goal = search.spec.training.targets[-1] if target is None else target
     settings = [_paired(search.confirmed(name), search.confirmed(baseline), goal, unit) for name in variants]
     searches = [_searched(search, name, baseline, goal, unit) for name in variants]
     wholes = [_hull(a, b) if a and b else None for a, b in zip(settings, searches, strict=True)]

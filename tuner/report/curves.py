@@ -84,7 +84,7 @@ def convergence(search: Search) -> Picture | None:
                 markevery=(i % every, every), markeredgecolor="white", markeredgewidth=0.5, label=name,
             )  # fmt: skip
     for axes in places:
-        for target in search.spec.targets:
+        for target in search.spec.training.targets:
             axes.axhline(target, color=GREY, linewidth=0.9, linestyle=":")
         axes.autoscale_view()
         axes.set_xlim(left=0)
@@ -97,7 +97,7 @@ def convergence(search: Search) -> Picture | None:
 
 
 def _convergence_title(search: Search, runs: Mapping[str, list[Record]], confirmed: bool, crowded: bool) -> str:
-    targets = ", ".join(f"{target_label(target)}%" for target in search.spec.targets)
+    targets = ", ".join(f"{target_label(target)}%" for target in search.spec.training.targets)
     parts = ["Validation accuracy against gradient evaluations."]
     if confirmed:
         sizes = sorted({len(records) for records in runs.values() if records})

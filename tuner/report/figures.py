@@ -132,12 +132,12 @@ def goal(search: Search) -> str:
     return {
         "accuracy": "final validation accuracy",
         "auc": "area under the error curve",
-    }.get(search.spec.objective, f"gradient evaluations to {target_label(search.spec.targets[-1])}%")
+    }.get(search.spec.objective, f"gradient evaluations to {target_label(search.spec.training.targets[-1])}%")
 
 
 def value(search: Search, record: Record) -> float:
     """A trial's objective; of several the first."""
-    return evaluate(search.spec.objective, record.history, search.spec.targets)[0]
+    return evaluate(search.spec.objective, record.history, search.spec.training.targets)[0]
 
 
 def observed(runs: Mapping[int, Record]) -> list[Record]:

@@ -23,7 +23,7 @@ def leaderboard(search: Search) -> Table:
     """The variants by what their confirmed runs cost; by their trials where nothing is confirmed."""
     if not times(search):
         return exploration(search)
-    targets, goal = search.spec.targets, target_label(search.spec.targets[-1])
+    targets, goal = search.spec.training.targets, target_label(search.spec.training.targets[-1])
     made = {comparison.variant: comparison for comparison in compare(search)}
     costs = {(time.variant, time.target): time for time in times(search) if time.unit == "gradient_evaluations"}
     usual = statistics.mode(time.interval.level for time in costs.values())
@@ -72,7 +72,7 @@ def verdict(search: Search, variant: str, made: Comparison | None) -> str:
 
 def exploration(search: Search) -> Table:
     """The variants by their best trial: what the search found, of which nothing is confirmed."""
-    targets = search.spec.targets
+    targets = search.spec.training.targets
     rows = []
     for name in _explored(search):
         trials = search.trials_of(name)
@@ -115,7 +115,7 @@ def metrics_and_tags(search: Search) -> dict[str, tuple[dict[str, float], dict[s
     """Variant -> its line of the leaderboard as metrics and tags, by the same names in every search; what is not known
     is NaN, what was missed inf."""
     made = {comparison.variant: comparison for comparison in compare(search)}
-    goal = search.spec.targets[-1]
+    goal = search.spec.training.targets[-1]
     found = {(t.variant, t.unit): t for t in times(search) if t.target == goal}
     lines = {}
     for place, name in enumerate(ranking(search) if found else _explored(search), start=1):
@@ -149,7 +149,7 @@ def _explored(search: Search) -> list[str]:
         best = search.best(name)
         if best is None:
             return (1.0,)
-        values = evaluate(search.spec.objective, best.history, search.spec.targets)
+        values = evaluate(search.spec.objective, best.history, search.spec.training.targets)
         accuracies = [best_accuracy(record.history) for record in search.trials_of(name) if record.history]
         return (0.0, *rank(search.spec.objective, values), -max(accuracies))
 

@@ -48,7 +48,7 @@ def report_of(search: Search) -> Report:
     ]
     spec = search.spec
     kept = [section for section in sections if section.sentences or section.pictures or section.tables]
-    return Report(f"{search.folder.name}: {spec.model} on {spec.workload}", tuple(kept))
+    return Report(f"{search.folder.name}: {spec.training.workload.model} on {spec.training.workload.data}", tuple(kept))
 
 
 def joint_report(searches: Sequence[Search]) -> Report:
@@ -71,10 +71,10 @@ def joint_report(searches: Sequence[Search]) -> Report:
     said += states
     rows = []
     for search in searches:
-        target = search.spec.targets[-1]
+        target = search.spec.training.targets[-1]
         found = {t.variant: t.interval for t in times(search) if (t.target, t.unit) == (target, "gradient_evaluations")}
         cells = [describe(found[p.variant]) if p.variant in found else "not confirmed" for p in made]
-        workload = f"{search.spec.model} on {search.spec.workload}"
+        workload = f"{search.spec.training.workload.model} on {search.spec.training.workload.data}"
         rows.append((search.folder.name, workload, f"{target_label(target)}%", *cells))
     table = Table(
         "workloads",
@@ -145,7 +145,7 @@ def _times(search: Search) -> tuple[Table, ...]:
     order = ranking(search)
     found = [t for point in POINTS for t in sorted(times(search, point), key=lambda time: order.index(time.variant))]
     tables: list[Table] = []
-    for target in search.spec.targets if found else ():
+    for target in search.spec.training.targets if found else ():
         rows: dict[tuple[str, str], list[Time]] = {}
         for time in found:
             if time.target == target:

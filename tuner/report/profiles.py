@@ -62,7 +62,7 @@ def left_out(searches: Sequence[Search]) -> list[str]:
 
 def _costs(search: Search) -> dict[str, float]:
     """Variant -> its median cost; inf where it is not known to have come to the highest target."""
-    goal = search.spec.targets[-1]
+    goal = search.spec.training.targets[-1]
     reached = {
         time.variant: time.interval.estimate
         for time in times(search)

@@ -53,15 +53,15 @@ MOST, MOST_IN_CROWD = 5, 3
 def times_to_target(search: Search) -> Picture | None:
     """Gradient evaluations to each target: median and interval of each variant's confirmed runs, and each run."""
     rows = {(row.variant, row.target): row for row in times(search) if row.unit == "gradient_evaluations"}
-    names = [name for name in ranking(search) if (name, search.spec.targets[0]) in rows]
+    names = [name for name in ranking(search) if (name, search.spec.training.targets[0]) in rows]
     if not names:
         return None
     looks = styles(variant.name for variant in search.variants)
     runs = {name: observed(search.confirmed(name)) for name in names}
     end = budget(search)
-    titles = [f"to {target_label(target)}%" for target in search.spec.targets]
+    titles = [f"to {target_label(target)}%" for target in search.spec.training.targets]
     figure, places = panels(titles, height=0.27 * len(names) + 0.45)
-    for axes, target in zip(places, search.spec.targets, strict=True):
+    for axes, target in zip(places, search.spec.training.targets, strict=True):
         axes.axvspan(end, 2 * end, color=PALE, alpha=0.45, linewidth=0)
         for y, name in enumerate(names):
             costs = [cost(record, target, "gradient_evaluations") for record in runs[name]]

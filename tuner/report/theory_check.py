@@ -53,7 +53,7 @@ def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
     from tuner.theory.prediction import solve_limit
 
     problem = standard_problem()
-    goal = (1 - search.spec.targets[-1]) * make_population().label_square / 2
+    goal = (1 - search.spec.training.targets[-1]) * make_population().label_square / 2
     found: list[Foretold] = []
     reasons: dict[str, Counter[str]] = {variant.name: Counter() for variant in search.variants}
     ended = [r for r in search.records.values() if r.observed and r.history]
@@ -86,10 +86,10 @@ def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
 
 def theory(search: Search) -> Section:
     """What the limit said, over what was measured; nothing for another workload."""
-    if search.spec.workload != "diagonal":
+    if search.spec.training.workload.data != "diagonal":
         return Section("Theory")
     found, reasons = foretell(search)
-    target = target_label(search.spec.targets[-1])
+    target = target_label(search.spec.training.targets[-1])
     rows = []
     for variant in search.variants:
         told = [one for one in found if one.record.variant == variant.name]
@@ -133,7 +133,7 @@ def _said(found: list[Foretold], target: str) -> tuple[str, ...]:
 
 
 def _times(search: Search, found: list[Foretold]) -> Picture | None:
-    figure, (axes, *_) = panels([f"steps to {target_label(search.spec.targets[-1])}%"], height=3.4)
+    figure, (axes, *_) = panels([f"steps to {target_label(search.spec.training.targets[-1])}%"], height=3.4)
     looks = styles(variant.name for variant in search.variants)
     shown: list[float] = []
     names = []

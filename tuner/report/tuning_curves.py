@@ -61,7 +61,7 @@ class TuningCurve:
 
 def tuning_curve(search: Search, variant: str) -> TuningCurve | None:
     """The tuning curve of a variant's random trials, those that have ended; None below two, or for two objectives."""
-    objective, targets = search.spec.objective, search.spec.targets
+    objective, targets = search.spec.objective, search.spec.training.targets
     ended = [r for r in search.trials_of(variant) if r.ended and r.status != "failed" and r.history]
     draws = [record for record in ended if record.arm == "random"]
     if len(OBJECTIVES[objective]) > 1 or len(draws) < 2:
@@ -101,7 +101,7 @@ def _model_trace(search: Search, ended: list[Record]) -> tuple[tuple[int, float]
     objective, best, trace = search.spec.objective, None, []
     for record in ended:
         if record.status == "finished":
-            value = evaluate(objective, record.history, search.spec.targets)
+            value = evaluate(objective, record.history, search.spec.training.targets)
             best = value if best is None else min(best, value, key=lambda known: rank(objective, known))
         if record.arm == "model" and best is not None:
             trace.append((record.number + 1, best[0]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tuner.core.errors import OK, says_why
 from tuner.search.arguments import parse
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if search_id is None:
             search_folder.check_new(spec)
-        print_plan(spec, preflight.check(replace(spec, download=False))[0])
+        print_plan(spec, preflight.check(spec, download=False)[0])
         return OK
     return run_search(spec, search_id).exit_status
 

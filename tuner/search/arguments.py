@@ -8,11 +8,13 @@ import difflib
 import io
 import re
 from collections.abc import Sequence
+from typing import Annotated, Any, get_type_hints
 
 import tyro
+from docstring_parser import parse_from_object
 
 from tuner.core.errors import InvalidInput, masked
-from tuner.core.search_spec import SearchSpec, flag
+from tuner.core.search_spec import LEAVES, SearchSpec, flag
 from tuner.study import search_folder
 
 PROGRAM = "python -m tuner.search"
@@ -36,7 +38,7 @@ def parse(argv: Sequence[str]) -> tuple[SearchSpec, str | None]:
             saved = dataclasses.replace(saved, **{name: given})
         elif kept is not None and "***" in kept and given == kept:
             raise InvalidInput(f"{flag(name)}: give {kept} again, its password is not kept")
-    spec.located().refuse_changes(saved.located())
+    search_folder.refuse_changes(spec.located(), saved.located())
     return spec, search_id
 
 
@@ -51,18 +53,32 @@ def _parse(argv: Sequence[str], start: SearchSpec | None) -> SearchSpec:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            if start is None:
-                return tyro.cli(SearchSpec, args=list(argv), prog=PROGRAM)
-            return tyro.cli(SearchSpec, args=list(argv), default=start, prog=PROGRAM)
+            given = tyro.cli(_flags(start), args=list(argv), prog=PROGRAM, description=SearchSpec.__doc__)
+        return SearchSpec.from_flags(**vars(given))
     except SystemExit as stop:
         if stop.code == 0:
             raise
         raise InvalidInput(_one_line(printed.getvalue(), argv)) from None
 
 
+def _flags(start: SearchSpec | None) -> type[Any]:
+    """A flat class with a field for each flag: its type, its help and its default, or else its value in ``start``."""
+    made: list[tuple[str, Any, Any]] = []
+    values = start.flags() if start else {}
+    for name, (*path, leaf) in LEAVES.items():
+        owner: Any = SearchSpec
+        for part in path:
+            owner = get_type_hints(owner)[part]
+        default = next(item.default for item in dataclasses.fields(owner) if item.name == leaf)
+        help = next(text.description or "" for text in parse_from_object(owner).params if text.arg_name == leaf)
+        kind: Any = Annotated[get_type_hints(owner)[leaf], tyro.conf.arg(help=" ".join(help.split()))]
+        made.append((name, kind, dataclasses.field(default=values.get(name, default))))
+    return dataclasses.make_dataclass("SearchSpec", made)
+
+
 def _one_line(box: str, argv: Sequence[str]) -> str:
     """What the parser says in a frame, as one sentence with the nearest flag."""
-    flags = [flag(item.name) for item in dataclasses.fields(SearchSpec)]
+    flags = [flag(name) for name in LEAVES]
     for word in argv:
         name = word.partition("=")[0].replace("_", "-")
         if name.startswith("--") and name.replace("--no-", "--") not in flags and name not in flags:

@@ -38,14 +38,15 @@ def print_plan(spec: SearchSpec, variants: Sequence[Variant]) -> None:
 
     console = _console()
     table = _table(("variant", "setting", "range", "default", "only where"), _settings(variants))
-    table.title = f"{spec.workload}, {spec.model}: {spec.trials} trials of each variant, {spec.epochs} epochs a trial"
+    workload, epochs = spec.training.workload, spec.training.epochs
+    table.title = f"{workload.data}, {workload.model}: {spec.trials} trials of each variant, {epochs} epochs a trial"
     console.print(table)
     for variant in variants:
         console.print(f"{variant.name}: {variant.idea} ({variant.source})", highlight=False)
     data = load_data(spec.workload_spec(), torch.device("cpu"))
     num_trials = spec.trials * len(variants)
-    steps = data.sizes["train"] // spec.batch_size
-    budget = spec.epochs * steps
+    steps = data.sizes["train"] // workload.batch_size
+    budget = epochs * steps
     random, model = num_random(spec.trials), spec.trials - num_random(spec.trials)
     stopping = "early stopping ends some sooner" if spec.early_stopping else "no early stopping"
     console.print(f"Data: {', '.join(f'{size} {split}' for split, size in data.sizes.items())}; {data.splits_note}")
@@ -61,8 +62,8 @@ def print_plan(spec: SearchSpec, variants: Sequence[Variant]) -> None:
         )
     num_trainings = num_trials + num_tuned + num_plain
     console.print(
-        f"Cost at most: {num_trainings} trainings x {spec.epochs} epochs x {steps} steps "
-        f"= {num_trainings * budget} gradient evaluations of {spec.batch_size} samples."
+        f"Cost at most: {num_trainings} trainings x {epochs} epochs x {steps} steps "
+        f"= {num_trainings * budget} gradient evaluations of {workload.batch_size} samples."
     )
     console.print("Nothing was started.")
 

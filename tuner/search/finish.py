@@ -93,7 +93,7 @@ def conclude(
         lines.append(f"  {name} = {value:.4g}" if isinstance(value, float) else f"  {name} = {value}")
     if share:
         lines.append(f"{share:.0%} of the workers' time was spent training.")
-    lines += [f"Data: {spec.workload}; {search.splits}."]
+    lines += [f"Data: {spec.training.workload.data}; {search.splits}."]
     lines += [f"Report: {path}" for path in paths if path.suffix == ".html"]
     lines += [f"Files: {folder}", f"MLflow: {_browse(spec.tracking_uri)}"]
     if unfinished or not in_mlflow:

@@ -11,14 +11,13 @@ from search_spaces import Variant
 from tuner.core.environment import commit, hardware, versions
 from tuner.core.errors import InvalidInput, masked
 from tuner.core.retry import patiently
-from tuner.core.search_spec import CHANGEABLE_ON_RESUME, DEFAULT_TRACKING_URI, SearchSpec
-from tuner.core.serialization import flatten
+from tuner.core.search_spec import DEFAULT_TRACKING_URI, SearchSpec
 from tuner.search.arguments import PROGRAM
 from tuner.study.optuna_study import close_storage, open_storage, open_studies, study_name
 from tuner.study.recorder import Recorder
 from tuner.study.results import Search
 from tuner.study.scheduler import TrialScheduler
-from tuner.study.search_folder import programs_of
+from tuner.study.search_folder import CHANGEABLE_ON_RESUME, programs_of
 from tuner.tracking.client import with_login_apart
 from tuner.tracking.tracker import DataSet, Tracking
 from tuner.workloads.check import SOURCES, Prepared
@@ -49,14 +48,14 @@ def open_recorder(
         search_id=search_id,
         parameters={
             name: masked(value) if isinstance(value, str) else value
-            for name, value in flatten(spec).items()
+            for name, value in spec.flags().items()
             if name not in CHANGEABLE_ON_RESUME | {"name", "output"} and value is not None
         },
         tags={**_provenance(folder.name), "splits": data.note},
         dataset=DataSet(
-            name=spec.workload,
+            name=spec.training.workload.data,
             digest=data.digest,
-            source=spec.data_dir or SOURCES[spec.workload],
+            source=spec.training.workload.data_dir or SOURCES[spec.training.workload.data],
             sizes=data.sizes,
             num_classes=data.num_classes,
         ),

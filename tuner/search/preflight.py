@@ -16,12 +16,12 @@ from tuner.tracking.client import check_tracking_uri
 from tuner.workloads.check import Prepared, check_workload, prepare
 
 
-def check(spec: SearchSpec) -> tuple[tuple[Variant, ...], Prepared]:
-    """The search's variants, and what is known of its data.
+def check(spec: SearchSpec, *, download: bool = True) -> tuple[tuple[Variant, ...], Prepared]:
+    """The search's variants, and what is known of its data; ``download`` lets ``--download`` fetch it.
 
     Raises InvalidInput with one sentence for the first thing that is wrong.
     """
-    workload = replace(spec.workload_spec(), download=spec.download)
+    workload = replace(spec.workload_spec(), download=download and spec.training.workload.download)
     try:
         variants = resolve_variants(spec.variants, spec.space)
         if spec.baseline is not None and spec.baseline not in (names := [variant.name for variant in variants]):

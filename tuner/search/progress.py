@@ -71,7 +71,7 @@ class Display:
             num_known = len(records)
             new = list(itertools.islice(reversed(records.values()), num_known - self._num_seen))
         looked_at, self._open, self._num_seen = [*self._open, *new], [], num_known
-        target = self.trials.spec.targets[-1]
+        target = self.trials.spec.training.targets[-1]
         for record in looked_at:
             if record.ended:
                 self._ended[record.variant].add(record, target)
@@ -89,10 +89,10 @@ class Display:
         return (time.monotonic() - self.started) * (self.trials.num_planned - done) / here
 
     def _render(self) -> RenderableType:
-        targets = self.trials.spec.targets
+        targets = self.trials.spec.training.targets
         search, spec, standings = self.trials.search, self.trials.spec, self._standings()
         num_runs = sum(map(spec.num_seeds, POINTS))
-        table = Table(title=f"{search.folder.name}: {spec.workload}, {spec.model}")
+        table = Table(title=f"{search.folder.name}: {spec.training.workload.data}, {spec.training.workload.model}")
         table.add_column("variant")
         confirmed = ["confirmed"] if num_runs else []
         for column in ("trials", "running", "stopped", "diverged", "failed", *confirmed, "best accuracy"):

@@ -49,7 +49,8 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
         search_folder.check_new(spec)
     variants, data = preflight.check(spec)
     # What is decided once: a resumed search, from wherever, has the same databases and reads its images the same way.
-    spec = replace(spec, stream=data.stream).located()
+    workload = replace(spec.training.workload, stream=data.stream)
+    spec = replace(spec, training=replace(spec.training, workload=workload)).located()
     with search_folder.claimed(folder), only_display(folder / search_folder.LOG) as console:
         importing = threading.Thread(target=lambda: list(map(importlib.import_module, SLOW_IMPORTS)), daemon=True)
         importing.start()

@@ -224,7 +224,7 @@ def open_studies(
             search=search,
             variant=variant,
             objective=spec.objective,
-            targets=spec.targets,
+            targets=spec.training.targets,
             num_trials=spec.trials,
             seed=spec.seed,
         )

@@ -151,7 +151,7 @@ class Recorder:
             "variant": record.variant,
             "phase": record.phase,
             "idea": variant.idea,
-            "workload": self.spec.workload,
+            "workload": self.spec.training.workload.data,
             **({"controls": variant.controls} if variant.controls else {}),
             **self._tags(record),
         }
@@ -167,7 +167,7 @@ class Recorder:
         """``tags`` are of a reading of the test split, after which a confirmed run has ended for MLflow too."""
         if record.phase == "explore" or record.test or record.status != "finished" or tags:
             last = record.history[-1] if record.history else None
-            summary = speed_metrics(record.history, self.spec.targets) if record.history else {}
+            summary = speed_metrics(record.history, self.spec.training.targets) if record.history else {}
             summary |= _scores(record)
             self.tracking.end_trial(record.name, record.status, summary, last, {**self._tags(record), **(tags or {})})
         # Only after Optuna was told: whoever resumes finds the end there, or the checkpoint here.

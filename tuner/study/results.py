@@ -142,7 +142,7 @@ class Search:
 
     def _rank(self, record: Record) -> tuple[float, ...]:
         objective = self.spec.objective
-        return rank(objective, evaluate(objective, record.history, self.spec.targets))
+        return rank(objective, evaluate(objective, record.history, self.spec.training.targets))
 
     def wanted(self, variant: str, point: Point) -> list[TrialSpec]:
         """The trainings that confirm a variant's point, one for each fresh seed; none where no trial finished.
@@ -193,7 +193,7 @@ class Search:
         settings: dict[str, Setting] = flatten(record.spec.optimizer)  # type: ignore[assignment]
         variant = next(known for known in self.variants if known.name == record.variant)
         row |= variant.point(settings)
-        row |= speed_metrics(record.history, self.spec.targets) if record.history else {}
+        row |= speed_metrics(record.history, self.spec.training.targets) if record.history else {}
         return row | ({"test/accuracy": record.test.accuracy, "test/loss": record.test.loss} if record.test else {})
 
     def curves(self) -> pd.DataFrame:

@@ -95,7 +95,7 @@ class TrialScheduler:
             return True
         ahead = self._rungs[record.variant].goes_on(name, _share(metrics), metrics.validation_accuracy)
         # Its time to the target is known, and its area and tail are worth having.
-        reached = time_to_target([*record.history, metrics], self.spec.targets[-1]) is not None
+        reached = time_to_target([*record.history, metrics], self.spec.training.targets[-1]) is not None
         goes_on = ahead or reached or not self.spec.early_stopping or self.spec.objective == "pareto"
         # After the rungs, which a trial that is pruned here has reached all the same: a resumed search finds them so.
         goes_on = goes_on and not (self.spec.prune_above_critical and self.is_far_above_critical(metrics))

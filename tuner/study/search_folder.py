@@ -15,11 +15,10 @@ from pathlib import Path
 
 from optuna.distributions import distribution_to_json
 
-from search_spaces import Variant
+from search_spaces import Variant, expand
 from tuner.core.errors import InvalidInput, masked, unknown
 from tuner.core.retry import patiently
-from tuner.core.search_spec import SearchSpec
-from tuner.core.serialization import from_dict
+from tuner.core.search_spec import SearchSpec, flag
 
 SPEC_FILE, LOCK, LOG = "search.json", ".lock", "ray.log"
 FILES_MADE_FIRST = (LOCK, LOG)
@@ -28,7 +27,7 @@ FILES_MADE_FIRST = (LOCK, LOG)
 
 def with_name(spec: SearchSpec) -> SearchSpec:
     """The spec, named: after the workload and the time where no name was given."""
-    name = spec.name or f"{spec.workload}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = spec.name or f"{spec.training.workload.data}-{datetime.now():%Y%m%d-%H%M%S}"
     return dataclasses.replace(spec, name=name)
 
 
@@ -42,6 +41,29 @@ def check_new(spec: SearchSpec) -> None:
         raise InvalidInput(
             f"--name {spec.name}: {folder} holds a search whose {SPEC_FILE} is gone; choose another name"
         )
+
+
+CHANGEABLE_ON_RESUME = frozenset(
+    {
+        "resume",
+        "dry_run",
+        "list",
+        "download",
+        "trials",
+        "variants",
+        "confirm_seeds",
+        "baseline",
+        "system_metrics",
+        "max_concurrent",
+        "max_failures",
+        "time_budget",
+        "address",
+        "storage",
+        "tracking_uri",
+        "checkpoint_seconds",
+    }
+)
+"""Fields that may differ when a search is resumed: they change no number of a trial that was already planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +87,7 @@ def load(output: str, name: str, *, asked: str = "--resume") -> tuple[SearchSpec
         saved = json.loads((Path(output) / name / SPEC_FILE).read_text())
         saved["spec"].setdefault("confirm_seeds", 0)  # begun when there was no confirmation
         # Where it was found, which from another folder reads otherwise than from where it was started.
-        return dataclasses.replace(from_dict(SearchSpec, saved["spec"]), output=output), str(saved["id"])
+        return dataclasses.replace(SearchSpec.from_flags(**saved["spec"]), output=output), str(saved["id"])
     except OSError:
         searches = [path.parent.name for path in Path(output).glob(f"*/{SPEC_FILE}")]
         if searches:
@@ -82,6 +104,31 @@ def check_same(folder: Path, content: Mapping[str, str | None]) -> None:
         # None in what was saved before data known by name had a digest.
         if old is not None and name in content and content[name] != old:
             raise InvalidInput(f"--resume {folder.name}: {name} is not what it was when the search was started")
+
+
+def refuse_changes(spec: SearchSpec, saved: SearchSpec) -> None:
+    """Raises InvalidInput, by name, where resuming ``saved`` as this spec would change results."""
+    before = saved.flags()
+    for name, new in spec.flags().items():
+        old = before[name]
+        if old != new and name not in CHANGEABLE_ON_RESUME:
+            raise InvalidInput(
+                f"{flag(name)} {_shown(new)}: search {saved.name!r} was started with {_shown(old)}, "
+                "and a resumed search keeps it"
+            )
+    if spec.trials < saved.trials:
+        raise InvalidInput(f"--trials {spec.trials}: a resumed search keeps its {saved.trials} trials or adds some")
+    if spec.confirm_seeds < saved.confirm_seeds:
+        raise InvalidInput(
+            f"--confirm-seeds {spec.confirm_seeds}: a resumed search keeps its {saved.confirm_seeds} or adds some"
+        )
+    kept = expand(spec.variants)
+    if missing := [name for name in expand(saved.variants) if name not in kept]:
+        raise InvalidInput(f"--variants: a resumed search keeps all its variants, {', '.join(missing)} too")
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else masked(str(value))
 
 
 def content_of(variants: Sequence[Variant], data_digest: str | None) -> dict[str, str | None]:
@@ -112,7 +159,7 @@ def save(
     program: Program | None = None,
 ) -> None:
     """Writes the spec, without passwords, whole or not at all; ``program`` is added to those that worked on it."""
-    kept = dataclasses.asdict(spec)
+    kept = spec.flags()
     for name in ("storage", "tracking_uri"):
         kept[name] = kept[name] and masked(kept[name])
     programs = [*programs_of(folder), *([program] if program else [])]
