@@ -23,7 +23,7 @@ from tuner.core.serialization import with_settings
 from tuner.core.store import Store
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.train.checkpoints import Checkpoints
-from tuner.train.trainer import Training
+from tuner.train.trainer import Trainer
 
 
 def main() -> int:
@@ -42,8 +42,8 @@ def main() -> int:
 def _row(model: str, saves: int) -> str:
     optimizer = with_settings(OptimizerSpec(), SPACES["sgdm"].default_settings())
     spec = TrialSpec(workload=WorkloadSpec(model=model), optimizer=optimizer, epochs=2)
-    training = Training(spec, torch.device("cpu"))
-    epoch = training.run_leg().seconds
+    training = Trainer(spec, torch.device("cpu"))
+    epoch = training.train_to_evaluation().seconds
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, serving(patch):
         times = [_seconds(training, store, saves) for store in (Store(folder), Store(f"{BUCKET}/x"))]
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
@@ -52,7 +52,7 @@ def _row(model: str, saves: int) -> str:
     return f"| {model} | {size / 2**20:.1f} MiB | {epoch:.2f} s | {shown} | {shares} |"
 
 
-def _seconds(training: Training, store: Store, saves: int) -> float:
+def _seconds(training: Trainer, store: Store, saves: int) -> float:
     """The median."""
     checkpoints = Checkpoints(store, spec_digest="")
     taken = []

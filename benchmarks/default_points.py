@@ -46,7 +46,7 @@ POLL_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Training:
+class Trainer:
     """One variant on one seed, and its files."""
 
     variant: str
@@ -93,11 +93,11 @@ class Training:
         return f"crashed: {(self.file('errors').read_text().splitlines() or ['killed'])[-1]}"
 
 
-def run(trainings: Sequence[Training], jobs: int) -> None:
+def run(trainings: Sequence[Trainer], jobs: int) -> None:
     """Trains those that did not end before; ends its processes where it is ended itself."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     waiting = [training for training in trainings if not training.history]
-    running: dict[Training, subprocess.Popen[bytes]] = {}
+    running: dict[Trainer, subprocess.Popen[bytes]] = {}
     print(f"{len(waiting)} of {len(trainings)} trainings to do, {jobs} at a time.", flush=True)
     try:
         while waiting or running:
@@ -142,7 +142,7 @@ def _link(link: Path, target: Path) -> None:
         link.symlink_to(target)
 
 
-def plan(chosen: argparse.Namespace) -> list[Training]:
+def plan(chosen: argparse.Namespace) -> list[Trainer]:
     """Every variant on every seed; seeds are the outer loop, so that one whole comparison is there early."""
     if chosen.jobs < 1:
         raise InvalidInput(f"--jobs {chosen.jobs}: must be at least 1")
@@ -163,7 +163,7 @@ def plan(chosen: argparse.Namespace) -> list[Training]:
     data = load_data(workload, torch.device("cpu"))
     print(f"{', '.join(f'{size:,} {split}' for split, size in data.sizes.items())}: {data.splits_note}.", flush=True)
     return [
-        Training(
+        Trainer(
             variant.name,
             TrialSpec(
                 workload=workload,
@@ -179,7 +179,7 @@ def plan(chosen: argparse.Namespace) -> list[Training]:
     ]
 
 
-def tables(trainings: Sequence[Training], targets: Sequence[float]) -> None:
+def tables(trainings: Sequence[Trainer], targets: Sequence[float]) -> None:
     """Prints them, the best mean of final accuracies first."""
     lines: list[tuple[float, list[str], list[str]]] = []
     for name in dict.fromkeys(training.variant for training in trainings):
@@ -215,7 +215,7 @@ def _cost(history: Sequence[EpochMetrics], target: float) -> str:
     return f"{reached.gradient_evaluations} ({reached.epochs})" if reached else "-"
 
 
-def draw(trainings: Sequence[Training], title: str, path: Path) -> None:
+def draw(trainings: Sequence[Trainer], title: str, path: Path) -> None:
     """Validation accuracy against gradient evaluations, a line a seed."""
     looks = styles(training.variant for training in trainings)
     figure = Figure(figsize=(11, 6), layout="constrained")
@@ -245,7 +245,7 @@ def draw(trainings: Sequence[Training], title: str, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def figures(training: Training) -> dict[str, Any]:
+def figures(training: Trainer) -> dict[str, Any]:
     """What is written down of one training."""
     history = training.history
     return {

@@ -16,7 +16,7 @@ from benchmarks.recording import conditions, parser, record, show
 from tuner.core.trial_spec import TrialSpec, WorkloadSpec
 from tuner.diagnose.attribution import diagnose
 from tuner.diagnose.layer_groups import layer_groups
-from tuner.train.train_state import Network
+from tuner.train.train_state import TrainState
 from tuner.workloads.augmentation import Augmentation
 from tuner.workloads.images import ResidentImages
 
@@ -56,7 +56,7 @@ def main() -> int:
     return 0
 
 
-def _network(model: str, num_errors: int) -> Network:
+def _network(model: str, num_errors: int) -> TrainState:
     """An untrained network and random images, for one half of which it is given labels that it does not say."""
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (2 * num_errors, SIDE, SIDE, 1), dtype=np.uint8)
@@ -71,7 +71,7 @@ def _network(model: str, num_errors: int) -> Network:
             augmentation=Augmentation(), batch_size=64, device=CPU,
         )  # fmt: skip
 
-    network = Network(TrialSpec(workload=WorkloadSpec(model=model)), images(), CPU, num_steps=1)
+    network = TrainState(TrialSpec(workload=WorkloadSpec(model=model)), images(), CPU, num_steps=1)
     network.model.eval()
     with torch.inference_mode():
         said = torch.cat([network.model(batch).argmax(1) for batch, _ in network.data.evaluation_batches("validation")])

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.programs import SEARCH_NAME, Finished, mlflow_runs, run, scratch, search, search_folder
 from benchmarks.recording import conditions, parser, record, show, spread
-from tuner.study.search_folder import programs_of
+from tuner.study.search_folder import processes_of
 
 VARIANTS = ("sgdm", "adamw", "lpsgdm", "critical")
 BARE, BARE_FOUR, OURS, PEER, PEER_REUSE = "bare", "bare, four rules", "ours", "peer", "peer, reuse"
@@ -56,13 +56,13 @@ def breakdown(finished: Finished, slots: int) -> dict[str, float]:
     busy = sum(epoch["seconds"] + epoch["evaluation_seconds"] for epoch in epochs)
     first = min(epoch["finished_at"] - epoch["seconds"] - epoch["evaluation_seconds"] for epoch in epochs)
     last = max(epoch["finished_at"] for epoch in epochs)
-    claimed, ray_is_up = (folder / ".lock").stat().st_mtime, programs_of(folder)[0].started_at
+    locked, ray_is_up = (folder / ".lock").stat().st_mtime, processes_of(folder)[0].started_at
     runs = mlflow_runs(finished)
     ends = {name: end for name, (_, _, end) in runs.items()}
     told = max(ends[log.parent.name] for log in folder.glob("*/result.json"))
     return {
-        "imports and checks": claimed - finished.started_at,
-        "Ray starts": ray_is_up - claimed,
+        "imports and checks": locked - finished.started_at,
+        "Ray starts": ray_is_up - locked,
         "workers start": first - ray_is_up,
         "trainings and between": last - first,
         "core-seconds in trainings": busy,

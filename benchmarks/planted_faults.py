@@ -17,20 +17,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from scipy.stats import binomtest
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.recording import conditions, parser, record, show
 from search_spaces import SPACES
-from tuner.core.metrics import is_over
+from tuner.core.metrics import is_finished
 from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.diagnose.attribution import SCORES, Score, diagnose
 from tuner.diagnose.layer_groups import LayerGroup, layer_groups
-from tuner.diagnose.planting import plant_fault
 from tuner.diagnose.repair import RepairSettings, retrain
 from tuner.train.final_weights import trained_network, unsealed_data
-from tuner.train.train_state import Network
-from tuner.train.trainer import Training
+from tuner.train.train_state import TrainState
+from tuner.train.trainer import Trainer
 
 LEAST_DAMAGE = 0.05
 CPU = torch.device("cpu")
@@ -81,9 +80,9 @@ def _plantings(
     for seed in range(num_seeds):
         optimizer = with_settings(OptimizerSpec(), SPACES["sgdm"].default_settings())
         spec = TrialSpec(workload=WorkloadSpec(model=model), optimizer=optimizer, epochs=epochs, seed=seed)
-        training = Training(spec, CPU)
-        while not is_over(spec, training.history):
-            metrics = training.run_leg()
+        training = Trainer(spec, CPU)
+        while not is_finished(spec, training.history):
+            metrics = training.train_to_evaluation()
         network = training.network
         groups = layer_groups(network.model)
         for noise, (number, group), draw in itertools.product(noises, enumerate(groups), range(draws)):
@@ -99,7 +98,7 @@ def _plantings(
 
 
 def _restored(
-    network: Network, faulty: Mapping[str, Tensor], group: LayerGroup, repairs: Sequence[RepairSettings]
+    network: TrainState, faulty: Mapping[str, Tensor], group: LayerGroup, repairs: Sequence[RepairSettings]
 ) -> dict[str, float]:
     """Way of retraining a group of the network that was sound and is faulty -> share of the loss it makes good."""
     if not repairs:
@@ -149,6 +148,24 @@ def _show_repairs(title: str, found: Sequence[Planting]) -> None:
             ["group", "plantings", *found[0].restored],
             lines,
         )
+
+
+def plant_fault(model: nn.Module, group: LayerGroup, *, noise: float, seed: int) -> dict[str, Tensor]:
+    """Adds Gaussian noise to a group's weights and returns what they were, by name.
+
+    ``w <- w + noise * rms(w) * n`` for each tensor, n standard normal: the same size beside the weights in every layer.
+    BatchNorm's statistics stay, as for a fault that comes after the training.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parameters = dict(model.named_parameters())
+    before = {}
+    with torch.no_grad():
+        for name in group.parameters:
+            weight = parameters[name]
+            before[name] = weight.detach().clone()
+            draw = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            weight.add_(noise * weight.square().mean().sqrt() * draw.to(weight))
+    return before
 
 
 if __name__ == "__main__":

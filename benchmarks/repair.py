@@ -27,7 +27,7 @@ from scipy.special import stdtrit
 from benchmarks.recording import conditions, parser, record, show
 from search_spaces import SPACES
 from tuner.core.errors import InvalidInput
-from tuner.core.metrics import is_over
+from tuner.core.metrics import is_finished
 from tuner.core.serialization import digest, with_settings
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec
 from tuner.diagnose.agreement import agreement
@@ -36,7 +36,7 @@ from tuner.diagnose.layer_groups import layer_groups, num_named
 from tuner.diagnose.repair import RepairSettings, repairs
 from tuner.train.__main__ import _with_settings
 from tuner.train.final_weights import trained_network
-from tuner.train.trainer import Training
+from tuner.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 Found = Mapping[str, Any]
@@ -84,11 +84,11 @@ def _found(spec: TrialSpec, settings: RepairSettings, folder: Path) -> Found | N
 
 
 def _measured(spec: TrialSpec, settings: RepairSettings) -> Found | None:
-    training = Training(spec, CPU)
+    training = Trainer(spec, CPU)
     groups = layer_groups(training.network.model)
     untrained = diagnose(training.network, groups)
-    while not is_over(spec, training.history):
-        metrics = training.run_leg()
+    while not is_finished(spec, training.history):
+        metrics = training.train_to_evaluation()
     if metrics.diverged:
         return None
     state = training.network.evaluated_state()

@@ -24,8 +24,8 @@ from rich.console import Console
 
 from benchmarks.simulated_search import Truth, curve
 from tuner.cluster import tune_run
-from tuner.cluster.trial_actor import Order, Results, TrialActor
-from tuner.core.metrics import EpochMetrics, is_over
+from tuner.cluster.trial_actor import Results, TrialActor, TrialTask
+from tuner.core.metrics import EpochMetrics, is_finished
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import from_dict, to_json
 from tuner.core.trial_spec import TrialSpec
@@ -36,7 +36,7 @@ from tuner.study.optuna_study import VariantStudy
 from tuner.study.recorder import Recorder
 from tuner.study.results import Search
 from tuner.study.scheduler import TrialScheduler
-from tuner.tracking.tracker import Tracking
+from tuner.tracking.tracker import Tracker
 
 VARIANTS = ("sgdm", "adamw", "lpsgdm", "critical")
 EPOCHS = 2
@@ -54,7 +54,7 @@ class ReportingActor(TrialActor):
     """Reports and does nothing else."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._results = report(from_dict(TrialSpec, json.loads(Order(**config).spec)))
+        self._results = report(from_dict(TrialSpec, json.loads(TrialTask(**config).spec)))
 
 
 def report(spec: TrialSpec) -> Results:
@@ -62,7 +62,7 @@ def report(spec: TrialSpec) -> Results:
     history: list[EpochMetrics] = []
     for metrics in curve(spec, Truth(speed=1.2)):
         history.append(dataclasses.replace(metrics, finished_at=time.time()))
-        yield {"metrics": to_json(history[-1]), "done": is_over(spec, history)}
+        yield {"metrics": to_json(history[-1]), "done": is_finished(spec, history)}
 
 
 class Clock:
@@ -111,7 +111,7 @@ class Clock:
 
     def watch(self) -> None:
         """Notes the state as trials end, and what MLflow's thread has taken when it ends."""
-        end, write = Recorder.end, Tracking._write
+        end, write = Recorder.end, Tracker._write
 
         def ended(recorder: Recorder, name: str, *, failure: str | None = None) -> None:
             end(recorder, name, failure=failure)
@@ -119,11 +119,11 @@ class Clock:
             if self._num_ended % self.every == 0:
                 self.series.append(self.now())
 
-        def written(tracking: Tracking) -> None:
+        def written(tracking: Tracker) -> None:
             write(tracking)
             self._mlflow_seconds = time.thread_time()
 
-        replace({(Recorder, "end"): ended, (Tracking, "_write"): written})
+        replace({(Recorder, "end"): ended, (Tracker, "_write"): written})
 
     def _switch(self) -> None:
         now = time.thread_time()
@@ -158,7 +158,7 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
     """Runs a search and returns its costs.  For a process of its own: what is counted stays so."""
     clock = Clock(every=max(1, len(spec.variants) * spec.trials // 20))
     costs: dict[str, Any] = {}
-    train, conclude = session.train, finish.conclude
+    train, finish_search = session.train, finish.finish_search
 
     def trained(recorder: Recorder, *args: Any) -> Any:
         clock.begin()
@@ -172,16 +172,18 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
         costs["trained"] = clock.now()
         costs["refresh"] = refresh_seconds(recorder)
         clock._since = time.thread_time()
-        return conclude(recorder, *args, **kwargs)
+        return finish_search(recorder, *args, **kwargs)
 
-    replace({(session, "train"): trained, (finish, "conclude"): concluded, (tune_run, "TrialActor"): ReportingActor})
+    replace(
+        {(session, "train"): trained, (finish, "finish_search"): concluded, (tune_run, "TrialActor"): ReportingActor}
+    )
     finish.FLUSH_SECONDS = 3600.0  # trainings that take no time leave MLflow behind
     clock.watch()
     clock.count(tune_run, "tune_all", TUNE)
     clock.count(VariantStudy, "ask", lambda study: ASK.format(study._next_arm()))
     for method in ("_store", "_write"):
         clock.count(VariantStudy, method, OPTUNA)
-    for method in ("next_trial", "goes_on"):
+    for method in ("next_trial", "should_continue"):
         clock.count(TrialScheduler, method, RECORDER)
     for method in ("start", "record", "end"):
         clock.count(Recorder, method, RECORDER)

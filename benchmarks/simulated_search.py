@@ -28,9 +28,9 @@ from tuner.core.variants import from_unit
 from tuner.study import search_folder, trial_folder
 from tuner.study.objectives import OBJECTIVES, evaluate
 from tuner.study.optuna_study import STATUSES, open_storage, study_name, trial_name
-from tuner.study.results import Point, Record, Search
+from tuner.study.results import Point, Search, TrialRecord
 from tuner.study.sampler import num_random, sobol_point
-from tuner.study.successive_halving import Rungs
+from tuner.study.successive_halving import SuccessiveHalving
 
 STEPS_PER_EPOCH = 16
 STARTED_AT = 1.75e9
@@ -105,7 +105,7 @@ def simulate(
     chosen = tuple(variants or [SPACES[name] for name in spec.variants])
     assert spec.name is not None
     folder = (output or Path("runs")).absolute() / spec.name
-    program = search_folder.Program(
+    program = search_folder.Process(
         STARTED_AT, STARTED_AT + 60, {"python": "3.11", "torch": "2.15"}, "2 cores, simulated", 2
     )
     search = Search(spec, "simulated", chosen, folder, {}, (program,), "a formula")
@@ -117,7 +117,7 @@ def simulate(
 
 
 def _explore(search: Search, variant: Variant, truth: Truth, generator: np.random.Generator) -> None:
-    spec, rungs = search.spec, Rungs()
+    spec, rungs = search.spec, SuccessiveHalving()
     sobol_seed = int(generator.integers(2**31))
     for number in range(spec.trials):
         best = search.best(variant.name)
@@ -133,7 +133,7 @@ def _explore(search: Search, variant: Variant, truth: Truth, generator: np.rando
             drawn["lr.peak"] = float(min(max(nearby, low), high))
         settings = {name: value for name, value in drawn.items() if variant.active(name, drawn)}
         trial_spec = spec.trial_spec(with_settings(OptimizerSpec(), {**variant.fixed, **settings}), number)
-        record = Record(trial_name(variant.name, number), variant.name, number, trial_spec, arm=arm)
+        record = TrialRecord(trial_name(variant.name, number), variant.name, number, trial_spec, arm=arm)
         record.status = "finished"
         for metrics in curve(trial_spec, truth):
             record.history.append(metrics)
@@ -142,7 +142,7 @@ def _explore(search: Search, variant: Variant, truth: Truth, generator: np.rando
                 record.status = "diverged"
             elif (
                 spec.early_stopping
-                and not rungs.goes_on(record.name, share, metrics.validation_accuracy)
+                and not rungs.should_continue(record.name, share, metrics.validation_accuracy)
                 and metrics.validation_accuracy < spec.training.targets[-1]
             ):
                 record.status = "stopped"
@@ -151,7 +151,7 @@ def _explore(search: Search, variant: Variant, truth: Truth, generator: np.rando
 
 
 def _confirm(search: Search, variant: str, truth: Truth) -> None:
-    made: dict[TrialSpec, Record] = {}
+    made: dict[TrialSpec, TrialRecord] = {}
     for point in POINTS:
         for spec in search.wanted(variant, point):
             if spec not in made:
@@ -160,7 +160,7 @@ def _confirm(search: Search, variant: str, truth: Truth) -> None:
                 history = curve(spec, truth)
                 diverged = history[-1].diverged
                 accuracy = history[-1].validation_accuracy
-                made[spec] = Record(
+                made[spec] = TrialRecord(
                     name,
                     variant,
                     number,
@@ -173,7 +173,7 @@ def _confirm(search: Search, variant: str, truth: Truth) -> None:
     search.records |= {record.name: record for record in made.values()}
 
 
-def _write(search: Search, program: search_folder.Program) -> Search:
+def _write(search: Search, program: search_folder.Process) -> Search:
     folder = search.folder
     folder.mkdir(parents=True)
     spec = dataclasses.replace(search.spec, output=str(folder.parent))
@@ -200,7 +200,7 @@ def _write(search: Search, program: search_folder.Program) -> Search:
     return search
 
 
-def _frozen(search: Search, variant: Variant, record: Record) -> optuna.trial.FrozenTrial:
+def _frozen(search: Search, variant: Variant, record: TrialRecord) -> optuna.trial.FrozenTrial:
     settings = flatten(record.spec.optimizer)
     active = {name: settings[name] for name in variant.searched if variant.active(name, settings)}  # type: ignore[arg-type]
     reported = {

@@ -1,7 +1,7 @@
 """Images per second, loader's share of the time and peak memory of ResNet-50 trained on JPEGs read as it goes.
 
 The JPEGs, 224 pixels wide and of a photograph's size on disk, are made here, some for each of 1,000 classes.  Model,
-optimizer and data are those of tuner.train.Training; steps are counted instead of epochs, as an epoch of 1,000 classes
+optimizer and data are those of tuner.train.Trainer; steps are counted instead of epochs, as an epoch of 1,000 classes
 takes a CPU many minutes.  The loader's share is the time that the loop waits for a batch.  Memory is the largest sum of
 the resident sets of the training process and the processes that read, sampled ten times a second; pages that they share
 count once for each.  It must not grow with the number of images: compare runs with several --images-per-class.
@@ -27,7 +27,7 @@ from benchmarks.programs import scratch
 from benchmarks.recording import conditions, parser, record, show
 from tuner.core.trial_spec import TrialSpec, WorkloadSpec
 from tuner.order import Batch, shuffled_batches
-from tuner.train.trainer import Training
+from tuner.train.trainer import Trainer
 
 SIDE = 224
 NUM_PATTERNS = 16
@@ -115,7 +115,7 @@ def main() -> None:
             stream="always",
             loader_workers=chosen.loader_workers,
         )
-        training = Training(TrialSpec(workload=workload), device)
+        training = Trainer(TrialSpec(workload=workload), device)
         ready = time.perf_counter()
         batches = endless_batches(training.data.sizes["train"], chosen.batch_size)
         # One iteration over all steps: another would begin with nothing read ahead.

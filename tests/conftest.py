@@ -23,7 +23,7 @@ from tuner.study.optuna_study import open_storage, open_studies
 from tuner.study.recorder import Recorder
 from tuner.study.results import Search
 from tuner.study.scheduler import TrialScheduler
-from tuner.tracking.tracker import Tracking
+from tuner.tracking.tracker import Tracker
 
 
 @pytest.fixture(autouse=True)
@@ -153,14 +153,14 @@ def postgres(postgres_server: Postgres) -> Iterator[Postgres]:
 @pytest.fixture
 def open_recorder(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Iterator[Callable[..., Recorder]]:
     """Opens the search "s" as a program that starts does; opened again, it is the same search."""
-    opened: list[Tracking] = []
+    opened: list[Tracker] = []
 
     def open_it(variants: list[Variant], **changes: Any) -> Recorder:
         names = tuple(variant.name for variant in variants)
         spec = SearchSpec.from_flags(**{"name": "s", "variants": names, "confirm_seeds": 0, **changes})
         storage = open_storage(storage_url)
         studies = open_studies(spec, variants, storage, search="s")
-        tracking = Tracking(
+        tracking = Tracker(
             uri=mlflow_uri, experiment="e", search="s", search_id="id", parameters={"seed": spec.seed}, tags={}
         )
         opened.append(tracking)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tuner.train.data_parallel import join, meeting
+from tuner.train.data_parallel import join, rendezvous
 
 CPU = torch.device("cpu")
 HANG_SECONDS = 120
@@ -77,7 +77,7 @@ class Processes:
 def _serve(pipe: Connection, rank: int, size: int) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    store = meeting("127.0.0.1") if rank == 0 else meeting("127.0.0.1", pipe.recv())
+    store = rendezvous("127.0.0.1") if rank == 0 else rendezvous("127.0.0.1", pipe.recv())
     if rank == 0:
         pipe.send(store.port)
     replicas = join(store, rank, size, CPU)

@@ -24,17 +24,17 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from tuner.core.metrics import EpochMetrics, speed_metrics
-from tuner.tracking.tracker import SEARCH_TAG, TRIAL_TAG, Tracking
+from tuner.tracking.tracker import SEARCH_TAG, TRIAL_TAG, Tracker
 
 TARGETS = (0.5,)
 
 
-def opened(uri: str, *, search_id: str = "id", **changes: Any) -> Tracking:
+def opened(uri: str, *, search_id: str = "id", **changes: Any) -> Tracker:
     values: dict[str, Any] = {"experiment": "e", "search": "s", "parameters": {"seed": 3}, "tags": {"who": "me"}}
-    return Tracking(uri=uri, search_id=search_id, **{**values, **changes})
+    return Tracker(uri=uri, search_id=search_id, **{**values, **changes})
 
 
-def tell(tracking: Tracking, name: str, history: list[EpochMetrics], status: str | None = None) -> None:
+def tell(tracking: Tracker, name: str, history: list[EpochMetrics], status: str | None = None) -> None:
     tracking.start_trial(name, {"lr.peak": 0.1}, {"variant": "toy"})
     for metrics in history:
         tracking.log_epoch(name, metrics)

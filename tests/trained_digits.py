@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import SPACES
-from tuner.core.metrics import is_over
+from tuner.core.metrics import is_finished
 from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec
 from tuner.train.final_weights import trained_network
-from tuner.train.train_state import Network
-from tuner.train.trainer import Training
+from tuner.train.train_state import TrainState
+from tuner.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 SPEC = TrialSpec(
@@ -26,16 +26,16 @@ def trained_state() -> dict[str, Tensor]:
     """Its weights and buffers, in float64, one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    training = Training(SPEC, CPU)
-    while not is_over(SPEC, training.history):
-        training.run_leg()
+    training = Trainer(SPEC, CPU)
+    while not is_finished(SPEC, training.history):
+        training.train_to_evaluation()
     torch.set_num_threads(before)
     return training.network.evaluated_state()
 
 
-def trained() -> Network:
+def trained() -> TrainState:
     """A copy of its own."""
-    data = Training(SPEC, CPU).data
+    data = Trainer(SPEC, CPU).data
     return trained_network(SPEC, trained_state(), data, CPU)
 
 

@@ -51,7 +51,7 @@ _HOMES = {
     "run_search": "tuner.search.session",
 }
 
-_COMMANDS = ("search", "report", "train", "diagnose", "theory")
+COMMANDS = ("search", "report", "train", "diagnose", "theory")
 
 
 def __getattr__(name: str) -> Any:
@@ -63,12 +63,12 @@ def __getattr__(name: str) -> Any:
 
 def main() -> int:
     """The command ``sgd-tuner NAME ...``, which is ``python -m tuner.NAME ...``; returns its exit status."""
-    usage = f"usage: sgd-tuner {'|'.join(_COMMANDS)} ...    (sgd-tuner NAME --help shows the flags of one)"
+    usage = f"usage: sgd-tuner {'|'.join(COMMANDS)} ...    (sgd-tuner NAME --help shows the flags of one)"
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in ("-h", "--help"):
         print(usage)
         return 0
-    if name not in _COMMANDS:
+    if name not in COMMANDS:
         print(usage, file=sys.stderr)
         return 2
     # As python -m does: a user's own variants and models are found in the folder where the command is typed.

@@ -11,12 +11,12 @@ import torch
 from tests.cluster.cluster import MLFLOW, STORAGE, Cluster
 from tests.cluster.hosts import HOME, ROOT, until
 from tests.command import epochs_logged, metrics_by_epoch
-from tuner.core.metrics import is_over
+from tuner.core.metrics import is_finished
 from tuner.core.serialization import from_dict
 from tuner.core.store import Store
 from tuner.core.trial_spec import TrialSpec
 from tuner.train.final_weights import load_weights
-from tuner.train.trainer import Training
+from tuner.train.trainer import Trainer
 
 VARIANTS = ("sgdm", "lpsgdm", "adamw")
 MLFLOW_STORE = STORAGE.replace("optuna", "mlflow")
@@ -128,9 +128,9 @@ class ClusterSearch:
         chosen = sorted(self.interrupted, key=lambda name: (".confirm-" not in name, name))[:most]
         for name in chosen:
             spec = from_dict(TrialSpec, json.loads((self.folder / name / "spec.json").read_text()))
-            training = Training(spec, torch.device("cpu"))
-            while not is_over(spec, training.history):
-                training.run_leg()
+            training = Trainer(spec, torch.device("cpu"))
+            while not is_finished(spec, training.history):
+                training.train_to_evaluation()
             logged = metrics_by_epoch(self._home, name, self.name)
             for metrics, line in zip(training.history, logged, strict=True):
                 told = (line["train/loss"], line["validation/loss"], line["validation/accuracy"])

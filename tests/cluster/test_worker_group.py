@@ -20,7 +20,7 @@ from ray.util import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tests.command import Running, check_whole, epochs_logged
-from tuner.cluster.worker_group import Company
+from tuner.cluster.worker_group import WorkerGroup
 from tuner.core.errors import InvalidInput
 from tuner.train.data_parallel import Replicas
 
@@ -42,7 +42,7 @@ def counting(replicas: Replicas, end: str = "") -> Iterator[dict[str, Any]]:
                 raise InvalidInput("an image here is torn")
             if end == "dies unseen":
                 threading.Event().wait()
-        (ranks,) = replicas.sums(torch.tensor(replicas.rank + 1.0))
+        (ranks,) = replicas.all_reduce(torch.tensor(replicas.rank + 1.0))
         yield {"epoch": epoch, "sum": float(ranks), "process": os.getpid()}
 
 
@@ -50,12 +50,12 @@ class Head:
     """What a trial's actor does with its company."""
 
     def __init__(self) -> None:
-        self.company: Company | None = None
+        self.company: WorkerGroup | None = None
 
     def run(self, end: str = "", num_epochs: int | None = None) -> tuple[list[dict[str, Any]], list[str]]:
         """What rank 0 told, and the other processes there were."""
         if self.company is None or self.company.ended:
-            self.company = Company(2)
+            self.company = WorkerGroup(2)
         told = list(itertools.islice(self.company.results(partial(counting, end=end)), num_epochs))
         return told, [str(actor) for actor in self.company._actors]
 
@@ -123,7 +123,7 @@ def test_a_search_whose_replica_is_killed_ends_whole(tmp_path: Path) -> None:
     companions = [
         process
         for process in psutil.Process(running.process.pid).children(recursive=True)
-        if any("_Companion" in word for word in process.cmdline())
+        if any("Worker" in word for word in process.cmdline())
     ]
     assert companions
     companions[0].kill()

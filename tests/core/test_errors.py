@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tuner.core.errors import InvalidInput, StorageFailed, says_why
+from tuner.core.errors import InvalidInput, StorageFailed, command
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from tuner.core.errors import InvalidInput, StorageFailed, says_why
 def test_every_end_has_its_status(
     raised: BaseException | None, status: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @says_why
+    @command
     def main(argument: str) -> int:
         if raised is not None:
             raise raised
@@ -30,7 +30,7 @@ def test_every_end_has_its_status(
 
 
 def test_what_nobody_foresaw_is_not_hidden() -> None:
-    @says_why
+    @command
     def main() -> int:
         raise ZeroDivisionError
 

@@ -17,10 +17,10 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from search_spaces import Variant
 from tests.postgres import Postgres
-from tuner.core import retry
+from tuner.core import retry as retry_module
 from tuner.core.errors import StorageFailed
 from tuner.core.metrics import EpochMetrics
-from tuner.core.retry import patiently
+from tuner.core.retry import retry
 from tuner.study.optuna_study import VariantStudy, close_storage, open_storage
 
 Epoch = Callable[..., EpochMetrics]
@@ -41,14 +41,14 @@ def away() -> NoReturn:
 
 
 def test_what_works_is_not_waited_for(pauses: list[float]) -> None:
-    assert patiently("the disk", lambda: 3) == 3
+    assert retry("the disk", lambda: 3) == 3
     assert pauses == []
 
 
 def test_pauses_double_up_to_their_limit(pauses: list[float], caplog: pytest.LogCaptureFixture) -> None:
     answers = itertools.count()
     with caplog.at_level(logging.WARNING):
-        assert patiently("the disk", lambda: 7 if next(answers) == 7 else away()) == 7
+        assert retry("the disk", lambda: 7 if next(answers) == 7 else away()) == 7
     assert pauses == [1, 2, 4, 8, 15, 15, 15]
     assert len(caplog.records) == 2, "said when it begins and when it ends"
     assert "swordfish" not in caplog.text
@@ -56,7 +56,7 @@ def test_pauses_double_up_to_their_limit(pauses: list[float], caplog: pytest.Log
 
 def test_patience_ends_in_one_sentence(pauses: list[float]) -> None:
     with pytest.raises(StorageFailed) as caught:
-        patiently("the disk", away, seconds=40)
+        retry("the disk", away, seconds=40)
     assert sum(pauses) == 40
     assert str(caught.value) == ("the disk has failed for 40 s: connection to postgresql://me:***@host/db refused")
     assert isinstance(caught.value.__cause__, OSError)
@@ -65,9 +65,9 @@ def test_patience_ends_in_one_sentence(pauses: list[float]) -> None:
 def test_other_failures_are_not_repeated(pauses: list[float]) -> None:
     tried = itertools.count()
     with pytest.raises(ZeroDivisionError):
-        patiently("the disk", lambda: 1 / next(tried))
+        retry("the disk", lambda: 1 / next(tried))
     with pytest.raises(OSError):
-        patiently("the disk", away, failures=(ValueError,))
+        retry("the disk", away, failures=(ValueError,))
     assert next(tried) == 1 and pauses == []
 
 
@@ -80,7 +80,7 @@ def test_ctrl_c_ends_the_wait_at_once() -> None:
         away()
 
     with pytest.raises(KeyboardInterrupt):
-        patiently("the disk", attempt, seconds=10**6)
+        retry("the disk", attempt, seconds=10**6)
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def held(storage: RDBStorage, search: str) -> list[tuple[Any, ...]]:
 
 @pytest.fixture
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retry_module, "FIRST_PAUSE_SECONDS", 0.01)
 
 
 @pytest.mark.parametrize("done", [False, True], ids=["unheard", "unanswered"])

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks.planted_faults import plant_fault
 from tests.trained_digits import trained
 from tuner.core.errors import InvalidInput
 from tuner.diagnose.attribution import SCORES, Diagnosis, diagnose
 from tuner.diagnose.layer_groups import LayerGroup, layer_groups
-from tuner.diagnose.planting import plant_fault
-from tuner.train.train_state import Network
+from tuner.train.train_state import TrainState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def diagnosed(network: Network) -> Diagnosis:
+def diagnosed(network: TrainState) -> Diagnosis:
     return diagnose(network, layer_groups(network.model))
 
 

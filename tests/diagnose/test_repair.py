@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torchvision.models import VisionTransformer
 
+from benchmarks.planted_faults import plant_fault
 from tests.trained_digits import CPU, SPEC, trained, trained_state
 from tuner.core.errors import InvalidInput
 from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec
 from tuner.diagnose.layer_groups import LayerGroup, layer_groups
-from tuner.diagnose.planting import plant_fault
 from tuner.diagnose.repair import (
     FULL,
     LOWEST,
@@ -30,7 +30,7 @@ from tuner.diagnose.repair import (
     selections,
 )
 from tuner.train.final_weights import trained_network, unsealed_data
-from tuner.train.trainer import Training
+from tuner.train.trainer import Trainer
 from tuner.workloads.models import RepeatGrey
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,12 +47,12 @@ def belongs(name: str, groups: tuple[LayerGroup, ...]) -> bool:
 def test_frozen_means_frozen(places: tuple[int, ...], rule: str) -> None:
     """Weights and BatchNorm's statistics, whatever the rule and its weight decay; the others move."""
     optimizer = with_settings(OptimizerSpec(), {"rule": rule, "lr.peak": 0.01, "decay.weight": 0.1})
-    training = Training(dataclasses.replace(SPEC, optimizer=optimizer, epochs=2), CPU)
+    training = Trainer(dataclasses.replace(SPEC, optimizer=optimizer, epochs=2), CPU)
     training.network.model.load_state_dict(trained_state())
     groups = tuple(GROUPS[place] for place in places)
     freeze_all_but(training.network, groups)
     for _ in range(2):
-        training.run_leg()
+        training.train_to_evaluation()
     for name, tensor in training.network.model.state_dict().items():
         assert torch.equal(tensor, trained_state()[name]) != belongs(name, groups), name
 
@@ -92,17 +92,17 @@ def test_operations_of_attention_are_counted_where_it_is_frozen_too() -> None:
 def test_averaged_weights_cannot_be_frozen() -> None:
     averaged = dataclasses.replace(SPEC, optimizer=with_settings(SPEC.optimizer, {"average.decay": 0.9}))
     with pytest.raises(ValueError, match="average"):
-        freeze_all_but(Training(averaged, CPU).network, GROUPS[:1])
+        freeze_all_but(Trainer(averaged, CPU).network, GROUPS[:1])
 
 
 def test_the_kept_state_is_that_of_the_best_epoch_on_validation() -> None:
     state = planted(3)
     settings = RepairSettings(lr=0.05, epochs=4)
     found = retrain(SPEC, state, "repair", GROUPS[3:4], settings, CPU)
-    training = Training(settings.spec(SPEC), CPU)
+    training = Trainer(settings.spec(SPEC), CPU)
     training.network.model.load_state_dict(state)
     freeze_all_but(training.network, GROUPS[3:4])
-    epochs = [training.run_leg() for _ in range(4)]
+    epochs = [training.train_to_evaluation() for _ in range(4)]
     best = max(epochs, key=lambda metrics: (metrics.validation_accuracy, -metrics.validation_loss))
     assert (found.epoch, found.validation_accuracy) == (best.epoch, best.validation_accuracy)
     network = trained()
@@ -118,8 +118,8 @@ def test_the_network_as_it_was_is_kept_where_nothing_is_better() -> None:
 
 
 def test_momentum_is_critical_at_each_steps_learning_rate() -> None:
-    training = Training(RepairSettings(lr=0.01, epochs=1).spec(SPEC), CPU)
-    assert training._knobs(0, None).momentum == pytest.approx(0.8)
+    training = Trainer(RepairSettings(lr=0.01, epochs=1).spec(SPEC), CPU)
+    assert training._hyperparameters(0, None).momentum == pytest.approx(0.8)
 
 
 def test_shares_are_of_parameters_and_of_operations() -> None:

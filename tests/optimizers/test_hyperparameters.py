@@ -13,7 +13,7 @@ from search_spaces import SPACES
 from tuner.core.metrics import EpochMetrics
 from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec
-from tuner.optimizers.hyperparameters import Knobs, knobs_at, longest_step, switch_step
+from tuner.optimizers.hyperparameters import Hyperparameters, hyperparameters_at, longest_step, switch_step
 from tuner.schedules import critical_momentum
 
 STEPS, STEPS_PER_EPOCH = 100, 10
@@ -25,8 +25,8 @@ def spec(**settings: Any) -> OptimizerSpec:
     return with_settings(OptimizerSpec(), {"lr.peak": 0.2, "lr.warmup": 0.1, **names})
 
 
-def path(of: OptimizerSpec, switch: int | None = None) -> list[Knobs]:
-    return [knobs_at(of, step, STEPS, STEPS_PER_EPOCH, switch) for step in range(STEPS)]
+def path(of: OptimizerSpec, switch: int | None = None) -> list[Hyperparameters]:
+    return [hyperparameters_at(of, step, STEPS, STEPS_PER_EPOCH, switch) for step in range(STEPS)]
 
 
 def test_constant_momentum_and_a_learning_rate_of_its_own() -> None:
@@ -129,7 +129,7 @@ def test_p_changes_once_an_epoch_or_at_each_step() -> None:
 def test_p_comes_to_its_end_in_a_part_of_an_epoch_too() -> None:
     """With replays the last iterate need not be at an epoch's end."""
     of = spec(rule="lpsgd", norm__p_max=6.0, norm__shape="cosine")
-    ps = [knobs_at(of, step, 25, 10).p for step in range(25)]
+    ps = [hyperparameters_at(of, step, 25, 10).p for step in range(25)]
     assert ps[0] == ps[9] == 6.0 and ps[20] == ps[24] == 2.0 and 2 < ps[10] < 6
 
 
@@ -137,7 +137,9 @@ def test_knobs_depend_on_the_step_alone() -> None:
     """So that a replayed step is the same step."""
     of = spec(momentum__schedule="hybrid", rule="lpsgd", norm__p_max=math.inf)
     forward = path(of, switch=50)
-    assert [knobs_at(of, step, STEPS, STEPS_PER_EPOCH, 50) for step in reversed(range(STEPS))] == forward[::-1]
+    assert [hyperparameters_at(of, step, STEPS, STEPS_PER_EPOCH, 50) for step in reversed(range(STEPS))] == forward[
+        ::-1
+    ]
 
 
 @pytest.mark.parametrize(

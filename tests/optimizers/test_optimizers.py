@@ -18,8 +18,8 @@ from tuner.core.optimizer_spec import Rescale
 from tuner.core.serialization import Setting, from_dict, with_settings
 from tuner.core.trial_spec import OptimizerSpec, Rule
 from tuner.optimizers import LPSGD, Lion
-from tuner.optimizers.hyperparameters import knobs_at
-from tuner.optimizers.rules import RULES, make_optimizer, set_knobs
+from tuner.optimizers.hyperparameters import hyperparameters_at
+from tuner.optimizers.rules import RULES, make_optimizer, set_hyperparameters
 
 
 def case(rule: str, **settings: Any) -> OptimizerSpec:
@@ -124,7 +124,9 @@ class Problem:
         """With a spec, its schedules over :data:`STEPS` steps are followed."""
         for step in range(start, start + num_steps):
             if spec is not None:
-                set_knobs(optimizer, **knobs_at(spec, step, STEPS, 12)._asdict(), rescale=spec.momentum.rescale)
+                set_hyperparameters(
+                    optimizer, **hyperparameters_at(spec, step, STEPS, 12)._asdict(), rescale=spec.momentum.rescale
+                )
             optimizer.zero_grad()
             self.loss(torch.randn(16, 5, generator=self.generator, dtype=self.weight.dtype)).backward()
             optimizer.step()
@@ -278,7 +280,7 @@ def test_set_knobs_is_the_same_as_making_the_optimizer_with_those_values(spec: O
     wanted = with_settings(spec, changes)
     fresh.train(make_optimizer([{"params": [p]} for p in fresh.parameters], wanted), 5)
     optimizer = make_optimizer([{"params": [p]} for p in turned.parameters], spec)
-    set_knobs(optimizer, lr=0.003, momentum=0.6, p=4.5)
+    set_hyperparameters(optimizer, lr=0.003, momentum=0.6, p=4.5)
     turned.train(optimizer, 5)
     assert same_bits(fresh, turned)
 
@@ -289,7 +291,7 @@ def test_the_buffer_forgets_at_momentum_zero(rule: str, weight: float) -> None:
     x = torch.zeros(1, dtype=torch.float64)
     optimizer = make_optimizer([x], case(rule, momentum={"schedule": "critical"}))
     for momentum, gradient in ((0.9, 100.0), (0.0, 1.0), (0.5, 2.0)):
-        set_knobs(optimizer, lr=0.1, momentum=momentum, p=2.0)
+        set_hyperparameters(optimizer, lr=0.1, momentum=momentum, p=2.0)
         x.grad = torch.tensor([gradient], dtype=torch.float64)
         before = x.item()
         optimizer.step()
@@ -304,7 +306,7 @@ def test_a_change_of_the_learning_rate_rescales_the_buffer(rescale: Rescale, fac
     optimizer = make_optimizer(groups, case("sgd", lr={"peak": 0.4}))
     for lr in (None, 0.1):
         if lr is not None:
-            set_knobs(optimizer, lr=lr, momentum=0.5, p=2.0, rescale=rescale)
+            set_hyperparameters(optimizer, lr=lr, momentum=0.5, p=2.0, rescale=rescale)
         for x in xs:
             x.grad = torch.ones(1, dtype=torch.float64)
         before = [x.item() for x in xs]
@@ -317,7 +319,7 @@ def test_momentum_of_zero_costs_no_buffer() -> None:
     for rule in ("sgd", "lpsgd"):
         problem = Problem()
         optimizer = make_optimizer(problem.parameters, case(rule, momentum={"value": 0.0}))
-        set_knobs(optimizer, lr=0.1, momentum=0.0, p=3.0)
+        set_hyperparameters(optimizer, lr=0.1, momentum=0.0, p=3.0)
         problem.train(optimizer, 1)
         held = [value for state in optimizer.state.values() for value in state.values() if value is not None]
         assert held == []

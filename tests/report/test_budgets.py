@@ -22,7 +22,7 @@ from tuner.report.document import Section
 from tuner.report.findings import divergence, edges, importance, stability
 from tuner.search.arguments import parse
 from tuner.study.results import Search, load_search
-from tuner.study.search_folder import Program
+from tuner.study.search_folder import Process
 
 Epoch = Callable[..., EpochMetrics]
 VARIANTS = ("sgdm", "critical")
@@ -121,11 +121,11 @@ def test_wall_time_ends_with_the_last_epoch_where_a_program_was_killed(epoch: Ep
     search = simulated()
     assert wall_seconds(search) == 60
     versions = {"torch": "1"}
-    search.programs = (
-        Program(1000.0, None, versions, "one", 1),
-        Program(2000.0, None, versions, "one", 1),
-        Program(3000.0, 3007.0, {"torch": "2"}, "other", 2),
-        Program(4000.0, None, versions, "one", 1),
+    search.processes = (
+        Process(1000.0, None, versions, "one", 1),
+        Process(2000.0, None, versions, "one", 1),
+        Process(3000.0, 3007.0, {"torch": "2"}, "other", 2),
+        Process(4000.0, None, versions, "one", 1),
     )
     record = next(iter(search.records.values()))
     search.records = {record.name: record}
@@ -204,7 +204,7 @@ def test_misses_ties_and_the_grid_are_told() -> None:
 
 def empty(search: Search) -> None:
     search.records = {}
-    search.programs = ()
+    search.processes = ()
 
 
 def stopped_early(search: Search) -> None:

@@ -18,7 +18,7 @@ from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec
 from tuner.report.claims import claims, tuned_against_default, verdict
-from tuner.study.results import Point, Record, Search
+from tuner.study.results import Point, Search, TrialRecord
 
 Epoch = Callable[..., EpochMetrics]
 Costs = Mapping[str, Sequence[float]]
@@ -41,7 +41,7 @@ def made(epoch: Epoch) -> Made:
             for number, cost in enumerate((random or {}).get(name, (5,))):
                 tuned = {**SPACES[name].default_settings(), "lr.peak": 0.0123}
                 trial = spec.trial_spec(with_settings(OptimizerSpec(), tuned), number)
-                record = Record(f"{name}-{number}", name, number, trial, status="finished", arm="random")
+                record = TrialRecord(f"{name}-{number}", name, number, trial, status="finished", arm="random")
                 record.history = curve(cost)
                 search.records[record.name] = record
             points: tuple[tuple[Point, Sequence[float]], ...] = (
@@ -50,7 +50,9 @@ def made(epoch: Epoch) -> Made:
             )
             for point, costs in points:
                 for wanted, cost in zip(search.wanted(name, point), costs, strict=False):
-                    run = Record(f"{name}/{point}-{wanted.seed}", name, 1, wanted, "confirm", "finished", curve(cost))
+                    run = TrialRecord(
+                        f"{name}/{point}-{wanted.seed}", name, 1, wanted, "confirm", "finished", curve(cost)
+                    )
                     search.records[run.name] = run
         return search
 

@@ -19,7 +19,7 @@ from tuner.core.variants import resolve_variants
 from tuner.report.critical_lr_check import OFFSETS, agreement, critical_lr, ratios
 from tuner.report.document import Section
 from tuner.report.outline import report_of
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 
 Epoch = Callable[..., EpochMetrics]
 Trials = Sequence[tuple[str, float | None, str]]
@@ -35,7 +35,7 @@ def searched(epoch: Epoch) -> Callable[..., Search]:
         search = Search(spec, "id", resolve_variants(spec.variants, ()), Path("x"), {})
         for number, (variant, ratio, status) in enumerate(trials):
             point = {**SPACES[variant].default_settings(), "lr.peak": 0.1 * (ratio or 1)}
-            record = Record(
+            record = TrialRecord(
                 f"{variant}-{number:02d}", variant, number,
                 spec.trial_spec(with_settings(OptimizerSpec(), point), number), status=status,
             )  # fmt: skip

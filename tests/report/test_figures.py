@@ -29,7 +29,7 @@ from tuner.report.profiles import performance_profiles
 from tuner.report.scatter import EDGE, MISSED, importance, learning_rates, times_to_target
 from tuner.report.tuning_curves import tuning_curve
 from tuner.study.objectives import evaluate
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 
 FOUR = ("sgdm", "adamw", "lpsgdm", "critical")
 OF_ONE: Sequence[Callable[[Search], Picture | None]] = (
@@ -287,7 +287,7 @@ def test_learning_rates_tell_the_endings_apart(four: Search) -> None:
     assert statuses == {"finished", "stopped", "diverged"}, "else nothing was tested"
 
 
-def objective(search: Search, record: Record) -> float:
+def objective(search: Search, record: TrialRecord) -> float:
     return evaluate(search.spec.objective, record.history, search.spec.training.targets)[0]
 
 

@@ -22,7 +22,7 @@ from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec
 from tuner.core.variants import from_unit, resolve_variants
 from tuner.report.findings import FEWEST, divergence, edges, importance, importances, stability
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 
 Epoch = Callable[..., EpochMetrics]
 OWN = Variant(
@@ -47,7 +47,7 @@ def trials(variant: str, *settings: dict[str, Any], statuses: Sequence[str] = ()
     search = Search(spec, "id", chosen, Path("x"), {})
     for number, changed in enumerate(settings):
         point = {**chosen[0].default_settings(), **changed}
-        record = Record(
+        record = TrialRecord(
             f"t{number}",
             chosen[0].name,
             number,
@@ -195,7 +195,7 @@ def test_stability_is_of_the_confirmed_runs_that_finished(best_is: Callable[...,
     curves = ([0.1, 0.5, 0.9, 0.8], [0.1, 0.5, 0.9, 0.9], [0.1, 0.2])
     losses = ([2.0, 1.0, 1.25, 0.5], [2.0, 1.0, 0.5, 0.25], [2.0, math.inf])
     for wanted, curve, loss in zip(search.wanted("sgdm", "best"), curves, losses, strict=True):
-        run = Record(f"sgdm/{wanted.seed}", "sgdm", 1, wanted, "confirm", "finished")
+        run = TrialRecord(f"sgdm/{wanted.seed}", "sgdm", 1, wanted, "confirm", "finished")
         run.history = [epoch(i, a, train_loss=x) for i, (a, x) in enumerate(zip(curve, loss, strict=True), start=1)]
         run.status = "diverged" if math.inf in loss else "finished"
         search.records[run.name] = run

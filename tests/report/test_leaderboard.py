@@ -17,7 +17,7 @@ from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec
 from tuner.report.leaderboard import best_settings, exploration, leaderboard, metrics_and_tags
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 
 Curves = Mapping[str, Sequence[Sequence[float]]]
 Made = Callable[..., Search]
@@ -40,7 +40,7 @@ def made(toy: Callable[..., Variant], epoch: Callable[..., EpochMetrics]) -> Mad
         spec = SearchSpec.from_flags(**{**values, "targets": (0.5, 0.84), "confirm_seeds": num_seeds, **changes})
         search = Search(spec, "id", tuple(toy(name) for name in curves), Path("x"), {})
 
-        def add(record: Record, accuracies: Sequence[float]) -> None:
+        def add(record: TrialRecord, accuracies: Sequence[float]) -> None:
             record.history = [
                 epoch(number, max(accuracy, 0.0), budget=30, diverged=accuracy < 0)
                 for number, accuracy in enumerate(accuracies, start=1)
@@ -54,10 +54,10 @@ def made(toy: Callable[..., Variant], epoch: Callable[..., EpochMetrics]) -> Mad
             for number, accuracies in enumerate(trials):
                 point = {"lr.peak": 0.1, "momentum.value": 0.5 + number / 10}
                 optimizer = with_settings(OptimizerSpec(), {"rule": "sgd", **point})
-                add(Record(f"{name}-{number:02d}", name, number, spec.trial_spec(optimizer, number)), accuracies)
+                add(TrialRecord(f"{name}-{number:02d}", name, number, spec.trial_spec(optimizer, number)), accuracies)
         for name, runs in (confirmed or {}).items():
             for k, (wanted, accuracies) in enumerate(zip(search.wanted(name, "best"), runs, strict=False), start=1):
-                record = Record(f"{name}/confirm-{k}", name, k, wanted, "confirm")
+                record = TrialRecord(f"{name}/confirm-{k}", name, k, wanted, "confirm")
                 add(record, accuracies)
                 if record.status == "finished":
                     record.test = FinalScore(0.1, record.history[-1].validation_accuracy - 0.01, "data")

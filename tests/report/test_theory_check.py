@@ -20,7 +20,7 @@ from tuner.core.variants import resolve_variants
 from tuner.report.document import Section
 from tuner.report.outline import report_of
 from tuner.report.theory_check import foretell, theory
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 from tuner.theory.coverage import limit_of
 from tuner.theory.prediction import solve_limit
 from tuner.theory.problem import standard_problem
@@ -51,7 +51,7 @@ def searched(epoch: Epoch) -> Callable[..., Search]:
             )
             optimizer = with_settings(OptimizerSpec(), {**SPACES[variant].default_settings(), **plain})
             status = options.get("status", "diverged" if options.get("diverged") else "finished")
-            record = Record(
+            record = TrialRecord(
                 f"{variant}-{number:02d}", variant, number, spec.trial_spec(optimizer, number), status=status,
                 phase=options.get("phase", "explore"),
             )  # fmt: skip

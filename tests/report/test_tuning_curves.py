@@ -18,7 +18,7 @@ from tuner.report.bands import SIMULATED, TARGET, Policy, curves, level_of, leve
 from tuner.report.tuning_curves import tuning_curve
 from tuner.study.objectives import OBJECTIVES, evaluate
 from tuner.study.results import Search
-from tuner.study.successive_halving import Rungs
+from tuner.study.successive_halving import SuccessiveHalving
 
 Epoch = Callable[..., EpochMetrics]
 OPDA_WARNS_OF_TIES = pytest.mark.filterwarnings("ignore:Duplicates detected:RuntimeWarning")
@@ -106,15 +106,15 @@ def test_stopping_many_searches_at_once_is_what_rungs_do(num_evaluations: int) -
     diverged = generator.random((20, 12)) < 0.2
     found = stopped(accuracies, diverged, 0.95)
     for search in range(20):
-        rungs = Rungs()
+        rungs = SuccessiveHalving()
         for trial in np.flatnonzero(~diverged[search]):
             curve = accuracies[search, trial].tolist()
-            goes_on = True
+            should_continue = True
             for k in range(1, num_evaluations + 1):
-                goes_on = goes_on and (
-                    rungs.goes_on(str(trial), k / num_evaluations, curve[k - 1]) or max(curve[:k]) >= 0.95
+                should_continue = should_continue and (
+                    rungs.should_continue(str(trial), k / num_evaluations, curve[k - 1]) or max(curve[:k]) >= 0.95
                 )
-            assert found[search, trial] == (not goes_on)
+            assert found[search, trial] == (not should_continue)
     assert not found[diverged].any()
     assert found.any() == (num_evaluations > 1)
 

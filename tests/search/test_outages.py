@@ -52,7 +52,7 @@ def test_a_search_ends_cleanly_where_its_database_stays_away(postgres: Postgres,
     storage = postgres.create_database("gone")
     impatient = (
         "import sys; from tuner.core import retry; from tuner.search.__main__ import main;"
-        "retry.PATIENCE_SECONDS = 2; sys.exit(main(sys.argv[1:]))"
+        "retry.RETRY_SECONDS = 2; sys.exit(main(sys.argv[1:]))"
     )
     running = Running(tmp_path, *LONG, "--storage", storage, program=["-c", impatient])
     running.wait_until(lambda: num_epochs(tmp_path) > 8)

@@ -15,7 +15,7 @@ from tuner.core.metrics import EpochMetrics, best_accuracy, time_to_target
 from tuner.core.trial_spec import OptimizerSpec
 from tuner.search.progress import Display
 from tuner.study.recorder import Recorder
-from tuner.study.results import Record
+from tuner.study.results import TrialRecord
 
 Open = Callable[..., Recorder]
 Toy = Callable[..., Variant]
@@ -61,18 +61,18 @@ def recorder(open_recorder: Open, toy: Toy) -> Recorder:
     return open_recorder([toy("one"), toy("two")], trials=40, confirm_seeds=2)
 
 
-def add(recorder: Recorder, number: int, phase: Any) -> Record:
+def add(recorder: Recorder, number: int, phase: Any) -> TrialRecord:
     variant = random.choice(["one", "two"])
     spec = recorder.spec.trial_spec(OptimizerSpec(), number)
     name = f"{variant}-{number:02d}" if phase == "explore" else f"{variant}/confirm-{number}"
-    record = recorder.records[name] = Record(name, variant, number, spec, phase)
+    record = recorder.records[name] = TrialRecord(name, variant, number, spec, phase)
     return record
 
 
 def test_it_shows_what_the_records_hold_at_any_time(recorder: Recorder, epoch: Epoch) -> None:
     random.seed(0)
     display = Display(Console(), recorder.scheduler)
-    live: list[Record] = []
+    live: list[TrialRecord] = []
     for number in range(60):
         live.append(add(recorder, number, "confirm" if number % 9 == 8 else "explore"))
         for record in [record for record in live if random.random() < 0.6]:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tuner.search.terminal import only_display
+from tuner.search.terminal import redirect_output
 
 PROGRAM = """
 import logging, os, sys
 from pathlib import Path
-from tuner.search.terminal import only_display
-with only_display(Path(sys.argv[1])) as console:
+from tuner.search.terminal import redirect_output
+with redirect_output(Path(sys.argv[1])) as console:
     for stream in (sys.stdout, sys.stderr):
         print("x" * 100_000, file=stream)
     logging.getLogger("tuner.x").warning("y")
@@ -46,13 +46,13 @@ def test_a_display_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         done = run(str(tmp_path / "log"), full.fileno())
     # What the program prints itself, after, fails as it always does.
-    assert "only_display" not in done.stderr and "console.print" not in done.stderr
+    assert "redirect_output" not in done.stderr and "console.print" not in done.stderr
 
 
 def test_what_took_hold_of_the_streams_inside_can_write_after(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with only_display(tmp_path / "log"):
+    with redirect_output(tmp_path / "log"):
         handler = logging.StreamHandler()
     handler.emit(logging.makeLogRecord({"msg": "late"}))
     assert capfd.readouterr().err == "late\n"

@@ -29,7 +29,7 @@ from tuner.core.store import WEIGHTS
 from tuner.study import optuna_study, results, sampler, scheduler, trial_folder
 from tuner.study import recorder as recorder_module
 from tuner.study.recorder import Recorder
-from tuner.study.results import Record
+from tuner.study.results import TrialRecord
 from tuner.study.trial_folder import TEST, append_epoch, read_epochs
 from tuner.tracking import runs
 from tuner.tracking import tracker as tracking_module
@@ -60,7 +60,7 @@ def work(epoch: Epoch) -> Work:
                 if next(trial, "ended") == "ended":
                     live.remove(trial)
 
-    def train(recorder: Recorder, record: Record) -> Iterator[None]:
+    def train(recorder: Recorder, record: TrialRecord) -> Iterator[None]:
         folder = recorder.search.folder / record.folder_name
         recorder.start(record.name)
         if record.phase == "test":
@@ -79,9 +79,9 @@ def work(epoch: Epoch) -> Work:
             draft.write_text(str(max(number, int(checkpoint.read_text()) if checkpoint.exists() else 0)))
             draft.replace(checkpoint)  # whole or not at all, as in a training
             last = diverges or number == EPOCHS
-            goes_on = last or recorder.scheduler.goes_on(record.name, metrics)
+            should_continue = last or recorder.scheduler.should_continue(record.name, metrics)
             recorder.record(record.name, metrics, 0.1)
-            if diverges or not goes_on:
+            if diverges or not should_continue:
                 break
             yield
         recorder.end(record.name)
@@ -201,7 +201,7 @@ def test_more_trials_and_variants_are_added_to_a_complete_search(
 
 DRIVER = (scheduler, recorder_module, optuna_study, sampler, trial_folder, sys.modules[__name__])
 WRITER = (tracking_module, runs)
-WRITING = ("_write", "order", "look", "write", "write_status")
+WRITING = ("_write", "task", "sync", "write", "write_status")
 
 
 @pytest.mark.slow
@@ -315,7 +315,7 @@ def test_epochs_told_again_change_nothing(open_recorder: Open, toy: Toy, epoch: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "goes_on"),
+    ("changes", "should_continue"),
     [
         ({}, False),
         ({"early_stopping": False}, True),
@@ -325,15 +325,15 @@ def test_epochs_told_again_change_nothing(open_recorder: Open, toy: Toy, epoch: 
     ],
 )
 def test_who_falls_behind_is_stopped_unless(
-    open_recorder: Open, toy: Toy, epoch: Epoch, changes: dict[str, Any], goes_on: bool
+    open_recorder: Open, toy: Toy, epoch: Epoch, changes: dict[str, Any], should_continue: bool
 ) -> None:
     recorder = open_recorder([toy("one"), toy("two")], trials=2, **changes)
     for accuracy, name in [(0.8, "one-00"), (0.2, "two-00"), (0.2, "one-01")]:
         while name not in recorder.records:
             recorder.scheduler.next_trial()
         recorder.start(name)
-        let_through = recorder.scheduler.goes_on(name, epoch(4, accuracy))
-        assert let_through == (goes_on or name != "one-01"), "variants never meet"
+        let_through = recorder.scheduler.should_continue(name, epoch(4, accuracy))
+        assert let_through == (should_continue or name != "one-01"), "variants never meet"
     recorder.tracking.finish("interrupted", {}, [], timeout=60)
 
 
@@ -348,7 +348,7 @@ def test_trials_far_above_the_critical_rate_are_stopped_only_where_that_is_asked
         record = recorder.scheduler.next_trial()
         assert record is not None
         metrics = epoch(1, 0.5, critical_lr=ratio and 0.1, lr_over_critical=ratio, diverged=ratio == 50.0)
-        assert recorder.scheduler.goes_on(record.name, metrics) == (factor is None or not stops)
+        assert recorder.scheduler.should_continue(record.name, metrics) == (factor is None or not stops)
         recorder.record(record.name, metrics, 0.1)
         recorder.end(record.name)
         status = "diverged" if ratio == 50.0 else "stopped"
@@ -370,7 +370,7 @@ def test_confirmed_runs_are_never_pruned(open_recorder: Open, toy: Toy, epoch: E
         recorder.end(record.name)
     assert record is not None and record.spec.predict_critical_lr
     recorder.start(record.name)
-    assert recorder.scheduler.goes_on(record.name, epoch(1, 0.5, critical_lr=0.01, lr_over_critical=10.0))
+    assert recorder.scheduler.should_continue(record.name, epoch(1, 0.5, critical_lr=0.01, lr_over_critical=10.0))
     recorder.tracking.finish("interrupted", {}, [], timeout=60)
 
 
@@ -384,7 +384,7 @@ def test_a_trial_that_was_let_through_is_let_through_by_the_next_program(
         first.start(record.name)
         for number in (1, 2, 3, 4):
             if number < 4 or record is early:
-                assert first.scheduler.goes_on(record.name, epoch(number, accuracy))
+                assert first.scheduler.should_continue(record.name, epoch(number, accuracy))
                 first.record(record.name, epoch(number, accuracy), 0.1)
             else:
                 append_epoch(first.search.folder / record.name, epoch(number, accuracy))
@@ -392,9 +392,11 @@ def test_a_trial_that_was_let_through_is_let_through_by_the_next_program(
     second = open_recorder([toy("one")], trials=3, epochs=EPOCHS)
     for _ in range(3):
         second.scheduler.next_trial()
-    assert second.scheduler.goes_on("one-01", epoch(4, 0.8)), "its last epoch was logged but not told: judged now"
-    assert second.scheduler.goes_on("one-00", epoch(4, 0.2)), "after the other it would have been stopped"
-    assert not second.scheduler.goes_on("one-02", epoch(4, 0.2)), "what the others were judged by still stands"
+    assert second.scheduler.should_continue("one-01", epoch(4, 0.8)), (
+        "its last epoch was logged but not told: judged now"
+    )
+    assert second.scheduler.should_continue("one-00", epoch(4, 0.2)), "after the other it would have been stopped"
+    assert not second.scheduler.should_continue("one-02", epoch(4, 0.2)), "what the others were judged by still stands"
     second.tracking.finish("interrupted", {}, [], timeout=60)
 
 
@@ -425,8 +427,8 @@ def test_rungs_stand_at_shares_of_gradient_evaluations(open_recorder: Open, toy:
     """Replays are paid for: a trial of few steps may have spent much."""
     recorder = open_recorder([toy("one")], trials=2)
     good, bad = (record.name for record in (recorder.scheduler.next_trial(), recorder.scheduler.next_trial()) if record)
-    assert recorder.scheduler.goes_on(good, epoch(1, 0.8, gradient_evaluations=40, steps=10))
-    assert not recorder.scheduler.goes_on(bad, epoch(1, 0.1, gradient_evaluations=40, steps=10))
+    assert recorder.scheduler.should_continue(good, epoch(1, 0.8, gradient_evaluations=40, steps=10))
+    assert not recorder.scheduler.should_continue(bad, epoch(1, 0.1, gradient_evaluations=40, steps=10))
 
 
 CONFIRMED = 3 + 2
@@ -471,7 +473,7 @@ def test_the_test_split_waits_for_the_last_training(open_recorder: Open, toy: To
     assert given == ["one-00", "one/confirm-1", "one/confirm-2"]
     for name in given[1:]:
         assert recorder.scheduler.next_trial() is None and not recorder.scheduler.all_planned
-        assert recorder.scheduler.goes_on(name, epoch(1, 0.0)), "a confirmed run is never stopped"
+        assert recorder.scheduler.should_continue(name, epoch(1, 0.0)), "a confirmed run is never stopped"
         recorder.record(name, epoch(1, 0.9), 0.1)
         recorder.end(name)
     tests = [recorder.scheduler.next_trial(), recorder.scheduler.next_trial()]

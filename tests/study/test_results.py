@@ -28,7 +28,7 @@ from tuner.core.trial_spec import OptimizerSpec
 from tuner.study import search_folder, trial_folder
 from tuner.study.optuna_study import VariantStudy, close_storage, existing_storage, open_storage
 from tuner.study.recorder import Recorder
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 
 VARIANTS = ("sgdm", "hybrid")
 SPEC = SearchSpec.from_flags(name="first", variants=VARIANTS, trials=12, confirm_seeds=3, epochs=4, targets=(0.5, 0.8))
@@ -55,7 +55,7 @@ def test_a_search_is_read_as_it_was_written(written: Search) -> None:
     read = load_search("first", output=str(written.folder.parent))
     assert read.records == written.records
     assert read.variants == written.variants and read.folder == written.folder
-    assert (read.search_id, read.splits, read.programs) == (written.search_id, written.splits, written.programs)
+    assert (read.search_id, read.splits, read.processes) == (written.search_id, written.splits, written.processes)
     assert read.spec == search_folder.load(str(written.folder.parent), "first")[0]
     assert read.baseline == "sgdm"
     for variant in VARIANTS:
@@ -307,6 +307,6 @@ def test_the_best_has_a_log_finished_and_is_the_earliest_of_equals(epoch: Callab
         history = [epoch(n, accuracy, diverged=status == "diverged") for n, accuracy in enumerate(accuracies, start=1)]
         name = f"sgdm-{number:02d}"
         spec = SPEC.trial_spec(OptimizerSpec(), number)
-        search.records[name] = Record(name, "sgdm", number, spec, status=status, history=history)
+        search.records[name] = TrialRecord(name, "sgdm", number, spec, status=status, history=history)
     best = search.best("sgdm")
     assert best is not None and best.number == 4

@@ -20,7 +20,7 @@ from tuner.core.metrics import EpochMetrics
 from tuner.core.serialization import flatten
 from tuner.core.variants import from_unit
 from tuner.study.optuna_study import VariantStudy
-from tuner.study.sampler import ArmSampler, num_default, num_random, sobol_point
+from tuner.study.sampler import SearchSampler, num_default, num_random, sobol_point
 
 DISTRIBUTIONS: list[tuple[BaseDistribution, object, object]] = [
     (FloatDistribution(-1.5, 2.5), -1.5, 2.5),
@@ -207,7 +207,7 @@ def test_the_model_knows_the_space_as_tpe_does_and_goes_over_each_trial_once(
         return equal(one, other)
 
     monkeypatch.setattr(BaseDistribution, "__eq__", compared)
-    sampler = ArmSampler(toy(), seed=0)
+    sampler = SearchSampler(toy(), seed=0)
     study = optuna.create_study(sampler=sampler)
     counts = []
     for index in range(40):

@@ -11,7 +11,7 @@ import pytest
 
 from tuner.core.errors import InvalidInput
 from tuner.core.search_spec import SearchSpec
-from tuner.study.search_folder import SPEC_FILE, check_new, claimed, load, new_id, save, with_name
+from tuner.study.search_folder import SPEC_FILE, check_new, load, locked, new_id, save, with_name
 
 
 def refused(output: Path, name: str) -> str:
@@ -120,8 +120,8 @@ def test_ids_differ() -> None:
 def test_one_program_at_a_time_and_the_next_after_it_was_killed(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from tuner.study.search_folder import claimed
-with claimed(Path({str(tmp_path / "s")!r})):
+from tuner.study.search_folder import locked
+with locked(Path({str(tmp_path / "s")!r})):
     print("held", flush=True)
     input()
 """
@@ -129,22 +129,22 @@ with claimed(Path({str(tmp_path / "s")!r})):
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(InvalidInput, match="search s is being run by another program"), claimed(tmp_path / "s"):
+        with pytest.raises(InvalidInput, match="search s is being run by another program"), locked(tmp_path / "s"):
             pass
         assert (tmp_path / "s").is_dir(), "what another program works on stays"
         other.kill()
-    with claimed(tmp_path / "s"):
+    with locked(tmp_path / "s"):
         pass
 
 
 def test_bad_input_leaves_nothing_that_was_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="bad"), claimed(tmp_path / "a" / "b" / "s"):
+    with pytest.raises(InvalidInput, match="bad"), locked(tmp_path / "a" / "b" / "s"):
         raise InvalidInput("bad")
     assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_leaves_a_search_that_was_saved(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="bad"), claimed(tmp_path / "s"):
+    with pytest.raises(InvalidInput, match="bad"), locked(tmp_path / "s"):
         save(tmp_path / "s", SearchSpec(name="s"), "id", {})
         raise InvalidInput("bad")
     assert (tmp_path / "s" / SPEC_FILE).exists()
@@ -152,7 +152,7 @@ def test_bad_input_leaves_a_search_that_was_saved(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_nothing_of_a_search_that_was_not_saved_and_all_of_one_that_was(tmp_path: Path) -> None:
     for saved in (False, True):
-        with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "s"):
+        with pytest.raises(KeyboardInterrupt), locked(tmp_path / "s"):
             if saved:
                 save(tmp_path / "s", SearchSpec(name="s"), "id", {})
             raise KeyboardInterrupt
@@ -163,13 +163,13 @@ def test_bad_input_leaves_the_files_that_a_user_had_in_the_folder(tmp_path: Path
     """``--output . --name thesis``: a folder that is no search's may be anything."""
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(InvalidInput, match="bad"), claimed(tmp_path / "thesis"):
+    with pytest.raises(InvalidInput, match="bad"), locked(tmp_path / "thesis"):
         raise InvalidInput("bad")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 
 
 def test_bad_input_leaves_what_another_program_made_beside_it(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="bad"), claimed(tmp_path / "runs" / "s"):
+    with pytest.raises(InvalidInput, match="bad"), locked(tmp_path / "runs" / "s"):
         (tmp_path / "runs" / "other").mkdir()
         raise InvalidInput("bad")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]

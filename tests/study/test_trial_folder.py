@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tuner.core.metrics import EpochMetrics
-from tuner.study.trial_folder import LOG, append_epoch, mend_log, read_epochs
+from tuner.study.trial_folder import LOG, append_epoch, read_epochs, repair_log
 
 Epoch = Callable[..., EpochMetrics]
 
@@ -54,13 +54,13 @@ def test_what_follows_a_line_that_is_no_epoch_is_left_out(tmp_path: Path, epoch:
 
 
 def test_a_log_is_mended_of_what_was_cut_short_or_written_twice(tmp_path: Path, epoch: Epoch) -> None:
-    assert mend_log(tmp_path) == set()
+    assert repair_log(tmp_path) == set()
     for number in (1, 2, 3):
         append_epoch(tmp_path, epoch(number, number / 10))
     whole = (tmp_path / "result.json").read_text()
     for damaged in (whole + whole.splitlines()[2] + "\n", whole + whole[:100], whole):
         (tmp_path / "result.json").write_text(damaged)
-        assert mend_log(tmp_path) == {1, 2, 3}
+        assert repair_log(tmp_path) == {1, 2, 3}
         assert (tmp_path / "result.json").read_text() == whole
 
 
@@ -68,7 +68,7 @@ def test_epochs_need_not_be_one_apart(tmp_path: Path, epoch: Epoch) -> None:
     """A backward phase may be evaluated every few epochs."""
     for number in (1, 2, 5, 9):
         append_epoch(tmp_path, epoch(number, 0.5))
-    assert mend_log(tmp_path) == {1, 2, 5, 9}
+    assert repair_log(tmp_path) == {1, 2, 5, 9}
     assert [metrics.epoch for metrics in read_epochs(tmp_path)] == [1, 2, 5, 9]
 
 
@@ -101,7 +101,7 @@ def test_logs_are_read_while_they_grow(tmp_path: Path, epoch: Epoch, last: float
 
 def test_a_log_cut_in_its_first_line_is_begun_anew(tmp_path: Path, epoch: Callable[..., EpochMetrics]) -> None:
     (tmp_path / LOG).write_text('{"training_iter')
-    assert mend_log(tmp_path) == set()
+    assert repair_log(tmp_path) == set()
     append_epoch(tmp_path, epoch(1, 0.5))
     assert read_epochs(tmp_path) == [epoch(1, 0.5)]
     assert [json.loads(line)["training_iteration"] for line in (tmp_path / LOG).read_text().splitlines()] == [1]

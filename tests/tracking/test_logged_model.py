@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from tests.tracked import killed_at, opened, runs, tell
 from tuner.core.metrics import EpochMetrics
-from tuner.tracking.tracker import PARENT, SEARCH_TAG, Tracking, WinningModel
+from tuner.tracking.tracker import PARENT, SEARCH_TAG, Tracker, WinningModel
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def assert_logged(uri: str, model: LoggedModel, winner: WinningModel) -> None:
 def test_the_winning_model_is_logged_once(
     method: str, done: bool, mlflow_uri: str, history: list[EpochMetrics], winner: WinningModel
 ) -> None:
-    def program() -> Tracking:
+    def program() -> Tracker:
         tracking = opened(mlflow_uri, search="a.search")
         tell(tracking, winner.run, history, "finished")
         return tracking

@@ -285,13 +285,13 @@ def row(rank: int, epochs: float, verdict: str) -> tuple[dict[str, float], dict[
 
 
 def test_the_run_table_is_the_leaderboard(mlflow_uri: str, history: list[EpochMetrics]) -> None:
-    def conclude(rows: dict[str, tuple[dict[str, float], dict[str, str]]]) -> None:
+    def finish_search(rows: dict[str, tuple[dict[str, float], dict[str, str]]]) -> None:
         tracking.log_variants(rows)
         assert tracking.finish("finished", {}, [], timeout=60)
 
     tracking = opened(mlflow_uri)
     tell(tracking, "a-00", history, "finished")
-    conclude({"a": row(1, 5.0, "faster"), "b": row(2, math.inf, ""), "c": row(3, 9.0, "slower")})
+    finish_search({"a": row(1, 5.0, "faster"), "b": row(2, math.inf, ""), "c": row(3, 9.0, "slower")})
     assert leaderboard(mlflow_uri) == ["a", "b", "c"]
     first = runs(mlflow_uri)
     assert set(first) == {PARENT, "a-00", "a", "b", "c"}
@@ -304,7 +304,7 @@ def test_the_run_table_is_the_leaderboard(mlflow_uri: str, history: list[EpochMe
         tell(tracking, "a-00", history, "finished")
         rows = {"a": row(2, math.inf, "undecided"), "b": row(1, 4.0, "faster"), "c": row(3, 9.0, "slower")}
         if name is None:
-            conclude(rows)
+            finish_search(rows)
         else:
             assert done is not None
             with killed_at(name, done=done):
@@ -484,7 +484,7 @@ def test_no_run_is_left_active_in_this_process(mlflow_uri: str) -> None:
 def test_a_flush_goes_over_the_runs_that_something_waits_for(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not over thousands that have ended; what failed waits on, and a new parent concerns all."""
     known = Runs(uri=mlflow_uri, experiment="e", search="s", search_id="id", tags={}, dataset=None)
-    known.look()
+    known.sync()
     for name in (PARENT, "a-00", "a-01", "a-02"):
         known.to_write(name)
     known.write_all()

@@ -45,7 +45,7 @@ def test_one_cut_short_at_any_byte_leaves_the_one_before(tmp_path: Path) -> None
 def test_a_failed_write_keeps_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(Store(tmp_path), spec_digest="d")
     checkpoints.save(1, {"epoch": 1})
-    monkeypatch.setattr(module, "patiently", lambda _, attempt: attempt())
+    monkeypatch.setattr(module, "retry", lambda _, attempt: attempt())
 
     def full(self: Store, name: str, content: bytes) -> None:
         (tmp_path / name).write_bytes(content[: len(content) // 2])

@@ -20,13 +20,13 @@ from tuner.core.serialization import with_settings
 from tuner.core.store import Store
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.optimizers import RandomScaling
-from tuner.optimizers.rules import make_optimizer, set_knobs
+from tuner.optimizers.rules import make_optimizer, set_hyperparameters
 from tuner.theory import linearised_critical_lr, noise_factor
 from tuner.train import critical_lr, train
-from tuner.train.critical_lr import NUM_REMEMBERED, is_covered, predict_critical_lr, predicted, spectrum
+from tuner.train.critical_lr import NUM_REMEMBERED, cached_prediction, is_covered, predict_critical_lr, spectrum
 from tuner.train.curvature import Curvature, estimate_curvature
-from tuner.train.train_state import Network
-from tuner.train.trainer import Training
+from tuner.train.train_state import TrainState
+from tuner.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -100,7 +100,7 @@ def losses(spec: OptimizerSpec, lr: float, batch: int, num_steps: int) -> tuple[
     optimizer = make_optimizer([weights], spec, num_steps=num_steps)
     for number in range(num_steps):
         inputs = torch.randn(batch, len(KAPPA), dtype=torch.float64, generator=generator) * KAPPA.sqrt()
-        set_knobs(optimizer, lr=lr, momentum=spec.momentum.value, p=2.0)
+        set_hyperparameters(optimizer, lr=lr, momentum=spec.momentum.value, p=2.0)
         if isinstance(optimizer, RandomScaling):
             optimizer.seek(number, number)
         optimizer.zero_grad()
@@ -199,7 +199,7 @@ def test_only_steps_that_the_equation_is_of_are_covered(settings: dict[str, Any]
         return known_curvature()
 
     trial = TrialSpec(optimizer=spec, predict_critical_lr=True)
-    predicted(trial, estimate, 200, 100, "here")
+    cached_prediction(trial, estimate, 200, 100, "here")
     assert bool(asked) == covered, "no estimate is made for nothing"
 
 
@@ -219,7 +219,7 @@ def test_one_estimate_serves_all_optimizers_of_the_same_first_weights() -> None:
             return dataclasses.replace(known_curvature(), top=3.0 + seed)
 
         spec = TrialSpec(optimizer=optimizer_of(**settings), seed=seed, predict_critical_lr=True)
-        return predicted(spec, made, 200, 100, CPU)
+        return cached_prediction(spec, made, 200, 100, CPU)
 
     first, other = estimate(0), estimate(0, momentum__value=0.9)
     assert first != other and estimate(1) != first and asked == [0, 1]
@@ -251,10 +251,10 @@ def test_a_training_has_the_same_bits_with_a_prediction(changes: dict[str, Any])
 
 
 def test_the_prediction_is_that_of_the_networks_own_curvature() -> None:
-    training = Training(small("critical"), CPU)
+    training = Trainer(small("critical"), CPU)
     curvature = training.network.curvature(critical_lr.TOLERANCE)
     assert curvature is not None
-    metrics = training.run_leg()
+    metrics = training.train_to_evaluation()
     parameters = list(training.network.model.parameters())
     expected = predict_critical_lr(training.spec.optimizer, curvature, sum(p.numel() for p in parameters), 64, 48)
     assert metrics.critical_lr == expected
@@ -304,6 +304,6 @@ def test_where_the_hessian_is_not_finite_nothing_is_predicted_and_the_training_g
 
 
 def test_what_no_prediction_covers_costs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Network, "curvature", lambda *_: pytest.fail("an estimate was made"))
+    monkeypatch.setattr(TrainState, "curvature", lambda *_: pytest.fail("an estimate was made"))
     metrics = next(train(small("adamw"), device=CPU))
     assert metrics.critical_lr is None and metrics.lr_over_critical is None

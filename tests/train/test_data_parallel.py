@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from search_spaces import SPACES
 from tests.processes import CPU, Processes
 from tuner.core.errors import InvalidInput
-from tuner.core.metrics import EpochMetrics, is_over
+from tuner.core.metrics import EpochMetrics, is_finished
 from tuner.core.serialization import with_settings
 from tuner.core.store import Store
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.optimizers import RandomScaling
 from tuner.train import train
-from tuner.train.data_parallel import ALONE, Replicas
+from tuner.train.data_parallel import SINGLE_PROCESS, Replicas
 from tuner.train.final_weights import load_weights
-from tuner.train.trainer import Training
+from tuner.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,10 +53,10 @@ def numbers(history: list[EpochMetrics]) -> list[dict[str, Any]]:
 
 def first_step(replicas: Replicas, spec: TrialSpec) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Loss, score, gradients and buffers of the first step."""
-    training = Training(spec, CPU, replicas)
+    training = Trainer(spec, CPU, replicas)
     ((number, batch, (images, labels)),) = training._load([0])
-    assert len(images) == spec.workload.batch_size // replicas.size
-    loss, score = training.network.step(number, batch, images, labels, training._knobs(number, None))
+    assert len(images) == spec.workload.batch_size // replicas.world_size
+    loss, score = training.network.step(number, batch, images, labels, training._hyperparameters(number, None))
     model = training.network.model
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return loss, score, {**gradients, **dict(model.named_buffers())}
@@ -67,7 +67,7 @@ def test_gradients_and_statistics_of_a_step_are_those_of_the_whole_batch(
     two: Processes, workload: WorkloadSpec
 ) -> None:
     spec = small(workload=workload)
-    loss, score, expected = first_step(ALONE, spec)
+    loss, score, expected = first_step(SINGLE_PROCESS, spec)
     for of_rank in two(first_step, spec):
         torch.testing.assert_close(of_rank[0], loss.double(), rtol=1e-12, atol=0)
         assert float(of_rank[1]) == pytest.approx(float(score), rel=1e-12)
@@ -96,13 +96,13 @@ def partly_used(*, num_classes: int, channels: int, image_size: int) -> nn.Modul
 
 def whole_training(replicas: Replicas, spec: TrialSpec) -> tuple[list[EpochMetrics], dict[str, Tensor], list[float]]:
     """History, final weights and random scales."""
-    training = Training(spec, CPU, replicas)
+    training = Trainer(spec, CPU, replicas)
     scales: list[float] = []
     optimizer = training.network.optimizer
     if isinstance(optimizer, RandomScaling):
         optimizer.register_step_post_hook(lambda *_: scales.append(optimizer.last_scale))
-    while not is_over(spec, training.history):
-        training.run_leg()
+    while not is_finished(spec, training.history):
+        training.train_to_evaluation()
     return training.history, training.network.evaluated_state(), scales
 
 
@@ -128,7 +128,7 @@ VARIED: dict[str, TrialSpec] = {
 def test_two_workers_train_as_one_does(two: Processes, name: str) -> None:
     """As far as rounding goes: 32 steps make 1e-16 to 3e-14, and a thousand times that is allowed."""
     spec = VARIED[name]
-    history, weights, scales = whole_training(ALONE, spec)
+    history, weights, scales = whole_training(SINGLE_PROCESS, spec)
     assert bool(scales) == (name == "averaged")
     first, second = two(whole_training, spec)
     assert_close(first[0], history, 3e-11)
@@ -168,11 +168,11 @@ def test_interrupted_and_continued_is_uninterrupted_bit_for_bit(tmp_path: Path) 
 def test_what_one_worker_began_two_go_on_with_and_the_other_way_round(two: Processes, tmp_path: Path) -> None:
     spec = small(optimizer=EVERYTHING, epochs=3)
     places = [tmp_path / "mixed", tmp_path / "none"]
-    alone = kept(ALONE, spec, [tmp_path / "alone"])
-    kept(ALONE, spec, places, 1)
+    alone = kept(SINGLE_PROCESS, spec, [tmp_path / "alone"])
+    kept(SINGLE_PROCESS, spec, places, 1)
     two(kept, spec, places, 2)
-    assert_close(kept(ALONE, spec, places), alone, 1e-10)
-    for_one = Training(spec, CPU).network.model
+    assert_close(kept(SINGLE_PROCESS, spec, places), alone, 1e-10)
+    for_one = Trainer(spec, CPU).network.model
     for_one.load_state_dict(load_weights(Store(tmp_path / "mixed"), spec)["model"])
 
 
@@ -183,17 +183,17 @@ def test_a_divergence_in_one_part_ends_all(two: Processes) -> None:
 
 
 def part_not_finite(replicas: Replicas, spec: TrialSpec) -> list[EpochMetrics]:
-    training = Training(spec, CPU, replicas)
+    training = Trainer(spec, CPU, replicas)
     if replicas.rank == 1:
         images = next(iter(training.network.model.children()))
         images.register_forward_hook(lambda module, inputs, output: output * math.nan)
-    training.run_leg()
+    training.train_to_evaluation()
     return training.history
 
 
 def test_curvature_is_that_of_one_process_and_rank_0_alone_computes_it(two: Processes) -> None:
     spec = small(workload=PARTLY_USED, curvature=1, predict_critical_lr=True)
-    expected, *_ = whole_training(ALONE, spec)
+    expected, *_ = whole_training(SINGLE_PROCESS, spec)
     (first, *_), (second, *_) = two(whole_training, spec)
     assert first[0].curvature_top is not None and first[0].critical_lr is not None
     assert_close(first, expected, 1e-9)
@@ -213,17 +213,17 @@ def compiled_training(replicas: Replicas, spec: TrialSpec) -> list[EpochMetrics]
 
 def test_a_batch_that_cannot_be_cut_is_refused() -> None:
     with pytest.raises(InvalidInput, match="batch_size = 63: must be a multiple of 2 replicas"):
-        Training(small(workload=WorkloadSpec(batch_size=63)), CPU, Replicas(0, 2))
+        Trainer(small(workload=WorkloadSpec(batch_size=63)), CPU, Replicas(0, 2))
 
 
 def test_masks_of_dropout_differ(two: Processes) -> None:
     first, second = two(drawn)
     assert not torch.equal(first, second)
-    assert torch.equal(first, drawn(ALONE))
+    assert torch.equal(first, drawn(SINGLE_PROCESS))
 
 
 def drawn(replicas: Replicas) -> Tensor:
-    Training(small(), CPU, replicas).network._seed(5)
+    Trainer(small(), CPU, replicas).network._seed(5)
     return torch.rand(3)
 
 

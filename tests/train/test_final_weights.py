@@ -17,8 +17,8 @@ from tuner.core.store import WEIGHTS, Store
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec
 from tuner.train import train
 from tuner.train.final_weights import load_weights, score_on_test
-from tuner.train.train_state import Network
-from tuner.train.trainer import Training
+from tuner.train.train_state import TrainState
+from tuner.train.trainer import Trainer
 from tuner.workloads.data import load_data
 from tuner.workloads.splits import SealedSplit
 
@@ -34,7 +34,7 @@ def spec_of(optimizer: OptimizerSpec = OptimizerSpec(), **changes: object) -> Tr
 def accuracy_of(spec: TrialSpec, store: Store, split: str) -> tuple[float, float]:
     """As :func:`score_on_test`, for any split, by a plain loop."""
     data = load_data(spec.workload, CPU, sealed=False)
-    network = Network(dataclasses.replace(spec, optimizer=OptimizerSpec()), data, CPU, num_steps=1)
+    network = TrainState(dataclasses.replace(spec, optimizer=OptimizerSpec()), data, CPU, num_steps=1)
     network.model.load_state_dict(load_weights(store, spec)["model"])
     network.model.eval()
     losses, correct = [], []
@@ -62,8 +62,8 @@ def test_the_weights_are_those_that_were_evaluated_last(optimizer: OptimizerSpec
     assert loss == pytest.approx(last.validation_loss, rel=1e-5)
     score = score_on_test(spec, store, CPU)
     loss, accuracy = accuracy_of(spec, store, "test")
-    assert score[0] == pytest.approx(loss, rel=1e-5) and score[1] == accuracy
-    assert score[2] == load_data(spec.workload, CPU).digest
+    assert score.loss == pytest.approx(loss, rel=1e-5) and score.accuracy == accuracy
+    assert score.data == load_data(spec.workload, CPU).digest
 
 
 def test_they_are_written_before_the_last_epoch_is_told_and_not_before(tmp_path: Path) -> None:
@@ -104,17 +104,17 @@ def test_weights_of_another_training_or_other_data_are_refused(tmp_path: Path) -
 
 
 def test_a_training_that_asked_for_the_test_split_would_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = Network.evaluate
-    monkeypatch.setattr(Network, "evaluate", lambda self, split, newest=(): evaluate(self, "test", newest))
+    evaluate = TrainState.evaluate
+    monkeypatch.setattr(TrainState, "evaluate", lambda self, split, newest=(): evaluate(self, "test", newest))
     with pytest.raises(SealedSplit):
         next(train(spec_of()))
 
 
 def test_no_training_has_data_that_is_not_sealed() -> None:
-    assert Training(spec_of(), CPU).data.sealed
+    assert Trainer(spec_of(), CPU).data.sealed
     for optimizer in (OptimizerSpec(), AVERAGED):
         with pytest.raises(SealedSplit):
-            Training(spec_of(optimizer), CPU).network.evaluate("test")
+            Trainer(spec_of(optimizer), CPU).network.evaluate("test")
 
 
 def test_one_place_unseals_the_test_split() -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.processes import Processes
-from tuner.train.data_parallel import ALONE, Replicas
-from tuner.train.sync_batch_norm import WholeBatchNorm, taken_alone, use_whole_batches
+from tuner.train.data_parallel import SINGLE_PROCESS, Replicas
+from tuner.train.sync_batch_norm import SyncBatchNorm, convert, taken_alone
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def two_steps(
     norm = layer(shape[1], dtype=torch.promote_types(dtype, torch.float32), **settings)
     for parameter in norm.parameters():
         nn.init.uniform_(parameter)
-    model = replicas.whole_batches(norm)
+    model = replicas.sync_batch_norm(norm)
     parts, weights = [], []
     for _ in range(2):
         x, target = (1e3 + torch.randn(shape, dtype=dtype))[replicas.part(shape[0])], torch.randn(shape, dtype=dtype)
@@ -56,7 +56,7 @@ def two_steps(
 
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_gradients_and_statistics_are_those_of_the_whole_batch(two: Processes, case: str) -> None:
-    parts, weights, state = two_steps(ALONE, case)
+    parts, weights, state = two_steps(SINGLE_PROCESS, case)
     first, second = two(two_steps, case)
     for whole, *halves in zip(parts, first[0], second[0], strict=True):
         torch.testing.assert_close(torch.cat(halves), whole, rtol=1e-9, atol=1e-9)
@@ -70,7 +70,7 @@ def test_outputs_gradients_and_statistics_are_those_of_the_whole_batch(two: Proc
 
 def test_half_precision_adds_in_single(two: Processes) -> None:
     """Means near 1000 have no place in bfloat16, whose neighbors there are 4 apart."""
-    _, _, state = two_steps(ALONE, "images", torch.bfloat16)
+    _, _, state = two_steps(SINGLE_PROCESS, "images", torch.bfloat16)
     for _, _, its_state in two(two_steps, "images", torch.bfloat16):
         for name, tensor in state.items():
             torch.testing.assert_close(its_state[name], tensor, rtol=1e-4, atol=0)
@@ -80,8 +80,8 @@ def test_names_weights_and_evaluation_stay_what_they_were() -> None:
     norm, other = nn.BatchNorm1d(3), nn.InstanceNorm1d(3)
     model = nn.Sequential(nn.Linear(5, 5), nn.Sequential(norm, other))
     before, parameters = copy.deepcopy(model), list(model.parameters())
-    assert use_whole_batches(model) is model
-    assert isinstance(norm, WholeBatchNorm) and type(other) is nn.InstanceNorm1d
+    assert convert(model) is model
+    assert isinstance(norm, SyncBatchNorm) and type(other) is nn.InstanceNorm1d
     assert list(model.state_dict()) == list(before.state_dict())
     assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))
     x = torch.randn(4, 3, 5)
@@ -90,7 +90,7 @@ def test_names_weights_and_evaluation_stay_what_they_were() -> None:
 
 def test_taken_alone_it_asks_nobody_and_has_second_derivatives() -> None:
     """No processes are connected here, so that to ask would raise."""
-    norm = use_whole_batches(nn.BatchNorm1d(3, dtype=torch.float64))
+    norm = convert(nn.BatchNorm1d(3, dtype=torch.float64))
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     with taken_alone(norm):
         assert torch.autograd.gradgradcheck(norm, (x,))

@@ -14,26 +14,26 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.optimizers import RandomScaling
-from tuner.optimizers.hyperparameters import Knobs
+from tuner.optimizers.hyperparameters import Hyperparameters
 from tuner.order import Batch, shuffled_batches
-from tuner.train.train_state import Network
+from tuner.train.train_state import TrainState
 from tuner.workloads.data import load_data
 
 CPU = torch.device("cpu")
 DATA = load_data(WorkloadSpec(), CPU)
 BATCHES = shuffled_batches(DATA.sizes["train"], 64, seed=3, epoch=0)
-KNOBS = Knobs(lr=0.005, momentum=0.9, p=2.0)
+KNOBS = Hyperparameters(lr=0.005, momentum=0.9, p=2.0)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def network(**settings: Any) -> Network:
+def network(**settings: Any) -> TrainState:
     optimizer = with_settings(OptimizerSpec(), {name.replace("__", "."): value for name, value in settings.items()})
-    return Network(TrialSpec(optimizer=optimizer, precision="float64"), DATA, CPU, num_steps=10)
+    return TrainState(TrialSpec(optimizer=optimizer, precision="float64"), DATA, CPU, num_steps=10)
 
 
-def go(net: Network, numbers: Iterator[int] | range, knobs: Knobs = KNOBS) -> list[float]:
+def go(net: TrainState, numbers: Iterator[int] | range, knobs: Hyperparameters = KNOBS) -> list[float]:
     losses = []
     for number in numbers:
         batch = BATCHES[number]
@@ -227,7 +227,7 @@ def test_the_loss_bends_along_no_direction_more_than_the_top_curvature() -> None
 def test_curvature_goes_through_attention() -> None:
     """Whose fused form has no second derivative."""
     spec = TrialSpec(workload=WorkloadSpec(model="tests.train.test_train_state:attending"))
-    assert Network(spec, DATA, CPU, num_steps=10).curvature() is not None
+    assert TrainState(spec, DATA, CPU, num_steps=10).curvature() is not None
 
 
 class Attending(nn.Module):

@@ -20,16 +20,16 @@ from torch.nn.functional import cross_entropy
 from search_spaces import SPACES
 from tuner.core.damping import damping_ratio
 from tuner.core.errors import InvalidInput
-from tuner.core.metrics import EpochMetrics, is_over
+from tuner.core.metrics import EpochMetrics, is_finished
 from tuner.core.serialization import Setting, digest, with_settings
 from tuner.core.store import Store
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
-from tuner.optimizers.hyperparameters import knobs_at
+from tuner.optimizers.hyperparameters import hyperparameters_at
 from tuner.order import Batch, shuffled_batches
 from tuner.train import train
 from tuner.train.__main__ import main
 from tuner.train.checkpoints import Checkpoints
-from tuner.train.trainer import Training
+from tuner.train.trainer import Trainer
 from tuner.workloads.data import load_data
 from tuner.workloads.models import build_model
 
@@ -71,15 +71,15 @@ def newest(spec: TrialSpec, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("variant", sorted(SPACES))
 def test_a_training_resumed_after_each_epoch_is_bit_for_bit_the_uninterrupted_one(variant: str, tmp_path: Path) -> None:
     spec = small(variant)
-    whole = Training(spec, CPU)
-    while not is_over(spec, whole.history):
-        whole.run_leg()
+    whole = Trainer(spec, CPU)
+    while not is_finished(spec, whole.history):
+        whole.train_to_evaluation()
     for num_epochs in range(1, len(whole.history) + 1):
         torch.manual_seed(num_epochs)  # a resumed training owes nothing to the process it runs in
         history = list(itertools.islice(kept(spec, Store(tmp_path)), num_epochs))
     assert numbers(history) == numbers(whole.history)
     assert history[-1].gradient_evaluations == history[-1].budget
-    resumed = Training(spec, CPU)
+    resumed = Trainer(spec, CPU)
     resumed.restore(newest(spec, tmp_path))
     for name, tensor in whole.network.model.state_dict().items():
         assert torch.equal(tensor, resumed.network.model.state_dict()[name]), name
@@ -104,10 +104,10 @@ def linear(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
 @pytest.mark.parametrize("variant", sorted(SPACES))
 def test_every_variant_descends_on_a_convex_problem(variant: str) -> None:
     workload = WorkloadSpec(model="tests.train.test_trainer:linear", augment=False)
-    training = Training(small(variant, workload=workload, epochs=4), CPU)
+    training = Trainer(small(variant, workload=workload, epochs=4), CPU)
     losses = [training.network.evaluate("train", training._batches(range(16)))[0]]
-    while not is_over(training.spec, training.history):
-        training.run_leg()
+    while not is_finished(training.spec, training.history):
+        training.train_to_evaluation()
         losses.append(training.network.evaluate("train", training._batches(range(16)))[0])
     assert losses[-1] < losses[1] < losses[0] if len(losses) > 2 else losses[-1] < losses[0]
 
@@ -146,8 +146,8 @@ def test_same_seed_same_numbers_other_seed_others() -> None:
 def test_the_loop_is_a_plain_loop_over_the_same_batches() -> None:
     """Against torch's own optimizer and a loop of the fewest lines, in float64."""
     spec = small("sgdm", epochs=2, precision="float64")
-    training = Training(spec, CPU)
-    measured = [training.run_leg(), training.run_leg()]
+    training = Trainer(spec, CPU)
+    measured = [training.train_to_evaluation(), training.train_to_evaluation()]
 
     data = load_data(spec.workload, CPU)
     torch.manual_seed(spec.seed)
@@ -161,7 +161,7 @@ def test_the_loop_is_a_plain_loop_over_the_same_batches() -> None:
         model.train()
         batches = shuffled_batches(data.sizes["train"], 64, seed=spec.seed, epoch=epoch)
         for images, labels in data.train_batches(batches):
-            optimizer.param_groups[0]["lr"] = knobs_at(spec.optimizer, step, num_steps, num_steps // 2).lr
+            optimizer.param_groups[0]["lr"] = hyperparameters_at(spec.optimizer, step, num_steps, num_steps // 2).lr
             optimizer.zero_grad()
             logits = model(images.double())
             loss = cross_entropy(logits, labels)
@@ -190,10 +190,10 @@ def test_a_loss_above_the_bound_is_a_divergence() -> None:
 
 
 def test_it_stops_at_the_target_only_if_asked() -> None:
-    goes_on = list(train(small(targets=(0.11, 0.12)), device=CPU))
+    should_continue = list(train(small(targets=(0.11, 0.12)), device=CPU))
     stops = list(train(small(targets=(0.11, 0.12), stop_at_target=True), device=CPU))
-    reached = next(metrics.epoch for metrics in goes_on if metrics.validation_accuracy >= 0.12)
-    assert len(goes_on) == 3
+    reached = next(metrics.epoch for metrics in should_continue if metrics.validation_accuracy >= 0.12)
+    assert len(should_continue) == 3
     assert len(stops) == reached < 3
 
 
@@ -212,14 +212,14 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
 BACKWARD: dict[str, Setting] = {"order.composition": "backward", "lr.schedule": "constant", "lr.peak": 0.05}
 
 
-def reversed_by_hand(spec: TrialSpec, start: dict[str, Any], numbers: Sequence[int]) -> Training:
+def reversed_by_hand(spec: TrialSpec, start: dict[str, Any], numbers: Sequence[int]) -> Trainer:
     """A training put at a state and then through the steps of these numbers, in their order."""
-    training = Training(spec, CPU)
+    training = Trainer(spec, CPU)
     training.network.load(start)
     for number in numbers:
         (batch,) = training._batches(range(number, number + 1))
         for images, labels in training.data.train_batches([batch]):
-            knobs = knobs_at(spec.optimizer, number, training.num_steps, training.steps_per_epoch)
+            knobs = hyperparameters_at(spec.optimizer, number, training.num_steps, training.steps_per_epoch)
             training.network.step(number, batch, images, labels, knobs)
     return training
 
@@ -237,31 +237,31 @@ def test_each_evaluation_of_a_backward_training_is_a_replay_from_the_start(
 ) -> None:
     """Newest batch first, oldest last, buffers and BatchNorm's statistics too; each replay is paid for."""
     spec = small(optimizer=with_settings(OptimizerSpec(), {**BACKWARD, "rule": rule, **settings}), epochs=6)
-    training = Training(spec, CPU)
+    training = Trainer(spec, CPU)
     start = training.network.frozen_state()
     num_spent = 0
     for steps in (16, 32, 48):
-        metrics = training.run_leg()
+        metrics = training.train_to_evaluation()
         num_spent += steps
         assert (metrics.steps, metrics.gradient_evaluations) == (steps, num_spent)
         by_hand = reversed_by_hand(spec, start, range(steps - 1, -1, -1))
         for name, tensor in by_hand.network.model.state_dict().items():
             assert torch.equal(tensor, training.network.model.state_dict()[name]), name
-    assert num_spent == metrics.budget == 6 * 16 and is_over(spec, training.history)
+    assert num_spent == metrics.budget == 6 * 16 and is_finished(spec, training.history)
     assert training.num_steps == 48, "the length of its schedules"
 
 
 def test_a_backward_phase_starts_from_the_forward_part_and_its_anchor_moves_with_the_window() -> None:
     optimizer = with_settings(OptimizerSpec(), {**BACKWARD, "order.start": 0.5, "order.window": 24})
     spec = small(optimizer=optimizer, epochs=8)
-    training = Training(spec, CPU)
-    while not is_over(spec, training.history):
-        training.run_leg()
+    training = Trainer(spec, CPU)
+    while not is_finished(spec, training.history):
+        training.train_to_evaluation()
     done = training.history
     assert [m.gradient_evaluations for m in done] == [16, 32, 48, 64, 80, 128]
     assert [m.steps for m in done] == [16, 32, 48, 64, 80, 112]
     order = [*range(64), *range(87, 63, -1), *range(111, 87, -1)]
-    by_hand = reversed_by_hand(spec, Training(spec, CPU).network.frozen_state(), order)
+    by_hand = reversed_by_hand(spec, Trainer(spec, CPU).network.frozen_state(), order)
     for name, tensor in by_hand.network.model.state_dict().items():
         assert torch.equal(tensor, training.network.model.state_dict()[name]), name
 
@@ -280,7 +280,7 @@ def test_the_anchor_is_copied_only_where_a_replay_needs_it_again(
 ) -> None:
     """Memory: the network and one copy of its state; the copy of a block that is left behind is let go."""
     spec = small(optimizer=with_settings(OptimizerSpec(), {**BACKWARD, **order}), epochs=6)
-    training = Training(spec, CPU)
+    training = Trainer(spec, CPU)
     made: list[weakref.ref[Copy]] = []
     original = training.network.frozen_state
 
@@ -291,8 +291,8 @@ def test_the_anchor_is_copied_only_where_a_replay_needs_it_again(
         return copy
 
     monkeypatch.setattr(training.network, "frozen_state", counted)
-    while not is_over(spec, training.history):
-        training.run_leg()
+    while not is_finished(spec, training.history):
+        training.train_to_evaluation()
     assert len(made) == num_copies
 
 
@@ -329,12 +329,12 @@ def test_all_knobs_at_once_are_resumed_bit_for_bit_in_the_middle_of_blocks(
 
 def test_a_divergence_between_anchors_is_of_the_evaluation_it_prevents() -> None:
     optimizer = with_settings(OptimizerSpec(), {**BACKWARD, "order.window": 4})
-    training = Training(small(optimizer=optimizer), CPU)
-    training.run_leg()
+    training = Trainer(small(optimizer=optimizer), CPU)
+    training.train_to_evaluation()
     for group in training.network.optimizer.param_groups:
         for parameter in group["params"]:
             parameter.data.fill_(math.nan)
-    metrics = training.run_leg()
+    metrics = training.train_to_evaluation()
     assert (metrics.epoch, metrics.diverged, metrics.gradient_evaluations, metrics.steps) == (2, True, 17, 17)
 
 
@@ -457,7 +457,7 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytes
 def test_metrics_are_those_of_the_newest_step_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = with_settings(OptimizerSpec(), {**SPACES["sgdm"].default_settings(), "average.decay": 0.9})
     spec = small(optimizer=optimizer)
-    training = Training(spec, CPU)
+    training = Trainer(spec, CPU)
     evaluate, seen = training.network.evaluate, []
 
     def spy(split: str, newest: Iterable[Batch] = ()) -> tuple[float, float]:
@@ -467,15 +467,15 @@ def test_metrics_are_those_of_the_newest_step_and_batches(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(training.network, "evaluate", spy)
     for epoch in range(3):
-        metrics = training.run_leg()
-        assert metrics.lr == knobs_at(spec.optimizer, 16 * epoch + 15, 48, 16).lr
+        metrics = training.train_to_evaluation()
+        assert metrics.lr == hyperparameters_at(spec.optimizer, 16 * epoch + 15, 48, 16).lr
     assert seen[-1] == [batch.seed for batch in training._batches(range(16, 48))], "the last 32"
 
 
 def test_a_validation_loss_that_is_not_finite_is_a_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
-    training = Training(small(curvature=1), CPU)
+    training = Trainer(small(curvature=1), CPU)
     monkeypatch.setattr(training.network, "evaluate", lambda *_: (math.inf, 0.1))
-    metrics = training.run_leg()
+    metrics = training.train_to_evaluation()
     assert metrics.diverged and metrics.curvature_seconds == 0 and metrics.curvature_top is None
 
 

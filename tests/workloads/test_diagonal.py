@@ -17,17 +17,17 @@ from torch import Tensor
 
 from search_spaces import SPACES
 from tests.command import check_whole, mlflow_runs, search
-from tuner.core.metrics import EpochMetrics, is_over
+from tuner.core.metrics import EpochMetrics, is_finished
 from tuner.core.serialization import with_settings
 from tuner.core.store import Store
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
-from tuner.optimizers.hyperparameters import Knobs
+from tuner.optimizers.hyperparameters import Hyperparameters
 from tuner.order import Batch, shuffled_batches
 from tuner.study.results import load_search
 from tuner.train import train
 from tuner.train.final_weights import score_on_test
-from tuner.train.train_state import Network
-from tuner.train.trainer import Training
+from tuner.train.train_state import TrainState
+from tuner.train.trainer import Trainer
 from tuner.workloads.data import Data, load_data
 from tuner.workloads.diagonal import Diagonal, DiagonalSquares
 from tuner.workloads.population import make_population
@@ -46,28 +46,28 @@ def data() -> Data:
     return load_data(WORKLOAD, CPU, sealed=False)
 
 
-def network(data: Data, model: str = "diagonal", precision: str = "float64") -> Network:
+def network(data: Data, model: str = "diagonal", precision: str = "float64") -> TrainState:
     workload = dataclasses.replace(WORKLOAD, model=model)
     spec = TrialSpec(workload=workload, optimizer=PLAIN, precision=precision)  # type: ignore[arg-type]
-    return Network(spec, data, CPU, num_steps=len(BATCHES))
+    return TrainState(spec, data, CPU, num_steps=len(BATCHES))
 
 
-def step(net: Network, number: int, lr: float) -> Tensor:
+def step(net: TrainState, number: int, lr: float) -> Tensor:
     """Takes the step, and returns the mean over the batch of r x before it, (d,)."""
     ((inputs, labels),) = net.data.train_batches([BATCHES[number]])
     with torch.no_grad():
         residuals = net.model(inputs.double()) - labels
-    net.step(number, BATCHES[number], inputs, labels, Knobs(lr=lr, momentum=0.0, p=2.0))
+    net.step(number, BATCHES[number], inputs, labels, Hyperparameters(lr=lr, momentum=0.0, p=2.0))
     gradient: Tensor = (residuals[:, None] * inputs.double()).mean(0)
     return gradient
 
 
-def weights(net: Network) -> tuple[Tensor, Tensor]:
+def weights(net: TrainState) -> tuple[Tensor, Tensor]:
     assert isinstance(net.model, Diagonal | DiagonalSquares)
     return net.model.u.detach().clone(), net.model.v.detach().clone()
 
 
-def beta(net: Network) -> Tensor:
+def beta(net: TrainState) -> Tensor:
     assert isinstance(net.model, Diagonal | DiagonalSquares)
     learnt: Tensor = net.model.beta().detach()
     return learnt
@@ -183,9 +183,9 @@ def numbers(history: list[EpochMetrics]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("variant", sorted(SPACES))
 def test_every_variant_trains_and_goes_on_with_the_same_bits(variant: str, tmp_path: Path) -> None:
     spec = small(variant)
-    whole = Training(spec, CPU)
-    while not is_over(spec, whole.history):
-        whole.run_leg()
+    whole = Trainer(spec, CPU)
+    while not is_finished(spec, whole.history):
+        whole.train_to_evaluation()
     assert not whole.history[-1].diverged
     assert whole.history[-1].validation_loss < POPULATION.risk(np.zeros(400))
     assert 0 < whole.history[-1].validation_accuracy < 1
@@ -197,7 +197,8 @@ def test_every_variant_trains_and_goes_on_with_the_same_bits(variant: str, tmp_p
     torch.manual_seed(1)
     assert numbers(list(kept())) == numbers(whole.history)
     last = whole.history[-1]
-    assert score_on_test(spec, Store(tmp_path), CPU)[:2] == (last.validation_loss, last.validation_accuracy)
+    score = score_on_test(spec, Store(tmp_path), CPU)
+    assert (score.loss, score.accuracy) == (last.validation_loss, last.validation_accuracy)
 
 
 def test_a_divergence_is_one_and_scores_nothing() -> None:

@@ -15,7 +15,7 @@ from tuner.core.trial_spec import DIAGONAL_MODELS, TrialSpec, WorkloadSpec, chec
 from tuner.search.arguments import parse
 from tuner.train import train
 from tuner.train.__main__ import main
-from tuner.train.trainer import Training
+from tuner.train.trainer import Trainer
 from tuner.workloads.check import CHECKS, KNOWN_MODELS, check_workload, prepare
 
 
@@ -46,7 +46,7 @@ def test_a_pair_that_cannot_be_is_refused_by_the_driver_and_by_the_training(spec
     with pytest.raises(InvalidInput, match=said):
         check_workload(spec)
     with pytest.raises(InvalidInput, match=said):
-        Training(TrialSpec(workload=spec), torch.device("cpu"))
+        Trainer(TrialSpec(workload=spec), torch.device("cpu"))
 
 
 def test_a_search_trains_what_goes_with_its_workload_unless_told() -> None:

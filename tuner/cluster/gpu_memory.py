@@ -11,7 +11,7 @@ import math
 import torch
 
 from tuner.core.trial_spec import TrialSpec
-from tuner.train.trainer import Training
+from tuner.train.trainer import Trainer
 
 CONTEXT_BYTES = 600 * 2**20
 """What CUDA keeps for a process beside its tensors: some 500 MiB on data-center GPUs; an estimate on the safe side."""
@@ -27,7 +27,7 @@ def fitting_share(peak_bytes: int, total_bytes: int) -> float:
     return min(1.0, math.ceil(20 * (peak_bytes + CONTEXT_BYTES) / total_bytes - 1e-9) / 20)
 
 
-def keep_to(share: float) -> None:
+def limit_gpu_memory(share: float) -> None:
     """Holds this process to its share of the GPU, where it has one."""
     if share > 0 and torch.cuda.is_available():
         total = torch.cuda.get_device_properties().total_memory
@@ -44,14 +44,14 @@ def why_out_of_memory(spec: TrialSpec, share: float) -> str:
     torch.cuda.set_per_process_memory_fraction(1.0)
     torch.cuda.reset_peak_memory_stats()
     try:
-        training = Training(spec, torch.device("cuda"))
+        training = Trainer(spec, torch.device("cuda"))
         for number, batch, (images, labels) in training._load(range(1)):
-            training.network.step(number, batch, images, labels, training._knobs(number, None))
+            training.network.step(number, batch, images, labels, training._hyperparameters(number, None))
         training.network.evaluate("validation", training._batches(range(1)))
         fits = fitting_share(torch.cuda.max_memory_reserved(), total)
         advice = f"--gpus-per-trial {fits:g} fits it" if fits > share else "another trial took more than its share"
     except torch.OutOfMemoryError:
         advice = "nor does it fit into what other trials leave of the GPU; give --gpus-per-trial 1 or a smaller batch"
     finally:
-        keep_to(share)
+        limit_gpu_memory(share)
     return f"out of GPU memory with --gpus-per-trial {share:g} ({share * total / 2**30:.1f} GiB); {advice}"

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from tuner.core.errors import OK, InvalidInput, says_why
+from tuner.core.errors import ExitStatus, InvalidInput, command
 
 PROGRAM = "python -m tuner.cluster.local_provider"
 CLUSTER = Path("cluster.yaml")
@@ -83,7 +83,7 @@ def firewall(machines: Sequence[str]) -> str:
     return f"sudo nft '{table}; delete {table}; {table} {{ {chain}; }}'"
 
 
-@says_why
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the file; exit status 2 for bad input."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Print cluster.yaml for machines of one's own.")
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(f"# Made by {PROGRAM} from {arguments.cluster}; that one says why each line is there.")
     print(yaml.safe_dump(cluster, sort_keys=False, width=120), end="")
-    return OK
+    return ExitStatus.OK
 
 
 def _is_address(text: str) -> bool:

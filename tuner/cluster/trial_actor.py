@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Trainable
 
-from tuner.cluster.worker_group import Company, see_own_gpus
+from tuner.cluster.worker_group import WorkerGroup, see_own_gpus
 from tuner.core.errors import InvalidInput, StorageFailed
-from tuner.core.metrics import EpochMetrics, FinalScore, is_over
-from tuner.core.retry import patiently
+from tuner.core.metrics import EpochMetrics, is_finished
+from tuner.core.retry import retry
 from tuner.core.serialization import from_dict, to_json
 from tuner.core.store import Store
 from tuner.core.trial_spec import TrialSpec
@@ -34,28 +34,28 @@ MOUNT_SECONDS = 15.0
 
 
 class TrialActor(Trainable):
-    """Runs the trial in ``config``, whose keys are the fields of :class:`Order`.
+    """Runs the trial in ``config``, whose keys are the fields of :class:`TrialTask`.
 
     In the phases ``explore`` and ``confirm`` it trains, in ``test`` it reads the test split.
     """
 
-    _company: Company | None = None
+    _group: WorkerGroup | None = None
     """The other processes of a trial that has some, for the next one too."""
 
     def setup(self, config: dict[str, Any]) -> None:
         see_own_gpus()
-        order = Order(**config)
-        alone = order.workers == 1 or order.phase == "test"
-        self._results = work(order) if alone else self._work_in_company(order)
+        task = TrialTask(**config)
+        alone = task.workers == 1 or task.phase == "test"
+        self._results = work(task) if alone else self._work_in_group(task)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.setup(new_config)
         return True
 
-    def _work_in_company(self, order: Order) -> Results:
-        if self._company is None or self._company.ended:
-            self._company = Company(order.workers)
-        yield from self._company.results(partial(work, order))
+    def _work_in_group(self, task: TrialTask) -> Results:
+        if self._group is None or self._group.ended:
+            self._group = WorkerGroup(task.workers)
+        yield from self._group.results(partial(work, task))
 
     def step(self) -> dict[str, Any]:
         started = time.perf_counter()
@@ -70,7 +70,7 @@ class TrialActor(Trainable):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Order:
+class TrialTask:
     """What a worker is to do."""
 
     trial: str
@@ -93,48 +93,48 @@ class Order:
     """Why it is to end at once as failed."""
 
 
-def work(order: Order, replicas: Replicas | None = None) -> Results:
-    """What a worker tells of an order, in one of its processes; ``replicas`` where there are several."""
-    if order.failure is not None:
-        raise InvalidInput(order.failure)
+def work(task: TrialTask, replicas: Replicas | None = None) -> Results:
+    """What a worker tells of an task, in one of its processes; ``replicas`` where there are several."""
+    if task.failure is not None:
+        raise InvalidInput(task.failure)
     import torch
 
-    from tuner.cluster.gpu_memory import keep_to, why_out_of_memory
-    from tuner.train.data_parallel import ALONE
+    from tuner.cluster.gpu_memory import limit_gpu_memory, why_out_of_memory
+    from tuner.train.data_parallel import SINGLE_PROCESS
 
-    replicas = replicas or ALONE
-    torch.set_num_threads(order.threads)
-    keep_to(order.gpu_share)
-    spec = from_dict(TrialSpec, json.loads(order.spec))
-    store = patiently(order.root, lambda: Store(order.root)) / order.folder
+    replicas = replicas or SINGLE_PROCESS
+    torch.set_num_threads(task.threads)
+    limit_gpu_memory(task.gpu_share)
+    spec = from_dict(TrialSpec, json.loads(task.spec))
+    store = retry(task.root, lambda: Store(task.root)) / task.folder
     if replicas.rank == 0:
-        patiently(f"On {socket.gethostname()} the folder {order.root}", store.parent.require, seconds=MOUNT_SECONDS)
+        retry(f"On {socket.gethostname()} the folder {task.root}", store.parent.require, seconds=MOUNT_SECONDS)
     try:
-        yield from _test(spec, store) if order.phase == "test" else _train(spec, store, order, replicas)
+        yield from _test(spec, store) if task.phase == "test" else _train(spec, store, task, replicas)
         return
     except torch.OutOfMemoryError:
-        if order.gpu_share in (0, 1):
+        if task.gpu_share in (0, 1):
             raise
     # Outside the handler: the error holds what the training had on the GPU.
-    raise InvalidInput(why_out_of_memory(spec, order.gpu_share))
+    raise InvalidInput(why_out_of_memory(spec, task.gpu_share))
 
 
-def _train(spec: TrialSpec, store: Store, order: Order, replicas: Replicas) -> Results:
+def _train(spec: TrialSpec, store: Store, task: TrialTask, replicas: Replicas) -> Results:
     from tuner.train import train
 
     history: list[EpochMetrics] = []
     for metrics in train(
         spec,
         store=store,
-        checkpoint_seconds=order.checkpoint_seconds,
-        keep_weights=order.phase == "confirm",
+        checkpoint_seconds=task.checkpoint_seconds,
+        keep_weights=task.phase == "confirm",
         replicas=replicas,
     ):
         history.append(metrics)
-        yield {"metrics": to_json(metrics), "done": is_over(spec, history)}
+        yield {"metrics": to_json(metrics), "done": is_finished(spec, history)}
 
 
 def _test(spec: TrialSpec, store: Store) -> Results:
     from tuner.train.final_weights import score_on_test
 
-    yield {"test": dataclasses.asdict(FinalScore(*score_on_test(spec, store))), "done": True}
+    yield {"test": dataclasses.asdict(score_on_test(spec, store)), "done": True}

@@ -19,12 +19,12 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher, SearchGenerator
 
 from tuner.cluster.ray_cluster import Resources
-from tuner.cluster.trial_actor import Order
+from tuner.cluster.trial_actor import TrialTask
 from tuner.core.errors import StorageFailed
 from tuner.core.metrics import EpochMetrics, FinalScore
 from tuner.core.serialization import from_dict, to_json
 from tuner.study.recorder import Recorder
-from tuner.study.results import Record
+from tuner.study.results import TrialRecord
 from tuner.study.scheduler import TrialScheduler
 
 
@@ -37,7 +37,7 @@ class TrialSearcher(Searcher):
         self.trials = trials
         self.resources = resources
         self.max_live = max_live
-        self.suggested: Record | None = None
+        self.suggested: TrialRecord | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         if self.trials.num_live >= self.max_live():
@@ -46,7 +46,7 @@ class TrialSearcher(Searcher):
         if self.suggested is None:
             # One that runs may have to be given again.
             return Searcher.FINISHED if self.trials.all_planned and not self.trials.num_live else None
-        order = Order(
+        task = TrialTask(
             trial=self.suggested.name,
             phase=self.suggested.phase,
             spec=to_json(self.suggested.spec),
@@ -57,7 +57,7 @@ class TrialSearcher(Searcher):
             threads=self.resources.threads,
             gpu_share=min(self.resources.gpus, 1.0),
         )
-        return dataclasses.asdict(order)
+        return dataclasses.asdict(task)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The callback ends trials: it knows their names."""
@@ -115,8 +115,8 @@ class EarlyStopping(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if trial.config["phase"] == "test":
             return str(self.CONTINUE)
-        goes_on = self.trials.goes_on(trial.config["trial"], _metrics(result["metrics"]))
-        return str(self.CONTINUE if goes_on else self.STOP)
+        should_continue = self.trials.should_continue(trial.config["trial"], _metrics(result["metrics"]))
+        return str(self.CONTINUE if should_continue else self.STOP)
 
 
 MOST_LOST_MACHINES = 20
@@ -131,7 +131,7 @@ class TuneCallback(Callback):
     next start, or, where it cannot even start, by Tune.
     """
 
-    def __init__(self, recorder: Recorder, *, on_end: Callable[[Record], None] | None = None) -> None:
+    def __init__(self, recorder: Recorder, *, on_end: Callable[[TrialRecord], None] | None = None) -> None:
         """``on_end`` is called after each trial or confirmed run that has ended."""
         self.recorder = recorder
         self.on_end = on_end

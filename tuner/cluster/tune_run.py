@@ -16,7 +16,7 @@ from tuner.cluster.trial_actor import TrialActor
 from tuner.cluster.tune_adapters import EarlyStopping, TrialGenerator, TrialSearcher, TuneCallback
 from tuner.core.errors import StorageFailed
 from tuner.study.recorder import Recorder
-from tuner.study.results import Record
+from tuner.study.results import TrialRecord
 
 
 class Deadline(Stopper):
@@ -34,7 +34,9 @@ class Deadline(Stopper):
         return self.passed
 
 
-def tune_all(recorder: Recorder, resources: Resources, deadline: Deadline, *, on_end: Callable[[Record], None]) -> None:
+def tune_all(
+    recorder: Recorder, resources: Resources, deadline: Deadline, *, on_end: Callable[[TrialRecord], None]
+) -> None:
     """Runs the trials that are left to their ends, or to the deadline; ``on_end`` is called after each.
 
     Every program that works on a search starts a Tune run of its own over the same folder.  Tune's restoring would need

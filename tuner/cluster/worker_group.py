@@ -40,13 +40,13 @@ def see_own_gpus() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-class Company:
+class WorkerGroup:
     """Further processes for the actor that makes it, which is rank 0."""
 
     def __init__(self, size: int) -> None:
         """Starts them in the further bundles of this actor's placement group, which are like its own, and waits until
         all are connected.  Raises as :meth:`results` does."""
-        from tuner.train.data_parallel import meeting
+        from tuner.train.data_parallel import rendezvous
 
         self.ended = False
         """Whether one has failed, and all are gone."""
@@ -54,7 +54,7 @@ class Company:
         assert group is not None
         bundle = group.bundle_specs[0]
         self._actors: list[Any] = [
-            ray.remote(_Companion)
+            ray.remote(Worker)
             .options(
                 num_cpus=bundle.get("CPU", 0),
                 num_gpus=bundle.get("GPU", 0),
@@ -64,7 +64,7 @@ class Company:
             for place in range(1, size)
         ]
         address = get_node_ip_address()
-        store = meeting(address)
+        store = rendezvous(address)
         joining = [
             actor.join.remote(address, store.port, rank, size) for rank, actor in enumerate(self._actors, start=1)
         ]
@@ -101,14 +101,14 @@ class Company:
         raise error
 
 
-class _Companion:
+class Worker:
     """The actor of a further process."""
 
     def join(self, host: str, port: int, rank: int, size: int) -> None:
         see_own_gpus()
-        from tuner.train.data_parallel import meeting
+        from tuner.train.data_parallel import rendezvous
 
-        self._replicas = _join(meeting(host, port), rank, size)
+        self._replicas = _join(rendezvous(host, port), rank, size)
 
     def go_on(self, begin: Training | None) -> None:
         if begin is not None:

@@ -1,4 +1,4 @@
-"""The one error for bad input: its message is the one line that a user sees, and no password is in it."""
+"""The errors that users see, and how a command ends.  A message is one line, with no password in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Iterable
+from enum import IntEnum
 from typing import ParamSpec
 
 
@@ -35,29 +36,39 @@ def masked(uri: str) -> str:
 
 
 class StorageFailed(Exception):
-    """A database or a disk stayed away longer than was waited for; the message is one sentence with no password in it.
+    """A database or a disk was unreachable for longer than writing is retried; the message is one sentence.
 
-    Whatever was told before stands there, so the search can be resumed.
+    Everything written before is still there, so the search can be resumed.
     """
 
 
-OK, NOTHING_FINISHED, BAD_INPUT, STORAGE_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+class ExitStatus(IntEnum):
+    """How a command ends."""
+
+    OK = 0
+    NOTHING_FINISHED = 1
+    BAD_INPUT = 2
+    STORAGE_FAILED = 3
+    INTERRUPTED = 130
 
 
 P = ParamSpec("P")
 
 
-def says_why(main: Callable[P, int]) -> Callable[P, int]:
-    """A command that ends with 2 for :class:`InvalidInput`, 3 for :class:`StorageFailed` and 130 after Ctrl-C."""
+def command(main: Callable[P, int]) -> Callable[P, int]:
+    """Makes a function the main function of a command, which prints each of these errors in one line.
+
+    The command's exit status is 2 for :class:`InvalidInput`, 3 for :class:`StorageFailed` and 130 after Ctrl-C.
+    """
 
     @functools.wraps(main)
-    def command(*args: P.args, **kwargs: P.kwargs) -> int:
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             return main(*args, **kwargs)
         except (InvalidInput, StorageFailed) as error:
             print(f"error: {error}", file=sys.stderr)
-            return BAD_INPUT if isinstance(error, InvalidInput) else STORAGE_FAILED
+            return ExitStatus.BAD_INPUT if isinstance(error, InvalidInput) else ExitStatus.STORAGE_FAILED
         except KeyboardInterrupt:
-            return INTERRUPTED
+            return ExitStatus.INTERRUPTED
 
-    return command
+    return run

@@ -61,7 +61,7 @@ def error_area(history: Sequence[EpochMetrics]) -> float:
     return (area + (budget - spent) * error) / budget
 
 
-def is_over(spec: TrialSpec, history: Sequence[EpochMetrics]) -> bool:
+def is_finished(spec: TrialSpec, history: Sequence[EpochMetrics]) -> bool:
     """Whether a training with these epochs behind it has nothing left to do."""
     if not history:
         return False

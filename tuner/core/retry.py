@@ -11,13 +11,13 @@ from tuner.core.errors import StorageFailed, first_line, masked
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 120.0
+RETRY_SECONDS = 120.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 
 T = TypeVar("T")
 
 
-def patiently(
+def retry(
     what: str,
     attempt: Callable[[], T],
     *,
@@ -27,10 +27,10 @@ def patiently(
     """What ``attempt`` returns, tried again after each of ``failures``, with pauses of 1 s that double up to 15 s.
 
     ``attempt`` may have done its work before it failed, an answer lost: it has to be one that can be repeated.
-    ``what`` begins the sentence of :class:`StorageFailed`, raised once ``seconds`` (default: :data:`PATIENCE_SECONDS`)
+    ``what`` begins the sentence of :class:`StorageFailed`, raised once ``seconds`` (default: :data:`RETRY_SECONDS`)
     have passed since the first failure.  Ctrl-C ends the wait at once.
     """
-    patience = PATIENCE_SECONDS if seconds is None else seconds
+    patience = RETRY_SECONDS if seconds is None else seconds
     pause, give_up_at = FIRST_PAUSE_SECONDS, 0.0
     while True:
         try:

@@ -5,11 +5,14 @@ As :mod:`tuner.core.optimizer_spec`, whose :class:`OptimizerSpec` is a part of i
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeAlias
 
-from tuner.core.errors import InvalidInput
+from tuner.core.errors import InvalidInput, first_line
 from tuner.core.optimizer_spec import OptimizerSpec, Rule, require, require_choice
+from tuner.core.serialization import from_dict
 
 __all__ = ["OptimizerSpec", "Precision", "Rule", "TrialSpec", "WorkloadSpec"]
 
@@ -110,3 +113,21 @@ def check_model(data: str, model: str) -> None:
             f"--model {model}: takes images, and diagonal has none; give {' or '.join(DIAGONAL_MODELS)}, or none"
         )
     raise InvalidInput(f"--model {model}: takes the workload diagonal alone, and {data} has images; give another")
+
+
+def load_spec(path: Path) -> TrialSpec:
+    """The spec in a file, as :func:`tuner.core.serialization.to_json` writes it.
+
+    Raises :class:`OSError` for a file that cannot be read, and :class:`InvalidInput` for one that holds no spec.
+    """
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise InvalidInput("must be a JSON object of settings")
+        return from_dict(TrialSpec, values)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise InvalidInput(f"--spec {path}: {first_line(error)}") from None
+
+
+SPEC = "spec.json"
+"""Name of the spec in a training's folder; ``python -m tuner.train --spec .../spec.json`` trains it again."""

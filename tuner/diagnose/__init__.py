@@ -4,7 +4,6 @@ In reading order; imports go up the list.
 
     groups       a model's layers in groups: stem, blocks, head
     attribution  its errors, and how much each group would have to do with their loss
-    planting     a fault put into one group, to see whether it is found
     repair       retraining some groups while all else is frozen, beside its controls
     agreement    whether several trainings name the same groups
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tuner.core.environment import PLAIN_WIDTH
-from tuner.core.errors import OK, InvalidInput, masked, says_why, unknown
+from tuner.core.errors import ExitStatus, InvalidInput, command, masked, unknown
 from tuner.core.search_spec import DEFAULT_TRACKING_URI
 from tuner.core.store import check_folder
 from tuner.core.trial_spec import TrialSpec
@@ -27,17 +27,17 @@ from tuner.diagnose.files import as_metrics, write_files
 from tuner.diagnose.layer_groups import LayerGroup, layer_groups, num_named
 from tuner.diagnose.repair import RepairSettings, repairs
 from tuner.diagnose.tables import agreement_table, confusions, damping_line, ranking_table, repair_table
-from tuner.diagnose.trained_model import Trained, open_trained
+from tuner.diagnose.trained_model import TrainedModel, load_trained_model
 from tuner.tracking.client import check_tracking_uri
-from tuner.tracking.nested_runs import Tracked, TrainedRun
+from tuner.tracking.nested_runs import SearchRuns, TrainedRun
 from tuner.train.final_weights import trained_network
-from tuner.train.train_state import Network
+from tuner.train.train_state import TrainState
 from tuner.workloads.data import are_images, cached_data
 
 DEFAULTS = RepairSettings()
 
 
-@says_why
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0, 2 for bad input, 3 where storage stays away, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _compare(options, console)
     else:
         _diagnose(options, console)
-    return OK
+    return ExitStatus.OK
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,9 +107,9 @@ def _settings(options: argparse.Namespace) -> RepairSettings:
     return RepairSettings(options.lr, options.epochs, options.seed)
 
 
-def _open(options: argparse.Namespace, name: str) -> tuple[Trained, Network, tuple[LayerGroup, ...]]:
+def _open(options: argparse.Namespace, name: str) -> tuple[TrainedModel, TrainState, tuple[LayerGroup, ...]]:
     """A trained network, and that its data is there and what it was."""
-    trained = open_trained(
+    trained = load_trained_model(
         name, output=options.output, storage=options.storage, tracking_uri=options.tracking_uri, spec_file=options.spec
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -179,14 +179,14 @@ def _diagnose(options: argparse.Namespace, console: Console) -> None:
         console.print(f"MLflow: run {run_id}, under {run.name}", highlight=False, markup=False)
 
 
-def _tracked(options: argparse.Namespace, trained: Trained) -> tuple[Tracked, TrainedRun] | None:
+def _tracked(options: argparse.Namespace, trained: TrainedModel) -> tuple[SearchRuns, TrainedRun] | None:
     """The training's run in MLflow; None where it has none, or is not to be told."""
     if trained.search is None or trained.run is None or options.no_mlflow:
         return None
     spec = trained.search.spec
     uri = options.tracking_uri or spec.tracking_uri or DEFAULT_TRACKING_URI
     check_tracking_uri(uri)
-    tracked = Tracked(uri)
+    tracked = SearchRuns(uri)
     run = tracked.by_name(spec.experiment, trained.search.search_id, trained.run)
     if run is None:
         raise InvalidInput(f"{masked(uri)}: has no run of {trained.name}; leave MLflow out by --no-mlflow")

@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 
 from tuner.core.errors import InvalidInput
 from tuner.diagnose.layer_groups import LayerGroup
-from tuner.train.train_state import Network
+from tuner.train.train_state import TrainState
 from tuner.workloads.data import require_images
 
 Score: TypeAlias = Literal["raw", "per-element", "relative", "invariant", "ratio"]
@@ -92,7 +92,7 @@ class Diagnosis:
         return tuple(scores.group for scores in self.ranking(score)[:number])
 
 
-def diagnose(network: Network, groups: Sequence[LayerGroup], split: str = "validation") -> Diagnosis:
+def diagnose(network: TrainState, groups: Sequence[LayerGroup], split: str = "validation") -> Diagnosis:
     """Classifies a split and sends the errors, and as many correctly classified images, through the network once more,
     forward and backward: linear in both.  Leaves weights, buffers and gradients as they were.
 
@@ -139,7 +139,7 @@ def diagnose(network: Network, groups: Sequence[LayerGroup], split: str = "valid
     return Diagnosis(split, data.classes, confusion.numpy(), num_right, scored, tuple(examples))
 
 
-def _add_gradients(total: Gradients, network: Network, images: Tensor, labels: Tensor) -> Tensor:
+def _add_gradients(total: Gradients, network: TrainState, images: Tensor, labels: Tensor) -> Tensor:
     """Adds the gradient of the sum of the images' losses, and returns the losses."""
     if len(images) == 0:
         return torch.zeros(0)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tuner.core.metrics import EpochMetrics
 from tuner.diagnose.attribution import Diagnosis, Score
 from tuner.diagnose.repair import Outcome, Retrained
-from tuner.diagnose.trained_model import Trained
+from tuner.diagnose.trained_model import TrainedModel
 from tuner.report.figures import COLOURS, GREY, PALE, SMALL, WIDTH, numbers, panels
-from tuner.train.train_state import Network
+from tuner.train.train_state import TrainState
 from tuner.workloads.data import require_images
 
 FILES = ("diagnosis.json", "diagnosis.png", "errors.png", "repaired.pt")
@@ -30,8 +30,8 @@ MOST_CLASSES = 20
 
 def write_files(
     folder: Path,
-    trained: Trained,
-    network: Network,
+    trained: TrainedModel,
+    network: TrainState,
     diagnosis: Diagnosis,
     score: Score,
     chosen: Sequence[str],
@@ -147,7 +147,7 @@ def _confusions(axes: Axes, diagnosis: Diagnosis) -> None:
             )  # fmt: skip
 
 
-def attribution_picture(network: Network, diagnosis: Diagnosis, score: Score) -> Figure | None:
+def attribution_picture(network: TrainState, diagnosis: Diagnosis, score: Score) -> Figure | None:
     """Misclassified images of the largest loss and, over each, where the class that it was taken for came from.
 
     Grad-CAM, by Captum, at the last convolution of the first group that has one; None for a model without.

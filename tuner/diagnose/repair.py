@@ -24,8 +24,8 @@ from tuner.core.trial_spec import TrialSpec
 from tuner.diagnose.layer_groups import LayerGroup
 from tuner.order import Batch
 from tuner.train.final_weights import trained_network, unsealed_data
-from tuner.train.train_state import Network
-from tuner.train.trainer import Training
+from tuner.train.train_state import TrainState
+from tuner.train.trainer import Trainer
 
 FULL, RANDOM, LOWEST = "all groups", "random groups", "lowest groups"
 
@@ -105,7 +105,7 @@ class Outcome:
 
 
 def repairs(
-    network: Network,
+    network: TrainState,
     groups: Sequence[LayerGroup],
     chosen: Sequence[LayerGroup],
     ranking: Sequence[LayerGroup],
@@ -157,7 +157,7 @@ def retrain(
     ``state`` is the trained network's.  Of epochs with the best validation accuracy the one with the lowest validation
     loss is kept.  An epoch that diverges is the last.
     """
-    training = Training(settings.spec(spec), device)
+    training = Trainer(settings.spec(spec), device)
     network = training.network
     network.model.load_state_dict(state)
     share = compute_share(network, groups)
@@ -165,7 +165,7 @@ def retrain(
     loss, accuracy = network.evaluate("validation")
     best, epoch, kept = (accuracy, -loss), 0, _copy(network)
     for number in range(1, settings.epochs + 1):
-        metrics = training.run_leg()
+        metrics = training.train_to_evaluation()
         if metrics.diverged:
             break
         if (found := (metrics.validation_accuracy, -metrics.validation_loss)) > best:
@@ -184,14 +184,14 @@ def retrain(
     )
 
 
-def freeze_all_but(network: Network, groups: Sequence[LayerGroup]) -> None:
+def freeze_all_but(network: TrainState, groups: Sequence[LayerGroup]) -> None:
     """Weights and BatchNorm's statistics of all other groups stay as they are, bit for bit."""
     network.freeze(
         [name for group in groups for name in group.parameters], [path for group in groups for path in group.modules]
     )
 
 
-def compute_share(network: Network, groups: Sequence[LayerGroup]) -> float:
+def compute_share(network: TrainState, groups: Sequence[LayerGroup]) -> float:
     """Floating-point operations, forward and backward, of a step that trains these groups, of one that trains all."""
     everything = [name for name, _ in network.model.named_parameters()]
     batch = torch.arange(min(2, network.data.sizes["train"]))
@@ -212,13 +212,13 @@ def compute_share(network: Network, groups: Sequence[LayerGroup]) -> float:
     return float(counts[0] / counts[1])
 
 
-def compare(network: Network, before: Mapping[str, Tensor], after: Mapping[str, Tensor], split: str) -> Outcome:
+def compare(network: TrainState, before: Mapping[str, Tensor], after: Mapping[str, Tensor], split: str) -> Outcome:
     """Counts the images of a split that one of two states of the network gets right and the other wrong."""
     was, now = (_correct(network, state, split) for state in (before, after))
     return Outcome(len(was), int((now & ~was).sum()), int((was & ~now).sum()))
 
 
-def _correct(network: Network, state: Mapping[str, Tensor], split: str) -> Tensor:
+def _correct(network: TrainState, state: Mapping[str, Tensor], split: str) -> Tensor:
     network.model.load_state_dict(state)
     network.model.eval()
     with torch.inference_mode():
@@ -227,5 +227,5 @@ def _correct(network: Network, state: Mapping[str, Tensor], split: str) -> Tenso
         )
 
 
-def _copy(network: Network) -> dict[str, Tensor]:
+def _copy(network: TrainState) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.model.state_dict().items()}

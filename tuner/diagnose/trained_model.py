@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 from collections.abc import Mapping
@@ -16,18 +15,17 @@ from torch import Tensor
 from tuner.core.errors import InvalidInput, first_line, unknown
 from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import DEFAULT_TRACKING_URI
-from tuner.core.serialization import digest, from_dict
+from tuner.core.serialization import digest
 from tuner.core.store import CHECKPOINT, WEIGHTS, Store
-from tuner.core.trial_spec import TrialSpec
-from tuner.study.results import Record, Search, load_search
-from tuner.study.trial_folder import SPEC
-from tuner.tracking.nested_runs import Tracked
+from tuner.core.trial_spec import SPEC, TrialSpec, load_spec
+from tuner.study.results import Search, TrialRecord, load_search
+from tuner.tracking.nested_runs import SearchRuns
 from tuner.train import train
 from tuner.train.final_weights import load_weights
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedModel:
     """A trained network and where it comes from."""
 
     name: str
@@ -46,14 +44,14 @@ class Trained:
     """Its name there."""
 
 
-def open_trained(
+def load_trained_model(
     name: str,
     *,
     output: str = "runs",
     storage: str | None = None,
     tracking_uri: str | None = None,
     spec_file: Path | None = None,
-) -> Trained:
+) -> TrainedModel:
     """``SEARCH/RUN`` in the folder ``output``, a run's id in MLflow, or a file of weights with a :class:`TrialSpec`.
 
     A file has final weights or a checkpoint of this package's, or a model's ``state_dict``; the spec is by default
@@ -67,7 +65,7 @@ def open_trained(
     if spec_file is not None:
         raise InvalidInput(f"--spec {spec_file}: belongs to a file of weights, and {name} is no file")
     if len(name) == 32 and set(name) <= set("0123456789abcdef"):
-        run = Tracked(tracking_uri or DEFAULT_TRACKING_URI).by_id(name)
+        run = SearchRuns(tracking_uri or DEFAULT_TRACKING_URI).by_id(name)
         search_name, run_name = run.search, run.name
     else:
         run, (search_name, _, run_name) = None, name.partition("/")
@@ -81,7 +79,7 @@ def open_trained(
     return _from_search(search, search.records[run_name])
 
 
-def _from_search(search: Search, record: Record) -> Trained:
+def _from_search(search: Search, record: TrialRecord) -> TrainedModel:
     name = f"{search.folder.name}/{record.name}"
     if record.status != "finished" or not record.history:
         ended = record.status if record.history else "no log"
@@ -91,7 +89,7 @@ def _from_search(search: Search, record: Record) -> Trained:
         content = load_weights(search.store(record), record.spec)
     else:
         content = _trained_again(name, record, Store(folder / "trained-again"))
-    return Trained(
+    return TrainedModel(
         name,
         record.spec,
         content["model"],
@@ -103,7 +101,7 @@ def _from_search(search: Search, record: Record) -> Trained:
     )
 
 
-def _trained_again(name: str, record: Record, store: Store) -> dict[str, Any]:
+def _trained_again(name: str, record: TrialRecord, store: Store) -> dict[str, Any]:
     """The weights of a trial; goes on where a program before was killed."""
     store.make()
     if WEIGHTS not in store.names():
@@ -121,22 +119,22 @@ def _trained_again(name: str, record: Record, store: Store) -> dict[str, Any]:
     return load_weights(store, record.spec)
 
 
-def _from_file(path: Path, spec_file: Path | None) -> Trained:
+def _from_file(path: Path, spec_file: Path | None) -> TrainedModel:
     spec_file = spec_file or path.parent / SPEC
     try:
-        spec = from_dict(TrialSpec, json.loads(spec_file.read_text()))
+        spec = load_spec(spec_file)
     except FileNotFoundError:
         raise InvalidInput(
             f"{path}: name the training that it comes from by --spec FILE, a TrialSpec in JSON"
         ) from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except OSError as error:
         raise InvalidInput(f"--spec {spec_file}: {first_line(error)}") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, ValueError) as error:
         raise InvalidInput(f"{path}: is no file of weights ({first_line(error)[:100]})") from None
     state, data = _state(path, content, spec)
-    return Trained(str(path), spec, state, data, (), path.parent / f"{path.stem}-diagnosis", None, None)
+    return TrainedModel(str(path), spec, state, data, (), path.parent / f"{path.stem}-diagnosis", None, None)
 
 
 def _state(path: Path, content: Any, spec: TrialSpec) -> tuple[Mapping[str, Tensor], str | None]:

@@ -17,7 +17,7 @@ from tuner.core.optimizer_spec import LearningRateSpec, MomentumSpec, OptimizerS
 from tuner.schedules import Number, critical_momentum, learning_rate, norm_exponent
 
 
-class Knobs(NamedTuple):
+class Hyperparameters(NamedTuple):
     """The settings of one step."""
 
     lr: float
@@ -25,7 +25,9 @@ class Knobs(NamedTuple):
     p: float
 
 
-def knobs_at(spec: OptimizerSpec, step: int, num_steps: int, steps_per_epoch: int, switch: int | None = None) -> Knobs:
+def hyperparameters_at(
+    spec: OptimizerSpec, step: int, num_steps: int, steps_per_epoch: int, switch: int | None = None
+) -> Hyperparameters:
     """The knobs of a step counted from 0, in a training whose last iterate is ``num_steps``.
 
     ``switch`` is the first step of ``hybrid`` with constant momentum.
@@ -52,7 +54,7 @@ def knobs_at(spec: OptimizerSpec, step: int, num_steps: int, steps_per_epoch: in
         hold=spec.norm.hold,
         variable=spec.norm.variable,
     )
-    return Knobs(lr, momentum, p)
+    return Hyperparameters(lr, momentum, p)
 
 
 def switch_step(spec: OptimizerSpec, num_steps: int, history: Sequence[EpochMetrics]) -> int | None:

@@ -19,7 +19,7 @@ from tuner.optimizers.random_scaling import RandomScaling
 
 
 def _momentum(spec: OptimizerSpec) -> float:
-    # above 0 under a schedule, so that set_knobs knows a rule that keeps a buffer from one that has none
+    # above 0 under a schedule, so that set_hyperparameters knows a rule that keeps a buffer from one that has none
     return spec.momentum.value if spec.momentum.schedule == "constant" else spec.momentum.cap
 
 
@@ -54,8 +54,8 @@ RULES: dict[Rule, Callable[[ParamsT, OptimizerSpec], Optimizer]] = {
 def make_optimizer(parameters: ParamsT, spec: OptimizerSpec, *, num_steps: int | None = None) -> Optimizer:
     """The optimizer that the spec describes, at its peak learning rate and first p; schedules are the caller's.
 
-    Before each step, :func:`set_knobs` gives it that step's values.  ``num_steps``, at least 1, is the length of the
-    training, of which random scaling may be active for a fraction; None leaves it active.
+    Before each step, :func:`set_hyperparameters` gives it that step's values.  ``num_steps``, at least 1, is the length
+    of the training; random scaling may be active for a fraction of it.  None leaves it active.
     """
     optimizer = RULES[spec.rule](parameters, spec)
     if spec.scaling.law == "none":
@@ -69,7 +69,7 @@ def make_optimizer(parameters: ParamsT, spec: OptimizerSpec, *, num_steps: int |
     )
 
 
-def set_knobs(
+def set_hyperparameters(
     optimizer: Optimizer, *, lr: float | Tensor, momentum: float, p: float, rescale: Rescale = "none"
 ) -> None:
     """Set a step's learning rate, then momentum and p where the rule has them, on every parameter group.

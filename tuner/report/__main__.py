@@ -10,7 +10,7 @@ from pathlib import Path
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuner.core.errors import OK, InvalidInput, masked, says_why
+from tuner.core.errors import ExitStatus, InvalidInput, command, masked
 from tuner.report.page import write_joint_report, write_report
 from tuner.study.results import Search, load_search
 
@@ -18,7 +18,7 @@ LONGEST_NAME = 200
 """Characters of the name of a folder."""
 
 
-@says_why
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0, 2 for bad input, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InvalidInput(f"--folder {folder}: cannot be written ({error.strerror})") from None
     report, paths = written
     print("\n".join([*report.sections[0].sentences, *(str(path) for path in paths)]))
-    return OK
+    return ExitStatus.OK
 
 
 def _load(name: str, output: str, storage: str | None) -> Search:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tuner.core.search_spec import Objective
 from tuner.report.intervals import Interval, share_interval
 from tuner.study.objectives import OBJECTIVES
-from tuner.study.successive_halving import Rungs
+from tuner.study.successive_halving import SuccessiveHalving
 
 NUM_SEARCHES = 1000
 """Simulated for each policy: a share of 95% is then known to within 1.5%."""
@@ -189,12 +189,13 @@ def _accuracies(points: Floats, num_evaluations: int, generator: np.random.Gener
 def stopped(accuracies: Floats, diverged: Bools, target: float) -> Bools:
     """Which trials the rungs stop, of many searches at once.
 
-    A search trains its trials one after the other, as :class:`tuner.study.successive_halving.Rungs` judges them.
+    A search trains its trials one after the other; :class:`tuner.study.successive_halving.SuccessiveHalving` judges
+    them.
 
     Accuracies are (searches, trials, evaluations), the rest (searches, trials).  Who diverges is judged nowhere; who
     has reached the target is judged, and goes on.
     """
-    rungs = Rungs()
+    rungs = SuccessiveHalving()
     num_trials, num_evaluations = accuracies.shape[1:]
     shares = np.arange(1, num_evaluations) / num_evaluations  # the last evaluation is not judged
     num_passed = np.searchsorted(rungs.shares, shares, side="right")

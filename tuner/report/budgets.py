@@ -11,7 +11,7 @@ from tuner.core.metrics import target_label
 from tuner.core.search_spec import SearchSpec, flag
 from tuner.report.comparison import ERROR, cost
 from tuner.report.document import Section, Table
-from tuner.study.results import POINTS, Record, Search
+from tuner.study.results import POINTS, Search, TrialRecord
 
 NOT_REPEATED = frozenset(
     {"name", "resume", "output", "storage", "tracking_uri", "experiment", "address", "download", "dry_run", "list"}
@@ -21,7 +21,7 @@ NOT_REPEATED = frozenset(
 
 def budgets(search: Search) -> Section:
     """What each variant spent in each phase, by the logs of its trainings, and whether the budgets were equal."""
-    phases: dict[tuple[str, str], list[Record]] = {}
+    phases: dict[tuple[str, str], list[TrialRecord]] = {}
     for variant in search.variants:
         kept = {run.name: f"confirm, {p}" for p in POINTS[::-1] for run in search.confirmed(variant.name, p).values()}
         for record in search.records.values():
@@ -51,7 +51,7 @@ def budgets(search: Search) -> Section:
     return Section("Budgets", _equality(search), tables=(table,))
 
 
-def _spent(records: list[Record]) -> tuple[str, ...]:
+def _spent(records: list[TrialRecord]) -> tuple[str, ...]:
     ended = [record for record in records if record.ended]
     failed = sum(record.status == "failed" for record in ended)
     last = [record.history[-1] for record in records if record.history]
@@ -87,7 +87,7 @@ def _equality(search: Search) -> tuple[str, ...]:
 
 def provenance(search: Search) -> Section:
     """With what, on what, and how long; and the command that repeats it."""
-    spec, records, programs = search.spec, list(search.records.values()), search.programs
+    spec, records, programs = search.spec, list(search.records.values()), search.processes
     workload = spec.training.workload
     rows = [
         (
@@ -110,20 +110,20 @@ def provenance(search: Search) -> Section:
     return Section("Provenance", tables=(table,))
 
 
-def _seeds(records: list[Record]) -> str:
+def _seeds(records: list[TrialRecord]) -> str:
     seeds = sorted({record.spec.seed for record in records})
     return f"{seeds[0]} to {seeds[-1]} ({len(seeds)})" if seeds else "none"
 
 
 def _versions(search: Search) -> list[tuple[tuple[str, str], ...]]:
-    return list(dict.fromkeys(tuple(program.versions.items()) for program in search.programs))
+    return list(dict.fromkeys(tuple(program.versions.items()) for program in search.processes))
 
 
 def wall_seconds(search: Search) -> float:
     """Seconds that programs worked on it; of one that was killed, or still runs, up to the last epoch it saw end."""
     epochs = [metrics.finished_at for record in search.records.values() for metrics in record.history]
     total = 0.0
-    for program, after in itertools.zip_longest(search.programs, search.programs[1:]):
+    for program, after in itertools.zip_longest(search.processes, search.processes[1:]):
         until = after.started_at if after else math.inf
         seen = [at for at in epochs if program.started_at <= at < until]
         total += (program.ended_at or max(seen, default=program.started_at)) - program.started_at

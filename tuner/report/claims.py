@@ -17,7 +17,7 @@ from tuner.report.comparison import ERROR, Comparison, compare, compare_pair, co
 from tuner.report.comparison import tuned_against_default as tuning_ratios
 from tuner.report.document import Section, Table
 from tuner.report.intervals import Interval, holm, median_interval, paired_ratio
-from tuner.study.results import Point, Record, Search
+from tuner.study.results import Point, Search, TrialRecord
 
 Place: TypeAlias = tuple[str, Point]
 """A variant's point."""
@@ -223,11 +223,11 @@ def _goal(search: Search) -> str:
     return f"{target_label(search.spec.training.targets[-1])}%"
 
 
-def _observed(search: Search, place: Place) -> dict[int, Record]:
+def _observed(search: Search, place: Place) -> dict[int, TrialRecord]:
     return {k: run for k, run in search.confirmed(*place).items() if run.observed}
 
 
-def _cost(search: Search, record: Record) -> float:
+def _cost(search: Search, record: TrialRecord) -> float:
     return cost(record, search.spec.training.targets[-1], "gradient_evaluations")
 
 

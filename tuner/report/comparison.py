@@ -23,7 +23,7 @@ import numpy as np
 from tuner.core.errors import unknown
 from tuner.core.metrics import error_area, time_to_target
 from tuner.report.intervals import Interval, holm, median_interval, paired_ratio, search_ratio
-from tuner.study.results import Point, Record, Search
+from tuner.study.results import Point, Search, TrialRecord
 
 Unit: TypeAlias = Literal["epochs", "gradient_evaluations", "seconds"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
@@ -173,17 +173,19 @@ def describe(interval: Interval, unit: str = "") -> str:
     return f"{shown} ({100 * interval.level:.0f}%)"
 
 
-def cost(record: Record, target: float, unit: Unit) -> float:
+def cost(record: TrialRecord, target: float, unit: Unit) -> float:
     """What a training spent to a target; inf where it missed it, was stopped before, or diverged, if later."""
     reached = None if record.status == "diverged" else time_to_target(record.history, target)
     return float(getattr(reached, unit)) if reached else math.inf
 
 
-def _observed(records: Mapping[int, Record]) -> dict[int, Record]:
+def _observed(records: Mapping[int, TrialRecord]) -> dict[int, TrialRecord]:
     return {k: record for k, record in records.items() if record.observed}
 
 
-def _paired(ours: Mapping[int, Record], theirs: Mapping[int, Record], target: float, unit: Unit) -> Interval | None:
+def _paired(
+    ours: Mapping[int, TrialRecord], theirs: Mapping[int, TrialRecord], target: float, unit: Unit
+) -> Interval | None:
     mine, others = _observed(ours), _observed(theirs)
     seeds = [k for k in mine if k in others]
     ours_costs, theirs_costs = ([cost(runs[k], target, unit) for k in seeds] for runs in (mine, others))

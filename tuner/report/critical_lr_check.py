@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tuner.report.document import Picture, Section, Table
 from tuner.report.figures import GREY, HEAVY, label, legend, numbers, panels, sample, styles
 from tuner.report.scatter import ENDINGS
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 
 OFFSETS = {"diverged": -0.2, "stopped": 0.0, "finished": 0.2}
 """How a trial ended -> how far below the middle of its variant's row it stands."""
@@ -62,7 +62,7 @@ def critical_lr(search: Search) -> Section:
     return Section("Predicted critical learning rate", tuple(sentences), tables=(_table(search), *_spared(search)))
 
 
-def predicted(search: Search) -> list[Record]:
+def predicted(search: Search) -> list[TrialRecord]:
     """The trials, of all variants, that ended without failing and have a prediction."""
     return [
         record
@@ -72,7 +72,7 @@ def predicted(search: Search) -> list[Record]:
     ]
 
 
-def ratio(record: Record) -> float:
+def ratio(record: TrialRecord) -> float:
     """lr.peak over its prediction, of a trial that has one."""
     found = record.history[-1].lr_over_critical
     assert found is not None
@@ -117,7 +117,7 @@ def ratios(search: Search) -> Picture | None:
     return Picture("critical_lr", title, figure)
 
 
-def _correlations(trials: Sequence[Record]) -> list[str]:
+def _correlations(trials: Sequence[TrialRecord]) -> list[str]:
     fallen = [record for record in trials if record.status == "diverged"]
     steady = [record for record in trials if record.status != "diverged"]
     if not fallen or not steady:
@@ -141,7 +141,7 @@ def _correlations(trials: Sequence[Record]) -> list[str]:
     return said
 
 
-def _misses(search: Search, trials: Sequence[Record]) -> list[str]:
+def _misses(search: Search, trials: Sequence[TrialRecord]) -> list[str]:
     """When pruning by the prediction would have been wrong."""
     factor = search.spec.far_above_critical
     far = [record for record in trials if ratio(record) > factor]
@@ -210,5 +210,5 @@ def _spared(search: Search) -> tuple[Table, ...]:
     return (Table("critical_lr_missed", title, columns, tuple(rows)),) if rows else ()
 
 
-def _count(records: Sequence[Record], status: str) -> int:
+def _count(records: Sequence[TrialRecord], status: str) -> int:
     return sum(record.status == status for record in records)

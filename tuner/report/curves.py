@@ -33,7 +33,7 @@ from tuner.report.figures import (
 )
 from tuner.report.profiles import performance_profiles
 from tuner.report.tuning_curves import tuning_curve
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 
 Numbers = NDArray[np.float64]
 MANY = 30
@@ -96,7 +96,7 @@ def convergence(search: Search) -> Picture | None:
     return Picture("convergence", _convergence_title(search, runs, confirmed, crowded), figure)
 
 
-def _convergence_title(search: Search, runs: Mapping[str, list[Record]], confirmed: bool, crowded: bool) -> str:
+def _convergence_title(search: Search, runs: Mapping[str, list[TrialRecord]], confirmed: bool, crowded: bool) -> str:
     targets = ", ".join(f"{target_label(target)}%" for target in search.spec.training.targets)
     parts = ["Validation accuracy against gradient evaluations."]
     if confirmed:
@@ -221,12 +221,12 @@ def profile(searches: Sequence[Search]) -> Picture | None:
     return Picture("profile", title, figure)
 
 
-def _winner(search: Search, variant: str) -> Record | None:
+def _winner(search: Search, variant: str) -> TrialRecord | None:
     whole = (record for record in search.confirmed(variant).values() if record.status == "finished")
     return next(whole, None) or search.best(variant)
 
 
-def _settings(record: Record) -> dict[str, Numbers]:
+def _settings(record: TrialRecord) -> dict[str, Numbers]:
     """Dashes -> a setting at each evaluation, NaN where it has no place on a logarithmic axis."""
     rows = {"-": [m.lr for m in record.history], "--": [1 - m.momentum for m in record.history]}
     if record.spec.optimizer.rule == "lpsgd":
@@ -234,12 +234,12 @@ def _settings(record: Record) -> dict[str, Numbers]:
     return {dashes: np.array([y if 0 < y < math.inf else math.nan for y in row]) for dashes, row in rows.items()}
 
 
-def _curve(record: Record) -> tuple[Numbers, Numbers]:
+def _curve(record: TrialRecord) -> tuple[Numbers, Numbers]:
     spent = [float(metrics.gradient_evaluations) for metrics in record.history]
     return np.array(spent), np.array([0.0 if m.diverged else m.validation_accuracy for m in record.history])
 
 
-def _band(runs: Sequence[Record]) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+def _band(runs: Sequence[TrialRecord]) -> tuple[Numbers, Numbers, Numbers, Numbers]:
     """Gradient evaluations, median, smallest and largest accuracy of runs with the same settings."""
     curves = [_curve(record) for record in runs]
     x = max((spent for spent, _ in curves), key=len)

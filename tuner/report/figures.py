@@ -19,7 +19,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from search_spaces import SPACES
 from tuner.core.metrics import target_label
 from tuner.study.objectives import evaluate
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 
 WIDTH = 6.0
 """Inches."""
@@ -135,12 +135,12 @@ def goal(search: Search) -> str:
     }.get(search.spec.objective, f"gradient evaluations to {target_label(search.spec.training.targets[-1])}%")
 
 
-def value(search: Search, record: Record) -> float:
+def value(search: Search, record: TrialRecord) -> float:
     """A trial's objective; of several the first."""
     return evaluate(search.spec.objective, record.history, search.spec.training.targets)[0]
 
 
-def observed(runs: Mapping[int, Record]) -> list[Record]:
+def observed(runs: Mapping[int, TrialRecord]) -> list[TrialRecord]:
     """The confirmed runs that ended, failed ones apart."""
     return [record for record in runs.values() if record.observed and record.history]
 

@@ -22,7 +22,7 @@ from tuner.report.comparison import ERROR
 from tuner.report.document import Section, Table
 from tuner.report.intervals import holm, share_interval
 from tuner.study.objectives import OBJECTIVES
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 
 EDGE = 0.05
 """Part of a range, at either end, in which a best value is warned of."""
@@ -76,7 +76,7 @@ def _by_lr(fallen: Sequence[float], steady: Sequence[float]) -> str:
     return ", ".join(f"{where} {count} of {of} trials diverged" for count, of, where in parts if of)
 
 
-def _by_setting(variant: Variant, random: Sequence[Record]) -> str:
+def _by_setting(variant: Variant, random: Sequence[TrialRecord]) -> str:
     """The settings that are shown to differ between the trials that diverged and the others."""
     from scipy.stats import mannwhitneyu  # slow to import
 

@@ -14,7 +14,7 @@ from tuner.report.comparison import Comparison, Time, compare, describe, ranking
 from tuner.report.document import Table
 from tuner.report.intervals import Interval
 from tuner.study.objectives import evaluate, rank
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 
 ENDINGS = ("stopped", "diverged", "failed")
 
@@ -156,7 +156,7 @@ def _explored(search: Search) -> list[str]:
     return sorted((variant.name for variant in search.variants), key=key)
 
 
-def _fastest(trials: Sequence[Record], target: float) -> str:
+def _fastest(trials: Sequence[TrialRecord], target: float) -> str:
     # A trial that diverged later did not get there.
     steady = [record for record in trials if record.status not in ("diverged", "failed")]
     reached = [time for record in steady if (time := time_to_target(record.history, target))]

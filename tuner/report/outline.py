@@ -108,7 +108,7 @@ def _state(search: Search) -> list[str]:
     trials = [record for record in search.records.values() if record.phase == "explore"]
     ended = sum(record.ended for record in trials)
     planned = search.spec.trials * len(search.variants)
-    if not trials and (len(search.records) or search.programs) and not search.studies:
+    if not trials and (len(search.records) or search.processes) and not search.studies:
         return ["Its Optuna studies are not there: which trials there were, and the best of them, cannot be said."]
     if not trials:
         return ["No trial has begun: nothing can be said yet."]

@@ -16,7 +16,7 @@ from tuner.core.metrics import target_label
 from tuner.report.document import Picture, Section, Table
 from tuner.report.figures import CROWD, GREY, label, legend, mark, numbers, panels, sample, styles
 from tuner.report.intervals import Interval, median_interval
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 from tuner.theory.problem import standard_problem
 from tuner.theory.trajectory import Trajectory
 from tuner.workloads.population import DIMENSION, NUM_TRAIN, make_population
@@ -31,7 +31,7 @@ MOST = 200
 class Foretold:
     """A training and what the limit says of it, in risks at its evaluations."""
 
-    record: Record
+    record: TrialRecord
     measured: Trajectory
     predicted: Trajectory
     times: tuple[float, float]

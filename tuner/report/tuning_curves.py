@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tuner.report.bands import NUM_SEARCHES, Policy, curves, level_of, simulated_coverage
 from tuner.report.intervals import Interval
 from tuner.study.objectives import OBJECTIVES, evaluate, rank
-from tuner.study.results import Record, Search
+from tuner.study.results import Search, TrialRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ def tuning_curve(search: Search, variant: str) -> TuningCurve | None:
     )
 
 
-def _model_trace(search: Search, ended: list[Record]) -> tuple[tuple[int, float], ...]:
+def _model_trace(search: Search, ended: list[TrialRecord]) -> tuple[tuple[int, float], ...]:
     objective, best, trace = search.spec.objective, None, []
     for record in ended:
         if record.status == "finished":

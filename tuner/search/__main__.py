@@ -9,13 +9,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tuner.core.errors import OK, says_why
+from tuner.core.errors import ExitStatus, command
 from tuner.search.arguments import parse
 from tuner.search.session import run_search
 from tuner.study import search_folder
 
 
-@says_why
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     spec, search_id = parse(sys.argv[1:] if argv is None else argv)
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tuner.search.dry_run import print_variants
 
         print_variants()
-        return OK
+        return ExitStatus.OK
     if spec.dry_run:
         from tuner.search import preflight
         from tuner.search.dry_run import print_plan
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if search_id is None:
             search_folder.check_new(spec)
         print_plan(spec, preflight.check(spec, download=False)[0])
-        return OK
+        return ExitStatus.OK
     return run_search(spec, search_id).exit_status
 
 

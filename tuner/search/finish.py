@@ -14,14 +14,7 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from tuner.cluster.ray_cluster import Resources
-from tuner.core.errors import (
-    INTERRUPTED,
-    NOTHING_FINISHED,
-    OK,
-    STORAGE_FAILED,
-    StorageFailed,
-    masked,
-)
+from tuner.core.errors import ExitStatus, StorageFailed, masked
 from tuner.core.search_spec import DEFAULT_TRACKING_URI
 from tuner.core.serialization import digest
 from tuner.report.document import Report, Table
@@ -29,8 +22,8 @@ from tuner.report.leaderboard import best_settings, leaderboard, metrics_and_tag
 from tuner.report.page import as_markdown, write_report
 from tuner.search.arguments import how_to_go_on
 from tuner.study.recorder import Recorder
-from tuner.study.results import Record, Search
-from tuner.study.search_folder import LOG, programs_of
+from tuner.study.results import Search, TrialRecord
+from tuner.study.search_folder import LOG, processes_of
 from tuner.tracking.tracker import WinningModel
 
 FLUSH_SECONDS, INTERRUPTED_FLUSH_SECONDS = 120.0, 6.0
@@ -39,7 +32,7 @@ DESCRIPTION_TAG = "mlflow.note.content"
 """What MLflow shows as the description of a run."""
 
 
-def conclude(
+def finish_search(
     recorder: Recorder,
     console: Console,
     *,
@@ -56,7 +49,7 @@ def conclude(
     search, spec, folder = recorder.search, recorder.spec, recorder.search.folder
     unfinished = interrupted or cut_off or storage_failed is not None
     quick = interrupted or storage_failed is not None
-    search.programs = programs_of(folder)
+    search.processes = processes_of(folder)
     table = leaderboard(search)
     first = table.rows[0][0]
     paths: list[Path] = []
@@ -130,7 +123,7 @@ def _save_model(search: Search, winner: str) -> _Saving | None:
     return _Saving(_start(search, run, out), model)
 
 
-def _start(search: Search, run: Record, out: Path) -> subprocess.Popen[bytes]:
+def _start(search: Search, run: TrialRecord, out: Path) -> subprocess.Popen[bytes]:
     with (search.folder / LOG).open("ab") as log:
         folder, weights = search.folder / run.folder_name, search.store(run).place
         command = [sys.executable, "-m", "tuner.tracking.served_model", str(folder), str(out), "--weights", weights]
@@ -175,7 +168,7 @@ class SearchResult:
     def exit_status(self) -> int:
         """0 done, 1 no trial finished, 3 the storage failed, 130 interrupted."""
         if self.interrupted:
-            return INTERRUPTED
+            return ExitStatus.INTERRUPTED
         if self.storage_failed:
-            return STORAGE_FAILED
-        return OK if self.best_trial else NOTHING_FINISHED
+            return ExitStatus.STORAGE_FAILED
+        return ExitStatus.OK if self.best_trial else ExitStatus.NOTHING_FINISHED

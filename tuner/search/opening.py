@@ -10,16 +10,16 @@ from optuna import get_all_study_names
 from search_spaces import Variant
 from tuner.core.environment import commit, hardware, versions
 from tuner.core.errors import InvalidInput, masked
-from tuner.core.retry import patiently
+from tuner.core.retry import retry
 from tuner.core.search_spec import DEFAULT_TRACKING_URI, SearchSpec
 from tuner.search.arguments import PROGRAM
 from tuner.study.optuna_study import close_storage, open_storage, open_studies, study_name
 from tuner.study.recorder import Recorder
 from tuner.study.results import Search
 from tuner.study.scheduler import TrialScheduler
-from tuner.study.search_folder import CHANGEABLE_ON_RESUME, programs_of
+from tuner.study.search_folder import CHANGEABLE_ON_RESUME, processes_of
 from tuner.tracking.client import with_login_apart
-from tuner.tracking.tracker import DataSet, Tracking
+from tuner.tracking.tracker import DataSet, Tracker
 from tuner.workloads.check import SOURCES, Prepared
 
 
@@ -28,7 +28,7 @@ def check_storage(spec: SearchSpec) -> None:
     if spec.storage is not None:
         assert spec.name is not None
         prefix, storage = study_name(spec.name, ""), open_storage(spec.storage)
-        names = patiently("Optuna's storage", lambda: get_all_study_names(storage))
+        names = retry("Optuna's storage", lambda: get_all_study_names(storage))
         close_storage(storage)
         if any(name.startswith(prefix) for name in names):
             raise InvalidInput(f"--name {spec.name}: {masked(spec.storage)} already holds a search of this name")
@@ -41,7 +41,7 @@ def open_recorder(
     storage = open_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
     # First, as it may find that the storage is not this search's.
     studies = open_studies(spec, variants, storage, search=folder.name)
-    tracking = Tracking(
+    tracking = Tracker(
         uri=with_login_apart(spec.tracking_uri or DEFAULT_TRACKING_URI),
         experiment=spec.experiment,
         search=folder.name,
@@ -62,8 +62,8 @@ def open_recorder(
         system_metrics=spec.system_metrics,
     )
     by_variant = {name: study.study for name, study in studies.items()}
-    search = Search(spec, search_id, variants, folder, by_variant, programs_of(folder), data.note)
-    patiently("--checkpoints", search.root.make)
+    search = Search(spec, search_id, variants, folder, by_variant, processes_of(folder), data.note)
+    retry("--checkpoints", search.root.make)
     return Recorder(TrialScheduler(search, studies), tracking, storage)
 
 

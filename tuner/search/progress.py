@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.core.metrics import best_accuracy, target_label, time_to_target
-from tuner.study.results import POINTS, Record
+from tuner.study.results import POINTS, TrialRecord
 from tuner.study.scheduler import TrialScheduler
 
 REFRESHES_PER_SECOND = 2
@@ -28,7 +28,7 @@ class Display:
         self.console = console
         self.trials = trials
         self.started = time.monotonic()
-        self._open: list[Record] = []
+        self._open: list[TrialRecord] = []
         self._num_seen = 0
         self._ended = {variant.name: _Standing() for variant in trials.search.variants}
         self._done_before = _done(self._standings())
@@ -51,7 +51,7 @@ class Display:
         if self.console.is_terminal:
             self._live.stop()
 
-    def print_end(self, record: Record) -> None:
+    def print_end(self, record: TrialRecord) -> None:
         """Prints one line on a trial that has ended, where the output is no terminal; none on one that had one."""
         if self.console.is_terminal or record.name in self._printed:
             return
@@ -66,7 +66,7 @@ class Display:
 
     def _standings(self) -> dict[str, _Standing]:
         """Variant -> how it stands.  Records that have ended are added once: of thousands, few are ever open."""
-        records, num_known, new = self.trials.records, -1, list[Record]()
+        records, num_known, new = self.trials.records, -1, list[TrialRecord]()
         while num_known != len(records):  # the driver adds trials while the display's thread draws
             num_known = len(records)
             new = list(itertools.islice(reversed(records.values()), num_known - self._num_seen))
@@ -131,7 +131,7 @@ class _Standing:
     fastest: int | None = None
     """Least gradient evaluations to the highest target."""
 
-    def add(self, record: Record, target: float) -> None:
+    def add(self, record: TrialRecord, target: float) -> None:
         history = list(record.history)
         self.statuses[record.status] += 1
         if record.ended:

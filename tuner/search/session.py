@@ -22,7 +22,7 @@ from tuner.core.environment import hardware, versions
 from tuner.core.errors import StorageFailed
 from tuner.core.search_spec import SearchSpec, seconds
 from tuner.search.arguments import how_to_go_on
-from tuner.search.terminal import only_display
+from tuner.search.terminal import redirect_output
 from tuner.study import search_folder
 
 if TYPE_CHECKING:  # slow to import
@@ -51,20 +51,20 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
     # What is decided once: a resumed search, from wherever, has the same databases and reads its images the same way.
     workload = replace(spec.training.workload, stream=data.stream)
     spec = replace(spec, training=replace(spec.training, workload=workload)).located()
-    with search_folder.claimed(folder), only_display(folder / search_folder.LOG) as console:
+    with search_folder.locked(folder), redirect_output(folder / search_folder.LOG) as console:
         importing = threading.Thread(target=lambda: list(map(importlib.import_module, SLOW_IMPORTS)), daemon=True)
         importing.start()
         content = search_folder.content_of(variants, data.digest)
         if search_id is not None:
             search_folder.check_same(folder, content)
             importing.join()  # a package that is half imported by another thread cannot be used
-            from tuner.search.finish import conclude
+            from tuner.search.finish import finish_search
             from tuner.search.opening import open_recorder
 
             recorder = open_recorder(spec, search_id, variants, data, folder)
             if recorder.scheduler.is_complete():
                 search_folder.save(folder, spec, search_id, content, splits=data.note)
-                return conclude(recorder, console)
+                return finish_search(recorder, console)
         try:
             with running_ray(spec) as resources:
                 importing.join()
@@ -73,7 +73,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
                 if search_id is None:
                     check_storage(spec)
                 known_id = search_id or search_folder.new_id()
-                program = search_folder.Program(time.time(), None, versions(), hardware(), resources.slots)
+                program = search_folder.Process(time.time(), None, versions(), hardware(), resources.slots)
                 search_folder.save(folder, spec, known_id, content, splits=data.note, program=program)
                 if search_id is None:
                     recorder = open_recorder(spec, known_id, variants, data, folder)
@@ -87,7 +87,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
 def train(recorder: Recorder, resources: Resources, console: Console) -> SearchResult:
     """Runs the trials that are left, until they are done, the time budget is, or Ctrl-C comes."""
     from tuner.cluster.tune_run import Deadline, tune_all
-    from tuner.search.finish import conclude
+    from tuner.search.finish import finish_search
     from tuner.search.progress import Display
 
     deadline = Deadline(seconds(recorder.spec.time_budget))
@@ -97,11 +97,11 @@ def train(recorder: Recorder, resources: Resources, console: Console) -> SearchR
                 tune_all(recorder, resources, deadline, on_end=display.print_end)
         except KeyboardInterrupt:
             search_folder.note_end(recorder.search.folder, time.time())
-            return conclude(recorder, console, resources=resources, interrupted=True)
+            return finish_search(recorder, console, resources=resources, interrupted=True)
         search_folder.note_end(recorder.search.folder, time.time())
-        return conclude(recorder, console, resources=resources, cut_off=deadline.passed)
+        return finish_search(recorder, console, resources=resources, cut_off=deadline.passed)
     except StorageFailed as error:
-        return conclude(recorder, console, resources=resources, storage_failed=str(error))
+        return finish_search(recorder, console, resources=resources, storage_failed=str(error))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def only_display(log: Path) -> Iterator[Console]:
+def redirect_output(log: Path) -> Iterator[Console]:
     """A console on the real standard output while the process's own, and all its children's, goes to ``log``.
 
     The redirection is of file descriptors: Ray's daemons and C++ libraries write past Python's ``sys.stdout``.

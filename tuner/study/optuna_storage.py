@@ -15,7 +15,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
 
 from tuner.core.errors import masked
-from tuner.core.retry import patiently
+from tuner.core.retry import retry
 
 CONNECT: dict[str, dict[str, int]] = {
     "sqlite": {"timeout": 60},
@@ -41,7 +41,7 @@ def open_storage(url: str) -> RDBStorage:
     SQLite waits for a lock for a minute instead of five seconds, and writes ahead to a log.  A program that is killed
     loses nothing by it.
     """
-    storage = patiently(
+    storage = retry(
         f"Optuna's storage {masked(url)}", lambda: _opened(url), failures=(SQLAlchemyError, StorageInternalError)
     )
     event.listen(storage.engine, "handle_error", _as_oserror)

@@ -21,13 +21,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from search_spaces import Variant
 from tuner.core.errors import InvalidInput
 from tuner.core.metrics import EpochMetrics
-from tuner.core.retry import patiently
+from tuner.core.retry import retry
 from tuner.core.search_spec import Objective, SearchSpec
 from tuner.core.serialization import Setting, with_settings
 from tuner.core.trial_spec import OptimizerSpec
 from tuner.study.objectives import OBJECTIVES, evaluate
 from tuner.study.optuna_storage import close_storage, existing_storage, open_storage
-from tuner.study.sampler import Arm, ArmSampler, num_default, num_random
+from tuner.study.sampler import Arm, SearchSampler, num_default, num_random
 
 __all__ = [
     "STATUSES",
@@ -87,14 +87,14 @@ class VariantStudy:
         self.targets = tuple(targets)
         self.num_trials = num_trials
         # The name keeps the spaces of variants apart that happen to have equally many settings.
-        self._sampler = ArmSampler(variant, seed=(seed * 1_000_003 + zlib.crc32(variant.name.encode())) % 2**32)
+        self._sampler = SearchSampler(variant, seed=(seed * 1_000_003 + zlib.crc32(variant.name.encode())) % 2**32)
         self._storage = storage
         name, directions = study_name(search, variant.name), [goal.direction for goal in OBJECTIVES[objective]]
-        _patiently(
+        _retry(
             lambda: optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
         )
-        self._study_id = _patiently(lambda: storage.get_study_id_from_name(name))
-        stored = _patiently(lambda: storage.get_all_trials(self._study_id, deepcopy=False))
+        self._study_id = _retry(lambda: storage.get_study_id_from_name(name))
+        stored = _retry(lambda: storage.get_all_trials(self._study_id, deepcopy=False))
         self._existing = {trial.number: trial for trial in stored}
         self._ids = {trial.number: trial._trial_id for trial in stored}
         self._copy = InMemoryStorage()
@@ -145,7 +145,7 @@ class VariantStudy:
             tried = True
             return self._storage.create_new_trial(self._study_id, template_trial=trial)
 
-        self._ids[trial.number] = _patiently(attempt)
+        self._ids[trial.number] = _retry(attempt)
 
     def settings(self, number: int) -> OptimizerSpec:
         """The optimizer of a trial."""
@@ -198,15 +198,15 @@ class VariantStudy:
 
     def _write(self, number: int, write: Callable[[BaseStorage, int], None]) -> None:
         write(self._copy, self._trial(number)._trial_id)
-        _patiently(lambda: write(self._storage, self._ids[number]))
+        _retry(lambda: write(self._storage, self._ids[number]))
 
     def _trial(self, number: int) -> FrozenTrial:
         # All of them, as a study gives them, would be copied for each.
         return self._copy.get_trial(self._copy.get_trial_id_from_study_id_trial_number(self.study._study_id, number))
 
 
-def _patiently(attempt: Callable[[], T]) -> T:
-    return patiently("Optuna's storage", attempt)
+def _retry(attempt: Callable[[], T]) -> T:
+    return retry("Optuna's storage", attempt)
 
 
 def open_studies(
@@ -241,7 +241,7 @@ def _refuse_lacking(storage: BaseStorage, study: str, variant: str, folder: Path
 
     named = re.compile(rf"{re.escape(variant)}-\d\d+")
     begun = {path.name for path in folder.glob("*") if named.fullmatch(path.name)}
-    if lacking := begun - _patiently(stored):
+    if lacking := begun - _retry(stored):
         raise InvalidInput(
             f"--storage: study {study!r} lacks trial {min(lacking)}, which {folder} has: copy the search's studies "
             "there first, as docs/databases.md shows"

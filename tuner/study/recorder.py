@@ -14,14 +14,14 @@ from pathlib import Path
 
 from optuna.storages import RDBStorage
 
-from tuner.core.metrics import EpochMetrics, FinalScore, is_over, speed_metrics
+from tuner.core.metrics import EpochMetrics, FinalScore, is_finished, speed_metrics
 from tuner.core.serialization import flatten
 from tuner.core.store import CHECKPOINT
 from tuner.study.optuna_study import close_storage
-from tuner.study.results import Record
+from tuner.study.results import TrialRecord
 from tuner.study.scheduler import TrialScheduler
-from tuner.study.trial_folder import FAILURE, append_epoch, mend_log, write_spec, write_test, write_whole
-from tuner.tracking.tracker import Tracking
+from tuner.study.trial_folder import FAILURE, append_epoch, repair_log, write_atomically, write_spec, write_test
+from tuner.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class Recorder:
     """Records what the trials of a scheduler come to."""
 
-    def __init__(self, scheduler: TrialScheduler, tracking: Tracking, storage: RDBStorage) -> None:
+    def __init__(self, scheduler: TrialScheduler, tracking: Tracker, storage: RDBStorage) -> None:
         """Tells MLflow what earlier processes brought to an end."""
         self.scheduler = scheduler
         self.search = scheduler.search
@@ -59,9 +59,9 @@ class Recorder:
                 self.search.write(record, lambda folder: self._begin(record, folder))
                 self._open(record)
 
-    def _begin(self, record: Record, folder: Path) -> None:
+    def _begin(self, record: TrialRecord, folder: Path) -> None:
         write_spec(folder, record.spec)
-        self._logged[record.name] = mend_log(folder)
+        self._logged[record.name] = repair_log(folder)
 
     def lost_machine(self, name: str) -> None:
         """The machine that trained it is gone; it goes on elsewhere from its last checkpoint."""
@@ -111,12 +111,12 @@ class Recorder:
                 study.report(record.number, record.history)
             study.tell(record.number, status, record.history, failure)
         elif failure is not None:
-            self.search.write(record, lambda folder: write_whole(folder / FAILURE, failure + "\n"))
+            self.search.write(record, lambda folder: write_atomically(folder / FAILURE, failure + "\n"))
         record.status = status
         self._say_if_prediction_failed(record)
         self._close(record)
 
-    def _say_if_prediction_failed(self, record: Record) -> None:
+    def _say_if_prediction_failed(self, record: TrialRecord) -> None:
         """Of a trial that diverged or failed nothing is said; the report lists the others again."""
         last = record.history[-1] if record.history else None
         if not last or record.phase != "explore" or record.status not in ("finished", "stopped"):
@@ -139,12 +139,12 @@ class Recorder:
         span = max(r.ended_at or 0 for r in ran) - min(r.started_at or 0 for r in ran)
         return sum(record.busy_seconds for record in ran) / (slots * span) if span > 0 else None
 
-    def _how_it_ended(self, record: Record) -> str:
+    def _how_it_ended(self, record: TrialRecord) -> str:
         if record.history and record.history[-1].diverged:
             return "diverged"
-        return "finished" if is_over(record.spec, record.history) else "stopped"
+        return "finished" if is_finished(record.spec, record.history) else "stopped"
 
-    def _open(self, record: Record) -> None:
+    def _open(self, record: TrialRecord) -> None:
         parameters = {name: value for name, value in flatten(record.spec).items() if value is not None}
         variant = self.studies[record.variant].variant
         tags = {
@@ -163,7 +163,7 @@ class Recorder:
             if record.phase == "confirm" and record.ended and record.history:
                 self.tracking.amend(record.name, self._tags(record), _scores(record), record.history[-1])
 
-    def _close(self, record: Record, tags: Mapping[str, str] | None = None) -> None:
+    def _close(self, record: TrialRecord, tags: Mapping[str, str] | None = None) -> None:
         """``tags`` are of a reading of the test split, after which a confirmed run has ended for MLflow too."""
         if record.phase == "explore" or record.test or record.status != "finished" or tags:
             last = record.history[-1] if record.history else None
@@ -188,7 +188,7 @@ class Recorder:
         self._pruning.shutdown(wait=wait, cancel_futures=not wait)
         close_storage(self.storage)
 
-    def _tags(self, record: Record) -> dict[str, str]:
+    def _tags(self, record: TrialRecord) -> dict[str, str]:
         lost = {"lost_machines": str(record.num_lost_machines)} if record.num_lost_machines else {}
         if record.phase == "explore":
             return self.studies[record.variant].tags(record.number) | lost
@@ -197,7 +197,7 @@ class Recorder:
         return {**tags, "failure": failure.read_text().strip()} if record.status == "failed" else tags
 
 
-def _scores(record: Record) -> dict[str, float]:
+def _scores(record: TrialRecord) -> dict[str, float]:
     return {"test/accuracy": record.test.accuracy, "test/loss": record.test.loss} if record.test else {}
 
 

@@ -15,8 +15,8 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from search_spaces import Variant
-from tuner.core.metrics import EpochMetrics, FinalScore, epoch_metrics, is_over, speed_metrics
-from tuner.core.retry import patiently
+from tuner.core.metrics import EpochMetrics, FinalScore, epoch_metrics, is_finished, speed_metrics
+from tuner.core.retry import retry
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import Setting, flatten, with_settings
 from tuner.core.store import Store
@@ -25,7 +25,7 @@ from tuner.core.variants import resolve_variants
 from tuner.study import search_folder, trial_folder
 from tuner.study.objectives import evaluate, rank
 from tuner.study.optuna_study import existing_storage, study_name, trial_name
-from tuner.study.search_folder import Program
+from tuner.study.search_folder import Process
 
 if TYPE_CHECKING:  # slow to import, and of use to notebooks alone
     import pandas as pd
@@ -37,7 +37,7 @@ POINTS: tuple[Point, ...] = ("best", "default")
 
 
 @dataclass(slots=True)
-class Record:
+class TrialRecord:
     """What is known of one training: a trial of the exploration, or a confirmed run."""
 
     name: str
@@ -91,27 +91,27 @@ class Search:
     folder: Path
     studies: Mapping[str, optuna.Study]
     """Variant name -> its Optuna study."""
-    programs: tuple[Program, ...] = ()
-    """The programs that have worked on it, in order: when, with which versions, on what."""
+    processes: tuple[Process, ...] = ()
+    """The processes that have worked on it, in order: when, with which versions, on what."""
     splits: str = ""
     """How the data is split, for the reader."""
-    records: dict[str, Record] = field(default_factory=dict)
+    records: dict[str, TrialRecord] = field(default_factory=dict)
     """Trials and confirmed runs by name; read from disk, variant by variant."""
-    tests: dict[str, Record] = field(default_factory=dict)
+    tests: dict[str, TrialRecord] = field(default_factory=dict)
     """Readings of the test split by this process, by name: they train nothing, so they are no records."""
 
-    def record(self, name: str) -> Record:
+    def record(self, name: str) -> TrialRecord:
         """A trial, confirmed run or reading of the test split by its name."""
         return self.records.get(name) or self.tests[name]
 
-    def folder_of(self, record: Record) -> Path:
+    def folder_of(self, record: TrialRecord) -> Path:
         """A training's folder."""
         return self.folder / record.folder_name
 
-    def write(self, record: Record, write: Callable[[Path], None]) -> None:
+    def write(self, record: TrialRecord, write: Callable[[Path], None]) -> None:
         """Writes into a training's folder; raises :class:`StorageFailed` where the disk stays unreachable or full."""
         folder = self.folder_of(record)
-        patiently(str(folder), lambda: write(folder))
+        retry(str(folder), lambda: write(folder))
 
     @property
     def root(self) -> Store:
@@ -120,7 +120,7 @@ class Search:
             return Store(self.folder)
         return Store(f"{self.spec.checkpoints.rstrip('/')}/{self.spec.name}-{self.search_id[:8]}")
 
-    def store(self, record: Record) -> Store:
+    def store(self, record: TrialRecord) -> Store:
         """The checkpoints and final weights of a training."""
         return self.root / record.folder_name
 
@@ -130,17 +130,17 @@ class Search:
         names = [variant.name for variant in self.variants]
         return self.spec.baseline or ("sgdm" if "sgdm" in names else names[0])
 
-    def trials_of(self, variant: str) -> list[Record]:
+    def trials_of(self, variant: str) -> list[TrialRecord]:
         """A variant's trials, as they were made."""
         return [r for r in list(self.records.values()) if r.variant == variant and r.phase == "explore"]
 
-    def best(self, variant: str) -> Record | None:
+    def best(self, variant: str) -> TrialRecord | None:
         """The finished trial with the best objective, the earliest of equals; None where none finished."""
         # One whose log is gone has finished, but how is not known.
         finished = [record for record in self.trials_of(variant) if record.status == "finished" and record.history]
         return min(finished, key=self._rank, default=None)
 
-    def _rank(self, record: Record) -> tuple[float, ...]:
+    def _rank(self, record: TrialRecord) -> tuple[float, ...]:
         objective = self.spec.objective
         return rank(objective, evaluate(objective, record.history, self.spec.training.targets))
 
@@ -159,7 +159,7 @@ class Search:
             optimizer = best.spec.optimizer
         return [self.spec.confirm_spec(optimizer, k) for k in range(self.spec.num_seeds(point))]
 
-    def confirmed(self, variant: str, point: Point = "best") -> dict[int, Record]:
+    def confirmed(self, variant: str, point: Point = "best") -> dict[int, TrialRecord]:
         """A point's confirmed runs by the index of their seed, those that have been made.
 
         Runs of settings that were the best at a time when fewer trials had been made are not among them.
@@ -168,7 +168,7 @@ class Search:
         wanted = enumerate(self.wanted(variant, point))
         return {k: made[spec] for k, spec in wanted if spec in made}
 
-    def points_of(self, record: Record) -> list[Point]:
+    def points_of(self, record: TrialRecord) -> list[Point]:
         """What a confirmed run confirms: one point, both where they are the same, or none any more."""
         return [point for point in POINTS if record.spec in self.wanted(record.variant, point)]
 
@@ -178,7 +178,7 @@ class Search:
 
         return pd.DataFrame([self._row(record) for record in self.records.values()])
 
-    def _row(self, record: Record) -> dict[str, Any]:
+    def _row(self, record: TrialRecord) -> dict[str, Any]:
         row: dict[str, Any] = {
             "name": record.name,
             "variant": record.variant,
@@ -228,8 +228,8 @@ def load_search(name: str, *, output: str = "runs", storage: str | None = None) 
         for variant, full in names.items()
         if opened is not None and full in made
     }
-    programs, splits = search_folder.programs_of(folder), search_folder.splits_of(folder)
-    search = Search(spec, search_id, variants, folder, studies, programs, splits)
+    processes, splits = search_folder.processes_of(folder), search_folder.splits_of(folder)
+    search = Search(spec, search_id, variants, folder, studies, processes, splits)
     for variant in variants:
         if variant.name in studies:
             for trial in studies[variant.name].get_trials(deepcopy=False):
@@ -239,12 +239,12 @@ def load_search(name: str, *, output: str = "runs", storage: str | None = None) 
     return search
 
 
-def _trial(search: Search, variant: Variant, trial: FrozenTrial) -> Record:
+def _trial(search: Search, variant: Variant, trial: FrozenTrial) -> TrialRecord:
     optimizer = with_settings(OptimizerSpec(), {**variant.fixed, **trial.params})
     name = trial_name(variant.name, trial.number)
     history = trial_folder.read_epochs(search.folder / trial_folder.folder_name(name))
     status = trial.user_attrs.get("status", "failed") if trial.state.is_finished() else ""
-    return Record(
+    return TrialRecord(
         name,
         variant.name,
         trial.number,
@@ -255,7 +255,7 @@ def _trial(search: Search, variant: Variant, trial: FrozenTrial) -> Record:
     )
 
 
-def read_confirmed(search: Search) -> dict[str, Record]:
+def read_confirmed(search: Search) -> dict[str, TrialRecord]:
     """The confirmed runs that a search's folder holds, by name, in the order of their numbers."""
     records, variants = [], [variant.name for variant in search.variants]
     for path in search.folder.glob(trial_folder.CONFIRMED):
@@ -267,9 +267,9 @@ def read_confirmed(search: Search) -> dict[str, Record]:
         status = "running" if history else "pending"
         if (path / trial_folder.FAILURE).exists():
             status = "failed"
-        elif is_over(spec, history):
+        elif is_finished(spec, history):
             status = "diverged" if history[-1].diverged else "finished"
         test = trial_folder.read_test(path)
         name = trial_folder.confirmed_name(variant, int(number))
-        records.append(Record(name, variant, int(number), spec, "confirm", status, history, test=test))
+        records.append(TrialRecord(name, variant, int(number), spec, "confirm", status, history, test=test))
     return {record.name: record for record in sorted(records, key=lambda record: (record.variant, record.number))}

@@ -31,7 +31,7 @@ def num_default(variant: Variant, num_trials: int) -> int:
     return min(len(variant.enqueued), (num_trials - num_random(num_trials)) // 2)
 
 
-class ArmSampler(BaseSampler):
+class SearchSampler(BaseSampler):
     """Three arms in one sampler; :class:`tuner.study.optuna_study.VariantStudy` says which arm the next trial is of.
 
     Random arm: points of a scrambled Sobol sequence where the space has no conditions, else independent uniform draws

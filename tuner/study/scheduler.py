@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from tuner.core.metrics import EpochMetrics, time_to_target
 from tuner.core.trial_spec import TrialSpec
 from tuner.study.optuna_study import VariantStudy, trial_name
-from tuner.study.results import POINTS, Record, Search, read_confirmed
-from tuner.study.successive_halving import Rungs
+from tuner.study.results import POINTS, Search, TrialRecord, read_confirmed
+from tuner.study.successive_halving import SuccessiveHalving
 from tuner.study.trial_folder import confirmed_name, read_epochs, write_spec
 
 END = object()
@@ -30,25 +30,25 @@ class TrialScheduler:
         self.studies = studies
         self.all_planned = False
         """Whether :meth:`next_trial` has nothing more to give, now or later."""
-        self._live: list[Record] = []
-        self._again: list[Record] = []
+        self._live: list[TrialRecord] = []
+        self._again: list[TrialRecord] = []
         """The live ones that are to be given again."""
         self._stopped: set[str] = set()
         """Trials that a rung did not let through."""
         self._num_confirmed: Counter[str] = Counter()
         """Confirmed runs that have been made, by variant."""
-        self._rungs = {variant.name: Rungs() for variant in search.variants}
+        self._rungs = {variant.name: SuccessiveHalving() for variant in search.variants}
         self._list_earlier()
         self._waiting = self._plan()
 
-    def next_trial(self) -> Record | None:
+    def next_trial(self) -> TrialRecord | None:
         """What to run next, or what has ended already and only needs to be listed.
 
         None where there is nothing now: ask again after a trial has ended, unless ``all_planned``.
         """
         record = self._again.pop(0) if self._again else next(self._waiting, END)
         self.all_planned = record is END
-        if not isinstance(record, Record):
+        if not isinstance(record, TrialRecord):
             return None
         self._live.append(record)
         return record
@@ -88,23 +88,25 @@ class TrialScheduler:
             )
         )
 
-    def goes_on(self, name: str, metrics: EpochMetrics) -> bool:
+    def should_continue(self, name: str, metrics: EpochMetrics) -> bool:
         """Whether a trial with this epoch, not its last, behind it trains on; confirmed runs always do."""
         record = self.records[name]
         if record.phase == "confirm":
             return True
-        ahead = self._rungs[record.variant].goes_on(name, _share(metrics), metrics.validation_accuracy)
+        ahead = self._rungs[record.variant].should_continue(name, _share(metrics), metrics.validation_accuracy)
         # Its time to the target is known, and its area and tail are worth having.
         reached = time_to_target([*record.history, metrics], self.spec.training.targets[-1]) is not None
-        goes_on = ahead or reached or not self.spec.early_stopping or self.spec.objective == "pareto"
+        should_continue = ahead or reached or not self.spec.early_stopping or self.spec.objective == "pareto"
         # After the rungs, which a trial that is pruned here has reached all the same: a resumed search finds them so.
-        goes_on = goes_on and not (self.spec.prune_above_critical and self.is_far_above_critical(metrics))
-        if not goes_on:
+        should_continue = should_continue and not (
+            self.spec.prune_above_critical and self.is_far_above_critical(metrics)
+        )
+        if not should_continue:
             self._stopped.add(name)
-        return goes_on
+        return should_continue
 
     def was_stopped(self, name: str) -> bool:
-        """Whether :meth:`goes_on` has refused a trial."""
+        """Whether :meth:`should_continue` has refused a trial."""
         return name in self._stopped
 
     def is_far_above_critical(self, metrics: EpochMetrics) -> bool:
@@ -125,13 +127,13 @@ class TrialScheduler:
             if not record.ended:
                 record.status, record.history = "pending", []  # its worker reports these epochs again
 
-    def _plan(self) -> Iterator[Record | None]:
+    def _plan(self) -> Iterator[TrialRecord | None]:
         yield from [record for record in self.records.values() if record.ended]
         yield from self._explore()
         yield from self._confirm()
         yield from self._test()
 
-    def _explore(self) -> Iterator[Record]:
+    def _explore(self) -> Iterator[TrialRecord]:
         """Trials that earlier processes left, then new ones, one of each variant in turn."""
         for name, study in self.studies.items():
             for number in study.existing(ended=False):
@@ -147,10 +149,10 @@ class TrialScheduler:
                 if num_made[name] <= number:
                     yield self._add(name, study.ask())
 
-    def _confirm(self) -> Iterator[Record | None]:
+    def _confirm(self) -> Iterator[TrialRecord | None]:
         """The confirmed runs of each variant whose trials have all ended, one of each such variant in turn."""
         exploring = list(self.studies) if self.spec.confirm_seeds else []
-        ready: list[tuple[int, Record]] = []
+        ready: list[tuple[int, TrialRecord]] = []
         while exploring or ready:
             for name in [*exploring]:
                 if all(record.ended for record in self._live if record.variant == name):
@@ -162,41 +164,41 @@ class TrialScheduler:
             elif exploring:
                 yield None
 
-    def _confirmations(self, variant: str) -> list[Record]:
+    def _confirmations(self, variant: str) -> list[TrialRecord]:
         """The runs that are left of those that confirm a variant; makes the folders of those that are new."""
         runs = [r for r in self.records.values() if r.variant == variant and r.phase == "confirm"]
-        made: dict[TrialSpec, Record] = {record.spec: record for record in runs}
+        made: dict[TrialSpec, TrialRecord] = {record.spec: record for record in runs}
         for spec in [spec for point in POINTS for spec in self.search.wanted(variant, point)]:
             if spec not in made:
                 number = min(set(range(1, len(runs) + 2)) - {record.number for record in runs})
-                record = Record(confirmed_name(variant, number), variant, number, spec, "confirm")
+                record = TrialRecord(confirmed_name(variant, number), variant, number, spec, "confirm")
                 self.search.write(record, lambda folder, spec=spec: write_spec(folder, spec))  # type: ignore[misc]
                 made[spec] = self.records[record.name] = record
                 self._num_confirmed[variant] += 1
                 runs.append(record)
         return [record for record in made.values() if not record.ended]
 
-    def _test(self) -> Iterator[Record | None]:
+    def _test(self) -> Iterator[TrialRecord | None]:
         """When every confirmed run has ended, the test split for those that finished."""
         confirmed = [record for record in self.records.values() if record.phase == "confirm"]
         while not all(record.ended for record in confirmed):
             yield None
         for record in confirmed:
             if record.status == "finished" and record.test is None:
-                test = Record(f"{record.name}/test", record.variant, record.number, record.spec, "test")
+                test = TrialRecord(f"{record.name}/test", record.variant, record.number, record.spec, "test")
                 self.search.tests[test.name] = test
                 yield test
 
-    def _add(self, variant: str, number: int) -> Record:
+    def _add(self, variant: str, number: int) -> TrialRecord:
         study = self.studies[variant]
         spec = self.spec.trial_spec(study.settings(number), number)
-        record = Record(trial_name(variant, number), variant, number, spec, arm=study.tags(number).get("arm"))
+        record = TrialRecord(trial_name(variant, number), variant, number, spec, arm=study.tags(number).get("arm"))
         self.records[record.name] = record
         return record
 
-    def _at_rungs(self, record: Record, history: Sequence[EpochMetrics]) -> None:
+    def _at_rungs(self, record: TrialRecord, history: Sequence[EpochMetrics]) -> None:
         for metrics in history:
-            self._rungs[record.variant].goes_on(record.name, _share(metrics), metrics.validation_accuracy)
+            self._rungs[record.variant].should_continue(record.name, _share(metrics), metrics.validation_accuracy)
 
 
 def _share(metrics: EpochMetrics) -> float:

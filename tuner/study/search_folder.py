@@ -17,7 +17,7 @@ from optuna.distributions import distribution_to_json
 
 from search_spaces import Variant, expand
 from tuner.core.errors import InvalidInput, masked, unknown
-from tuner.core.retry import patiently
+from tuner.core.retry import retry
 from tuner.core.search_spec import SearchSpec, flag
 
 SPEC_FILE, LOCK, LOG = "search.json", ".lock", "ray.log"
@@ -67,7 +67,7 @@ CHANGEABLE_ON_RESUME = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class Process:
     """A program that worked on a search."""
 
     started_at: float
@@ -156,23 +156,23 @@ def save(
     content: Mapping[str, str | None],
     *,
     splits: str = "",
-    program: Program | None = None,
+    program: Process | None = None,
 ) -> None:
     """Writes the spec, without passwords, whole or not at all; ``program`` is added to those that worked on it."""
     kept = spec.flags()
     for name in ("storage", "tracking_uri"):
         kept[name] = kept[name] and masked(kept[name])
-    programs = [*programs_of(folder), *([program] if program else [])]
+    programs = [*processes_of(folder), *([program] if program else [])]
     _write(folder, {"id": search_id, "content": content, "splits": splits, "spec": kept}, programs)
 
 
-def programs_of(folder: Path) -> tuple[Program, ...]:
+def processes_of(folder: Path) -> tuple[Process, ...]:
     """The programs that have worked on a search, in order."""
     try:
         saved = json.loads((folder / SPEC_FILE).read_text()).get("programs", [])
     except FileNotFoundError:
         return ()
-    return tuple(Program(**program) for program in saved)
+    return tuple(Process(**program) for program in saved)
 
 
 def splits_of(folder: Path) -> str:
@@ -183,11 +183,11 @@ def splits_of(folder: Path) -> str:
 def note_end(folder: Path, ended_at: float) -> None:
     """The last program has done its work."""
     saved = json.loads((folder / SPEC_FILE).read_text())
-    *before, last = programs_of(folder)
+    *before, last = processes_of(folder)
     _write(folder, saved, [*before, dataclasses.replace(last, ended_at=ended_at)])
 
 
-def _write(folder: Path, content: Mapping[str, object], programs: Sequence[Program]) -> None:
+def _write(folder: Path, content: Mapping[str, object], programs: Sequence[Process]) -> None:
     draft = folder / f"{SPEC_FILE}.new"
     listed = [dataclasses.asdict(program) for program in programs]
     text = json.dumps({**content, "programs": listed}, indent=2) + "\n"
@@ -196,7 +196,7 @@ def _write(folder: Path, content: Mapping[str, object], programs: Sequence[Progr
         draft.write_text(text)
         draft.replace(folder / SPEC_FILE)
 
-    patiently(str(folder / SPEC_FILE), write)
+    retry(str(folder / SPEC_FILE), write)
 
 
 def new_id() -> str:
@@ -205,7 +205,7 @@ def new_id() -> str:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Makes the folder and holds it for this program; the lock ends with the program, however that ends.
 
     Where bad input is found, or Ctrl-C comes, before the search was saved, what was made here goes again; what was in

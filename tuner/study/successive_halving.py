@@ -11,7 +11,7 @@ import bisect
 import math
 
 
-class Rungs:
+class SuccessiveHalving:
     """The rungs of one variant.  Time is the share of the budget spent, in gradient evaluations."""
 
     def __init__(self, *, reduction: int = 3, num_rungs: int = 2) -> None:
@@ -22,7 +22,7 @@ class Rungs:
         self._accuracies: list[list[float]] = [[] for _ in self.shares]
         """At each rung, rising."""
 
-    def goes_on(self, trial: str, share: float, accuracy: float) -> bool:
+    def should_continue(self, trial: str, share: float, accuracy: float) -> bool:
         """Records a trial's accuracy at the highest rung it has come to, if it is new there; says whether it goes on.
 
         Told the same twice, it answers True the second time: a trial that was let through is not judged again.

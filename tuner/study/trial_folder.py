@@ -14,10 +14,10 @@ from pathlib import Path
 from tuner.core.errors import InvalidInput
 from tuner.core.metrics import EpochMetrics, FinalScore, epoch_metrics
 from tuner.core.serialization import from_dict, to_json
-from tuner.core.trial_spec import TrialSpec
+from tuner.core.trial_spec import SPEC, TrialSpec, load_spec
 
-LOG, SPEC = "result.json", "spec.json"
-"""``python -m tuner.train --spec .../spec.json`` trains the trial again."""
+LOG = "result.json"
+"""A training's epochs, one JSON object per line."""
 TEST, FAILURE = "test.json", "failure.txt"
 """Of a confirmed run: the score of its final weights on the test split, and why it failed if it did."""
 CONFIRMED = "*.confirm-*"
@@ -37,20 +37,20 @@ def folder_name(name: str) -> str:
 def write_spec(folder: Path, spec: TrialSpec) -> None:
     """Makes the folder and writes the spec, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / SPEC, to_json(spec) + "\n")
+    write_atomically(folder / SPEC, to_json(spec) + "\n")
 
 
 def read_spec(folder: Path) -> TrialSpec | None:
     """The spec, None where there is none that can be read."""
     try:
-        return from_dict(TrialSpec, json.loads((folder / SPEC).read_text()))
-    except (OSError, ValueError, TypeError, InvalidInput):
+        return load_spec(folder / SPEC)
+    except (OSError, InvalidInput):
         return None
 
 
 def write_test(folder: Path, score: FinalScore) -> None:
     """Writes the score, whole or not at all."""
-    write_whole(folder / TEST, to_json(score) + "\n")
+    write_atomically(folder / TEST, to_json(score) + "\n")
 
 
 def read_test(folder: Path) -> FinalScore | None:
@@ -61,7 +61,7 @@ def read_test(folder: Path) -> FinalScore | None:
         return None
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     draft = path.with_name(f"{path.name}.new")
     draft.write_text(text)
@@ -83,13 +83,13 @@ def append_epoch(folder: Path, metrics: EpochMetrics) -> None:
             raise
 
 
-def mend_log(folder: Path) -> set[int]:
+def repair_log(folder: Path) -> set[int]:
     """Takes out of the log what a kill cut short; returns the epochs that are there."""
     history = read_epochs(folder)
     kept = "".join(_line(metrics) for metrics in history)
     log = folder / LOG
     if log.exists() and log.read_text() != kept:
-        write_whole(log, kept)
+        write_atomically(log, kept)
     return {metrics.epoch for metrics in history}
 
 

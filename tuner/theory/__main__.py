@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tuner.core.errors import OK, InvalidInput, says_why
+from tuner.core.errors import ExitStatus, InvalidInput, command
 from tuner.optimizers.random_scaling import LAWS
 from tuner.theory.pictures import plateau_against_lr, risk_over_time
 from tuner.theory.prediction import Prediction, predict
@@ -43,7 +43,7 @@ MOST_NUMBERS = 2**28
 """Drawn at a time for a step of all runs: a GiB."""
 
 
-@says_why
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0, 2 for bad input, 130 after Ctrl-C."""
     words = sys.argv[1:] if argv is None else argv
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(_said(prediction, sgd, options)))
     if not options.no_pictures:
         print(_draw(problem, sgd, prediction, options))
-    return OK
+    return ExitStatus.OK
 
 
 def _parser() -> argparse.ArgumentParser:

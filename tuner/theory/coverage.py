@@ -14,7 +14,7 @@ import numpy as np
 
 from tuner.core.errors import InvalidInput
 from tuner.core.optimizer_spec import OptimizerSpec
-from tuner.optimizers.hyperparameters import knobs_at, switch_step
+from tuner.optimizers.hyperparameters import hyperparameters_at, switch_step
 from tuner.theory.stability import effective_lr, noise_factor
 from tuner.theory.steps import EffectiveSgd
 
@@ -47,7 +47,7 @@ def limit_of(
     num_active = round(spec.scaling.active * num_steps)
     lrs, nus = [], []
     for step in range(num_steps):
-        knobs = knobs_at(spec, step, num_steps, steps_per_epoch, switch)
+        knobs = hyperparameters_at(spec, step, num_steps, steps_per_epoch, switch)
         law = spec.scaling.law if step < num_active else "none"
         lrs.append(effective_lr(knobs.lr, knobs.momentum) * (2 if squares else 1) if knobs.lr > 0 else 0.0)
         shape, nesterov = spec.scaling.shape, spec.momentum.nesterov

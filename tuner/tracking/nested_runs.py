@@ -38,7 +38,7 @@ class TrainedRun:
         return cls(run.info.run_id, run.info.experiment_id, tags["tuner.search"], tags[SEARCH_TAG], tags[TRIAL_TAG])
 
 
-class Tracked:
+class SearchRuns:
     """The searches' runs in one MLflow; where it stays away its methods raise :class:`StorageFailed`."""
 
     def __init__(self, uri: str) -> None:

@@ -50,7 +50,7 @@ class RunState:
         """Metrics of a time in seconds since 1970; those that are not finite are left out."""
         self.metrics += finite(values, at=at, step=step)
 
-    def renew(self, values: Mapping[str, float], *, at: float) -> None:
+    def replace(self, values: Mapping[str, float], *, at: float) -> None:
         """Metrics that take the place of an earlier program's; where one is not finite any more, nan does."""
         self.add(values, at=at, step=0)
         gone = [name for name, value in values.items() if not math.isfinite(value) and name in self.metric_names]

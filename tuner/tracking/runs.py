@@ -54,10 +54,10 @@ class Runs:
         self.by_name: dict[str, RunState] = {}
         self._waiting: dict[str, None] = {}
         """Names of the runs that something may wait for, as they were asked for."""
-        self.let_go = False
+        self.refused = False
         """Whether MLflow has refused something."""
 
-    def look(self) -> None:
+    def sync(self) -> None:
         """Learns what MLflow holds of this search; only what this program does not know better is taken."""
         if self._uri.startswith("sqlite:///"):
             make_database(Path(self._uri.removeprefix("sqlite:///")))
@@ -133,7 +133,7 @@ class Runs:
             if error.error_code not in REFUSALS:
                 raise
             logger.error("MLflow refuses %s, which is let go: %s", what, masked(str(error)))
-            self.let_go = True
+            self.refused = True
             return False
         return True
 

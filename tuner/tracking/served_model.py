@@ -26,8 +26,7 @@ from tuner.core.environment import versions
 from tuner.core.errors import InvalidInput
 from tuner.core.serialization import digest
 from tuner.core.store import Store
-from tuner.core.trial_spec import TrialSpec
-from tuner.study.trial_folder import read_spec
+from tuner.core.trial_spec import SPEC, TrialSpec, load_spec
 from tuner.train.final_weights import load_weights
 from tuner.workloads.data import Data, are_images, load_data
 from tuner.workloads.images import normalize
@@ -61,9 +60,10 @@ def load_served(folder: Path, store: Store | None = None) -> tuple[nn.Module, Da
 
     Raises :class:`InvalidInput` where the folder has no final weights, and where the data is not what it was.
     """
-    spec = read_spec(folder)
-    if spec is None:
-        raise InvalidInput(f"{folder} is no folder of a confirmed run")
+    try:
+        spec = load_spec(folder / SPEC)
+    except (OSError, InvalidInput):
+        raise InvalidInput(f"{folder} is no folder of a confirmed run") from None
     store = store or Store(folder)
     content = load_weights(store, spec)
     # One batch is read, for which no process is worth starting.

@@ -20,7 +20,7 @@ from tuner.tracking.logged_model import WinningModel
 from tuner.tracking.run_state import DataSet, finite
 from tuner.tracking.runs import PARENT, SEARCH_TAG, TRIAL_TAG, Runs
 
-__all__ = ["DataSet", "PARENT", "SEARCH_TAG", "TRIAL_TAG", "Tracking", "WinningModel"]
+__all__ = ["DataSet", "PARENT", "SEARCH_TAG", "TRIAL_TAG", "Tracker", "WinningModel"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ LOAD_SECONDS = 10.0
 """Between two readings of this machine's load."""
 
 
-class Tracking:
+class Tracker:
     """The MLflow side of one search."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Tracking:
         )
         self._artifacts: list[Path] = []
         self._model: WinningModel | None = None
-        self._orders: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._tasks: queue.Queue[Callable[[], None]] = queue.Queue()
         self._closing = threading.Event()
         self._written = threading.Event()
         self._synchronized = False
@@ -64,32 +64,32 @@ class Tracking:
     def start_trial(self, name: str, parameters: Mapping[str, object], tags: Mapping[str, str]) -> None:
         """A training exists."""
 
-        def order() -> None:
+        def task() -> None:
             run = self._runs.to_write(name)
             if not run.ended:
                 run.params = {key: str(value) for key, value in parameters.items()}
                 run.tags = {**tags, "status": "running"}
 
-        self._orders.put(order)
+        self._tasks.put(task)
 
     def log_epoch(self, name: str, metrics: EpochMetrics) -> None:
         """A training has finished an epoch."""
 
-        def order() -> None:
+        def task() -> None:
             run = self._runs.to_write(name)
             if metrics.epoch > run.logged_epoch and not run.ended:
                 # The time is the epoch's own, so that what is written again after a failure is the same row.
                 run.add(epoch_metrics(metrics), at=metrics.finished_at, step=metrics.epoch)
                 run.logged_epoch = metrics.epoch
 
-        self._orders.put(order)
+        self._tasks.put(task)
 
     def end_trial(
         self, name: str, status: str, summary: Mapping[str, float], last: EpochMetrics | None, tags: Mapping[str, str]
     ) -> None:
         """A training has ended: finished, stopped, diverged or failed."""
 
-        def order() -> None:
+        def task() -> None:
             run = self._runs.to_write(name)
             if not run.ended:
                 if last:
@@ -97,7 +97,7 @@ class Tracking:
                 run.tags |= {**tags, "status": status}
                 run.status = "FAILED" if status == "failed" else "FINISHED"
 
-        self._orders.put(order)
+        self._tasks.put(task)
 
     def log_variants(self, rows: Mapping[str, tuple[Mapping[str, float], Mapping[str, str]]]) -> None:
         """The leaderboard: metrics and tags of a run a variant, in the place of those that an earlier program wrote.
@@ -106,25 +106,25 @@ class Tracking:
         stays.
         """
 
-        def order() -> None:
+        def task() -> None:
             for name, (metrics, tags) in rows.items():
                 run = self._runs.to_write(name)
                 run.ended = False
-                run.renew(metrics, at=time.time())
+                run.replace(metrics, at=time.time())
                 run.tags = {**tags, "phase": "variant", "variant": name}
                 run.status = "FINISHED"
 
-        self._orders.put(order)
+        self._tasks.put(task)
 
     def amend(self, name: str, tags: Mapping[str, str], summary: Mapping[str, float], last: EpochMetrics) -> None:
         """Tags of a run that may have changed since it ended, and final metrics that may have been lacking then."""
 
-        def order() -> None:
+        def task() -> None:
             run = self._runs.to_write(name)
             run.late_metrics = finite(summary, at=last.finished_at, step=last.epoch)
             run.late_tags = dict(tags)
 
-        self._orders.put(order)
+        self._tasks.put(task)
 
     def finish(
         self,
@@ -141,16 +141,16 @@ class Tracking:
         ``timeout`` is in seconds.  ``interrupted`` leaves the parent run RUNNING, as the search is.
         """
 
-        def order() -> None:
+        def task() -> None:
             run = self._runs.to_write(PARENT)
-            run.renew(summary, at=time.time())
+            run.replace(summary, at=time.time())
             run.tags |= {**(tags or {}), "status": status}
             run.status = "RUNNING" if status == "interrupted" else "FINISHED"
             self._artifacts, self._model = list(artifacts), model
 
-        self._orders.put(order)
+        self._tasks.put(task)
         self._closing.set()
-        return self._written.wait(timeout) and not self._runs.let_go
+        return self._written.wait(timeout) and not self._runs.refused
 
     def _watch(self) -> None:
         from tuner.tracking.system_metrics import SystemLoad  # psutil is for those who ask for it
@@ -161,7 +161,7 @@ class Tracking:
 
     def _note_load(self, values: Mapping[str, float], now: float) -> None:
         # Seconds as steps: a later program's come after an earlier one's.
-        self._orders.put(lambda: self._runs.to_write(PARENT).add(values, at=now, step=int(now)))
+        self._tasks.put(lambda: self._runs.to_write(PARENT).add(values, at=now, step=int(now)))
 
     def _write(self) -> None:
         pause = FLUSH_SECONDS
@@ -171,13 +171,13 @@ class Tracking:
             failed = False
             try:
                 if not self._synchronized:
-                    self._runs.look()
-                while not self._orders.empty():
-                    self._orders.get()()
+                    self._runs.sync()
+                while not self._tasks.empty():
+                    self._tasks.get()()
                 self._runs.write_all()
                 if closing:
                     if has_failed:
-                        self._runs.look()  # what was asked for in vain may have been done since
+                        self._runs.sync()  # what was asked for in vain may have been done since
                     self._conclude()
                     self._written.set()
                     return

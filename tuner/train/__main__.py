@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 
-from tuner.core.errors import NOTHING_FINISHED, OK, InvalidInput, says_why
+from tuner.core.errors import ExitStatus, InvalidInput, command
 from tuner.core.metrics import EpochMetrics, speed_metrics
-from tuner.core.serialization import Setting, from_dict, to_json, with_settings
+from tuner.core.serialization import Setting, to_json, with_settings
 from tuner.core.store import Store, check_place
-from tuner.core.trial_spec import OptimizerSpec, TrialSpec, default_model
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec, default_model, load_spec
 from tuner.train import train
 
 
-@says_why
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0 when the training ended, 1 when it diverged, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m tuner.train", description="Train one network.")
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = _with_settings(_start(arguments.variant, arguments.spec), arguments.set)
     if arguments.print_spec:
         print(to_json(spec))
-        return OK
+        return ExitStatus.OK
     if arguments.threads < 1:
         raise InvalidInput(f"--threads {arguments.threads}: must be at least 1")
     store = None
@@ -63,17 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(dataclasses.asdict(metrics)) if arguments.json else _line(metrics), flush=True)
     if not arguments.json:
         print("  ".join(f"{name} {value:.4g}" for name, value in speed_metrics(history, spec.targets).items()))
-    return NOTHING_FINISHED if history[-1].diverged else OK
+    return ExitStatus.NOTHING_FINISHED if history[-1].diverged else ExitStatus.OK
 
 
 def _start(variant: str | None, file: Path | None) -> TrialSpec:
     if file is not None:
         try:
-            values = json.loads(file.read_text())
-            if not isinstance(values, dict):
-                raise InvalidInput(f"--spec {file}: must be a JSON object of settings")
-            return from_dict(TrialSpec, values)
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, OverflowError, RecursionError) as error:
+            return load_spec(file)
+        except OSError as error:
             raise InvalidInput(f"--spec {file}: {error}") from None
     if variant is None:
         return TrialSpec()

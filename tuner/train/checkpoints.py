@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tuner.core.errors import InvalidInput
-from tuner.core.retry import patiently
+from tuner.core.retry import retry
 from tuner.core.store import CHECKPOINT, Store
 
 FORMAT = 3
@@ -51,11 +51,11 @@ class Checkpoints:
         return None
 
     def _names(self) -> list[str]:
-        return patiently(f"the checkpoints in {self._store.place}", self._store.names)
+        return retry(f"the checkpoints in {self._store.place}", self._store.names)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            stored = patiently(f"{self._store.place}/{name}", lambda: self._read_bytes(name))
+            stored = retry(f"{self._store.place}/{name}", lambda: self._read_bytes(name))
             content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
         except (EOFError, RuntimeError, pickle.UnpicklingError):
             return None
@@ -86,9 +86,9 @@ class Checkpoints:
             self._store.write(name, buffer.getvalue())
             self._cost = time.monotonic() - started  # without the time that the storage was away
 
-        patiently(f"{self._store.place}/{name}", write)
+        retry(f"{self._store.place}/{name}", write)
         for older in self._kept:
             if older < name:
-                patiently(f"{self._store.place}/{older}", partial(self._store.delete, older))
+                retry(f"{self._store.place}/{older}", partial(self._store.delete, older))
         self._kept = [name]
         self._saved_at = time.monotonic()

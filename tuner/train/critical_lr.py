@@ -51,7 +51,7 @@ NUM_REMEMBERED = 16
 _REMEMBERED: OrderedDict[Hashable, Curvature | None] = OrderedDict()
 
 
-def predicted(
+def cached_prediction(
     spec: TrialSpec,
     estimate: Callable[[float], Curvature | None],
     num_parameters: int,

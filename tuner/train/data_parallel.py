@@ -23,7 +23,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from tuner.train.sync_batch_norm import use_whole_batches
+from tuner.train.sync_batch_norm import convert
 
 TIMEOUT = timedelta(minutes=30)
 """How long a replica waits for the others, who may be compiling, or waiting for a disk; for one that has died it does
@@ -35,35 +35,35 @@ class Replicas:
     """A replica's place among those of its training; alone, it is asked for nothing that costs time."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     def part(self, num: int) -> slice:
-        """Which of ``num`` things are this replica's: parts of one size where ``num`` is a multiple of ``size``."""
-        return slice(num * self.rank // self.size, num * (self.rank + 1) // self.size)
+        """This replica's part of ``num`` things; all parts are equal where ``num`` is a multiple of ``world_size``."""
+        return slice(num * self.rank // self.world_size, num * (self.rank + 1) // self.world_size)
 
-    def sums(self, *values: Tensor) -> tuple[Tensor, ...]:
+    def all_reduce(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The sums over the replicas of values of one shape and device: float64, and the same bits on each."""
-        if self.size == 1:
+        if self.world_size == 1:
             return values
         both = torch.stack([value.double() for value in values])
         distributed.all_reduce(both)
         return both.unbind()
 
-    def from_first(self, content: Any) -> Any:
+    def broadcast(self, content: Any) -> Any:
         """What rank 0 has, on every replica: anything that pickle takes, its tensors on the CPU."""
-        if self.size == 1:
+        if self.world_size == 1:
             return content
         contents = [content]
         distributed.broadcast_object_list(contents, src=0)
         return contents[0]
 
-    def whole_batches(self, model: nn.Module) -> nn.Module:
+    def sync_batch_norm(self, model: nn.Module) -> nn.Module:
         """The model, its BatchNorm layers changed into those that take the statistics of the whole batch."""
-        return model if self.size == 1 else use_whole_batches(model)
+        return model if self.world_size == 1 else convert(model)
 
-    def averaged(self, model: nn.Module) -> nn.Module:
+    def wrap_ddp(self, model: nn.Module) -> nn.Module:
         """The same model for training: after a backward pass each gradient is the mean over the replicas."""
-        if self.size == 1:
+        if self.world_size == 1:
             return model
         # Buffers are the same on all replicas already.  A search for unused parameters leaves them without a gradient,
         # as alone; and without it torch would reorder gradients after the first step, and sum them in another order
@@ -71,11 +71,11 @@ class Replicas:
         return DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=True)
 
 
-ALONE = Replicas()
+SINGLE_PROCESS = Replicas()
 """A training of one process."""
 
 
-def meeting(host: str, port: int | None = None) -> TCPStore:
+def rendezvous(host: str, port: int | None = None) -> TCPStore:
     """Where replicas find each other: rank 0 opens it on a free port of its ``host``, others come to that ``port``."""
     return TCPStore(host, port or 0, is_master=port is None, timeout=TIMEOUT, wait_for_workers=False)
 

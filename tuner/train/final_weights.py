@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from tuner.core.errors import InvalidInput, first_line
-from tuner.core.retry import patiently
+from tuner.core.metrics import FinalScore
+from tuner.core.retry import retry
 from tuner.core.serialization import digest, with_settings
 from tuner.core.store import WEIGHTS, Store
 from tuner.core.trial_spec import TrialSpec
-from tuner.train.train_state import Network
+from tuner.train.train_state import TrainState
 from tuner.workloads.data import Data, cached_data
 
 FORMAT = 1
 
 
-def save_weights(network: Network, store: Store) -> None:
+def save_weights(network: TrainState, store: Store) -> None:
     """Writes the weights and buffers that evaluation uses, on the CPU, with the spec's digest and that of the data
     and its splits.  Raises :class:`StorageFailed` where the storage stays away."""
     content = {
@@ -33,7 +34,7 @@ def save_weights(network: Network, store: Store) -> None:
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    patiently(f"{store.place}/{WEIGHTS}", lambda: store.write(WEIGHTS, buffer.getvalue()))
+    retry(f"{store.place}/{WEIGHTS}", lambda: store.write(WEIGHTS, buffer.getvalue()))
 
 
 def load_weights(store: Store, spec: TrialSpec) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def load_weights(store: Store, spec: TrialSpec) -> dict[str, Any]:
         except FileNotFoundError:
             raise InvalidInput(f"{path} is not there") from None
 
-    stored = io.BytesIO(patiently(path, read))
+    stored = io.BytesIO(retry(path, read))
     try:
         content: dict[str, Any] = torch.load(stored, map_location="cpu", weights_only=True)
     except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
@@ -59,8 +60,8 @@ def load_weights(store: Store, spec: TrialSpec) -> dict[str, Any]:
     return content
 
 
-def score_on_test(spec: TrialSpec, store: Store, device: torch.device | None = None) -> tuple[float, float, str]:
-    """Loss and accuracy of final weights on the test split, and the digest of the data.
+def score_on_test(spec: TrialSpec, store: Store, device: torch.device | None = None) -> FinalScore:
+    """What final weights come to on the test split.
 
     Raises :class:`InvalidInput` where the data is not what the weights were trained on.
     """
@@ -69,7 +70,8 @@ def score_on_test(spec: TrialSpec, store: Store, device: torch.device | None = N
     data = unsealed_data(spec, device)
     if data.digest != content["data"]:
         raise InvalidInput(f"{store.place}: the data is not what these weights were trained on")
-    return *trained_network(spec, content["model"], data, device).evaluate("test"), data.digest
+    loss, accuracy = trained_network(spec, content["model"], data, device).evaluate("test")
+    return FinalScore(loss, accuracy, data.digest)
 
 
 def unsealed_data(spec: TrialSpec, device: torch.device) -> Data:
@@ -77,14 +79,14 @@ def unsealed_data(spec: TrialSpec, device: torch.device) -> Data:
     return cached_data(spec.workload, device, sealed=False)
 
 
-def trained_network(spec: TrialSpec, state: Mapping[str, Tensor], data: Data, device: torch.device) -> Network:
+def trained_network(spec: TrialSpec, state: Mapping[str, Tensor], data: Data, device: torch.device) -> TrainState:
     """The network with these weights and buffers, to be evaluated.
 
     Raises :class:`InvalidInput` where they are not those of the spec's model for this data.
     """
     # The weights are those of the average already, where there is one.
     optimizer = with_settings(spec.optimizer, {"average.decay": 0.0})
-    network = Network(dataclasses.replace(spec, optimizer=optimizer), data, device, num_steps=1)
+    network = TrainState(dataclasses.replace(spec, optimizer=optimizer), data, device, num_steps=1)
     try:
         network.model.load_state_dict(state)
     except RuntimeError as error:

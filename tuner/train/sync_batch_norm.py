@@ -28,8 +28,8 @@ from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class WholeBatchNorm(_BatchNorm):
-    """BatchNorm of any dimension, (B / N, C, ...) -> the same; :func:`use_whole_batches` makes it.
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm of any dimension, (B / N, C, ...) -> the same; :func:`convert` makes it.
 
     In training mode all processes have to call it, each with as many values as the others.
     """
@@ -95,18 +95,18 @@ class _Normalize(torch.autograd.Function):
         return dx, dw if has_weight else None, db if has_bias else None, None
 
 
-def use_whole_batches(model: nn.Module) -> nn.Module:
+def convert(model: nn.Module) -> nn.Module:
     """The model, its BatchNorm layers changed in place: names and weights stay what they are."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            module.__class__ = WholeBatchNorm
+            module.__class__ = SyncBatchNorm
     return model
 
 
 @contextmanager
 def taken_alone(model: nn.Module) -> Iterator[None]:
     """Within it this process's batch is the whole one."""
-    norms = [module for module in model.modules() if isinstance(module, WholeBatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, SyncBatchNorm)]
     for norm in norms:
         norm.together = False
     yield

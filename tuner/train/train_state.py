@@ -20,11 +20,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from tuner.core.trial_spec import TrialSpec
 from tuner.optimizers import RandomScaling
-from tuner.optimizers.hyperparameters import Knobs
-from tuner.optimizers.rules import make_optimizer, set_knobs
+from tuner.optimizers.hyperparameters import Hyperparameters
+from tuner.optimizers.rules import make_optimizer, set_hyperparameters
 from tuner.order import Batch
 from tuner.train.curvature import Curvature, estimate_curvature
-from tuner.train.data_parallel import ALONE, Replicas
+from tuner.train.data_parallel import SINGLE_PROCESS, Replicas
 from tuner.train.sync_batch_norm import taken_alone
 from tuner.workloads.data import Data
 from tuner.workloads.models import build_model
@@ -38,7 +38,7 @@ SCALE_STREAM = 0x5CA1E
 """Keeps the random scale of a batch's step apart from the batch's augmentation and dropout, which have its seed."""
 
 
-class Network:
+class TrainState:
     """The state of a training and the maps of it.  Seeds torch's global generators.
 
     Several replicas hold it alike, and have to call the methods that change or evaluate it alike.  Their steps are
@@ -47,7 +47,7 @@ class Network:
     """
 
     def __init__(
-        self, spec: TrialSpec, data: Data, device: torch.device, *, num_steps: int, replicas: Replicas = ALONE
+        self, spec: TrialSpec, data: Data, device: torch.device, *, num_steps: int, replicas: Replicas = SINGLE_PROCESS
     ) -> None:
         self.spec = spec
         self.data = data
@@ -57,12 +57,12 @@ class Network:
         torch.manual_seed(spec.seed)
         model = build_model(spec.workload, **data.model_arguments)
         model = model.to(device=device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = replicas.whole_batches(model)
+        self.model = replicas.sync_batch_norm(model)
         self.optimizer = make_optimizer(self.model.parameters(), spec.optimizer, num_steps=num_steps)
         decay = spec.optimizer.average.decay
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay > 0 else None
         self.forward: nn.Module = torch.compile(self.model) if spec.compile else self.model  # type: ignore[assignment]
-        self.train_forward = replicas.averaged(self.forward)
+        self.train_forward = replicas.wrap_ddp(self.forward)
         self._frozen: tuple[nn.Module, ...] = ()
 
     def freeze(self, parameters: Iterable[str], modules: Iterable[str]) -> None:
@@ -110,13 +110,15 @@ class Network:
         model = self.average.module if self.average else self.model
         return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
-    def step(self, number: int, batch: Batch, inputs: Tensor, labels: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
+    def step(
+        self, number: int, batch: Batch, inputs: Tensor, labels: Tensor, knobs: Hyperparameters
+    ) -> tuple[Tensor, Tensor]:
         """The map of step ``number`` (from 0) and its batch; the loss before it and the sum of the task's score, which
         of images is how many were right.
 
         ``inputs`` and ``labels`` are this replica's part; what is returned is of the whole batch.
         """
-        set_knobs(self.optimizer, **knobs._asdict(), rescale=self.spec.optimizer.momentum.rescale)
+        set_hyperparameters(self.optimizer, **knobs._asdict(), rescale=self.spec.optimizer.momentum.rescale)
         if isinstance(self.optimizer, RandomScaling):
             self.optimizer.seek(number, batch.seed ^ SCALE_STREAM)
         self._seed(batch.seed)
@@ -129,8 +131,8 @@ class Network:
         if self.average:
             self.average.update_parameters(self.model)
         mean, score = loss.detach(), self.data.task.score_sum(outputs.detach(), labels)
-        if self.replicas.size > 1:
-            mean, score = self.replicas.sums(mean / self.replicas.size, score)
+        if self.replicas.world_size > 1:
+            mean, score = self.replicas.all_reduce(mean / self.replicas.world_size, score)
         return mean, score
 
     def evaluate(self, split: str, newest: Iterable[Batch] = ()) -> tuple[float, float]:
@@ -158,7 +160,7 @@ class Network:
                 total_loss += self.data.task.loss_sum(outputs.to(self.dtype), labels)
                 total_score += self.data.task.score_sum(outputs, labels)
         self._to_training()
-        loss, score = map(float, self.replicas.sums(total_loss, total_score))
+        loss, score = map(float, self.replicas.all_reduce(total_loss, total_score))
         size = self.data.sizes[split]
         return loss / size if math.isfinite(loss) else math.inf, self.data.task.score(score, size)
 

@@ -20,17 +20,17 @@ from torch import Tensor
 
 from tuner.core.damping import damping_ratio
 from tuner.core.errors import InvalidInput
-from tuner.core.metrics import EpochMetrics, is_over
+from tuner.core.metrics import EpochMetrics, is_finished
 from tuner.core.serialization import digest, from_dict
 from tuner.core.store import Store
 from tuner.core.trial_spec import TrialSpec
-from tuner.optimizers.hyperparameters import Knobs, knobs_at, switch_step
+from tuner.optimizers.hyperparameters import Hyperparameters, hyperparameters_at, switch_step
 from tuner.order import Batch, Replay, last_iterate, legs, shuffled_batches
 from tuner.train.checkpoints import Checkpoints
-from tuner.train.critical_lr import predicted
-from tuner.train.data_parallel import ALONE, Replicas
+from tuner.train.critical_lr import cached_prediction
+from tuner.train.data_parallel import SINGLE_PROCESS, Replicas
 from tuner.train.final_weights import save_weights
-from tuner.train.train_state import NORM_BATCHES, Network
+from tuner.train.train_state import NORM_BATCHES, TrainState
 from tuner.workloads.data import Data, cached_data
 
 CUDA_CHECK_INTERVAL = 16
@@ -44,7 +44,7 @@ def train(
     checkpoint_seconds: float | None = None,
     keep_weights: bool = False,
     device: torch.device | None = None,
-    replicas: Replicas = ALONE,
+    replicas: Replicas = SINGLE_PROCESS,
 ) -> Iterator[EpochMetrics]:
     """Yields the metrics of each evaluation, up to the budget, a divergence, or the highest target if asked.
 
@@ -60,29 +60,29 @@ def train(
     Raises :class:`InvalidInput` for a workload that cannot be loaded and for a checkpoint of another spec, and
     :class:`StorageFailed` where the store stays away.
     """
-    training = Training(spec, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"), replicas)
+    training = Trainer(spec, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"), replicas)
     store = store if replicas.rank == 0 else None
     checkpoints = store and Checkpoints(store, spec_digest=digest(spec), interval=checkpoint_seconds)
-    if content := replicas.from_first(checkpoints and checkpoints.newest()):
+    if content := replicas.broadcast(checkpoints and checkpoints.newest()):
         training.restore(content)
     yield from training.history
-    while not is_over(spec, training.history):
-        metrics = training.run_leg()
-        if store and keep_weights and is_over(spec, training.history) and not metrics.diverged:
+    while not is_finished(spec, training.history):
+        metrics = training.train_to_evaluation()
+        if store and keep_weights and is_finished(spec, training.history) and not metrics.diverged:
             save_weights(training.network, store)
         if checkpoints and checkpoints.is_due():
             checkpoints.save(metrics.epoch, training.state())
         yield metrics
 
 
-class Training:
+class Trainer:
     """A training as far as it has come."""
 
-    def __init__(self, spec: TrialSpec, device: torch.device, replicas: Replicas = ALONE) -> None:
+    def __init__(self, spec: TrialSpec, device: torch.device, replicas: Replicas = SINGLE_PROCESS) -> None:
         """Raises :class:`InvalidInput` where a batch cannot be cut into equal parts."""
-        if spec.workload.batch_size % replicas.size:
+        if spec.workload.batch_size % replicas.world_size:
             raise InvalidInput(
-                f"batch_size = {spec.workload.batch_size}: must be a multiple of {replicas.size} replicas"
+                f"batch_size = {spec.workload.batch_size}: must be a multiple of {replicas.world_size} replicas"
             )
         self.spec = spec
         self.device = device
@@ -92,7 +92,7 @@ class Training:
         order, lengths = spec.optimizer.order, {"num_epochs": spec.epochs, "steps_per_epoch": self.steps_per_epoch}
         self.num_steps = last_iterate(order, **lengths)
         """The last iterate: the length of every schedule.  With replays it is below the budget."""
-        self.network = Network(spec, self.data, device, num_steps=self.num_steps, replicas=replicas)
+        self.network = TrainState(spec, self.data, device, num_steps=self.num_steps, replicas=replicas)
         self._legs = legs(order, **lengths)
         self.history: list[EpochMetrics] = []
         self.anchor: dict[str, Any] | None = None
@@ -100,7 +100,7 @@ class Training:
         warms_up = spec.compile or device.type == "cuda"
         self._unreported_compile_seconds = self.network.warm_up(next(self._batches(range(1)))) if warms_up else 0.0
 
-    def run_leg(self) -> EpochMetrics:
+    def train_to_evaluation(self) -> EpochMetrics:
         """Trains up to the next evaluation, evaluates on the validation split and adds to the history."""
         before = self.history[-1] if self.history else None
         critical_lr, predicting_seconds = (before.critical_lr, 0.0) if before else self._predicted_critical_lr()
@@ -128,7 +128,7 @@ class Training:
         validation_loss, validation_accuracy = self.network.evaluate("validation", newest)
         evaluated = time.perf_counter()
         compile_seconds, self._unreported_compile_seconds = self._unreported_compile_seconds, 0.0
-        knobs = self._knobs(replay.n - 1, switch)
+        knobs = self._hyperparameters(replay.n - 1, switch)
         metrics = EpochMetrics(
             epoch=leg[-1].n // self.steps_per_epoch,
             gradient_evaluations=(before.gradient_evaluations if before else 0) + len(losses),
@@ -175,7 +175,7 @@ class Training:
         num_before = len(losses)
         check_interval = 1 if self.device.type == "cpu" else CUDA_CHECK_INTERVAL
         for number, batch, (inputs, labels) in steps:
-            loss, score = self.network.step(number, batch, inputs, labels, self._knobs(number, switch))
+            loss, score = self.network.step(number, batch, inputs, labels, self._hyperparameters(number, switch))
             losses.append(loss)
             scores.append(score)
             if len(losses) % check_interval == 0 and self._is_divergent(losses[-check_interval:]):
@@ -196,8 +196,8 @@ class Training:
             for number in group:
                 yield batches[number % self.steps_per_epoch]
 
-    def _knobs(self, number: int, switch: int | None) -> Knobs:
-        return knobs_at(self.spec.optimizer, number, self.num_steps, self.steps_per_epoch, switch)
+    def _hyperparameters(self, number: int, switch: int | None) -> Hyperparameters:
+        return hyperparameters_at(self.spec.optimizer, number, self.num_steps, self.steps_per_epoch, switch)
 
     def _mean_loss(self, losses: list[Tensor]) -> float:
         return math.inf if self._is_divergent(losses) else float(torch.stack(losses).double().mean())
@@ -228,8 +228,8 @@ class Training:
         """The prediction at the first weights, where it is asked for, and its seconds; of rank 0 alone."""
         if not self.spec.predict_critical_lr or self.replicas.rank > 0:
             return None, 0.0
-        started, network, place = time.perf_counter(), self.network, (self.device, self.replicas.size)
-        critical_lr = predicted(self.spec, network.curvature, network.num_parameters, self.num_steps, place)
+        started, network, place = time.perf_counter(), self.network, (self.device, self.replicas.world_size)
+        critical_lr = cached_prediction(self.spec, network.curvature, network.num_parameters, self.num_steps, place)
         return critical_lr, time.perf_counter() - started
 
     def state(self) -> dict[str, Any]:

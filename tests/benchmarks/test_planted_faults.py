@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.planted_faults import plant_fault
 from tests.trained_digits import trained
 from tuner.diagnose.layer_groups import layer_groups
-from tuner.diagnose.planting import plant_fault
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
