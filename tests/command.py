@@ -23,16 +23,38 @@ from tuner.study.trial_folder import TEST, folder_name
 SMALL = ["--name", "a", "--epochs", "2", "--trials", "2", "--confirm-seeds", "0"]
 
 
-def search(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+HANG_SECONDS = 600.0
+"""Longest wait for anything: only a hang meets it, however busy the machine is."""
+SEARCH = ("-m", "tuner.search")
+FORMULA = ("-m", "tests.formula")
+"""The same with trainings that are formulas, for tests of what is around a training."""
+HELD_EPOCH = 3
+"""Beyond it such a training goes when the file that ``HOLD`` names is there."""
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def search(
+    folder: Path, *arguments: str, program: Sequence[str] = SEARCH, timeout: float = HANG_SECONDS
+) -> subprocess.CompletedProcess[str]:
     """Runs ``python -m tuner.search`` to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "tuner.search", *arguments],
+        [sys.executable, *program, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
+        env=environment(),
     )
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This one, in which programs and their workers find the tests' modules too."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        **more,
+    }
 
 
 class Running:
@@ -40,7 +62,7 @@ class Running:
 
     begun: ClassVar[list[Running]] = []
 
-    def __init__(self, folder: Path, *arguments: str, program: Sequence[str] = ("-m", "tuner.search")) -> None:
+    def __init__(self, folder: Path, *arguments: str, program: Sequence[str] = SEARCH, **more: str) -> None:
         self.printed = folder / "out.txt"
         with self.printed.open("w") as log:
             self.process = subprocess.Popen(
@@ -49,12 +71,13 @@ class Running:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env=environment(**more),
             )
         self.begun.append(self)
 
-    def wait_until(self, happened: Callable[[], bool], timeout: float = 120) -> None:
+    def wait_until(self, happened: Callable[[], bool]) -> None:
         """Returns as soon as something happened; fails where the search ends before."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + HANG_SECONDS
         while not happened():
             assert self.process.poll() is None, f"ended before: {self.output()}"
             assert time.monotonic() < end, f"did not happen: {self.output()}"
@@ -68,7 +91,11 @@ class Running:
     def interrupt(self) -> int:
         """Ctrl-C in the terminal: SIGINT to the driver and all that share its process group."""
         os.killpg(self.process.pid, signal.SIGINT)
-        return self.process.wait(timeout=60)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit status."""
+        return self.process.wait(timeout=HANG_SECONDS)
 
     def output(self) -> str:
         return self.printed.read_text()
