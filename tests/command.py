@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -183,19 +184,46 @@ def check_whole(
         assert {"optimizer.lr.peak", "seed"} <= set(run.data.params)
 
     assert not list((folder / "runs" / name).glob("*/checkpoint*")), "left over"
-    # In a process of its own: Tune's reading starts parts of Ray.
-    program = (
-        "import json, sys\nfrom ray.tune import ExperimentAnalysis\n"
-        "analysis = ExperimentAnalysis(sys.argv[1])\n"
-        "frames = analysis.trial_dataframes\n"
-        "print(json.dumps({t.config['trial']: [t.status, len(frames[t.trial_id])] for t in analysis.trials}))"
-    )
-    listed = subprocess.run(
-        [sys.executable, "-c", program, str(folder / "runs" / name)], capture_output=True, text=True, check=True
-    )
-    in_tune: dict[str, Any] = json.loads(listed.stdout.splitlines()[-1])
+    in_tune = as_tune_reads(folder / "runs" / name)
     trainings = {trial: found for trial, found in in_tune.items() if not trial.endswith("/test")}
     assert trainings == {trial: ["TERMINATED", len(logs[folder_name(trial)])] for trial in explored | confirmed}
+
+
+TUNES_OWN = """
+import json, sys
+from ray.tune import ExperimentAnalysis
+for line in sys.stdin:
+    analysis = ExperimentAnalysis(line.rstrip("\\n"))
+    frames = analysis.trial_dataframes
+    found = {trial.config["trial"]: [trial.status, len(frames[trial.trial_id])] for trial in analysis.trials}
+    print("FOUND", json.dumps(found), flush=True)
+"""
+
+
+@cache
+def _reader() -> subprocess.Popen[str]:
+    """One for all tests of this process, with which it ends: what it imports takes seconds."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", TUNES_OWN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def as_tune_reads(folder: Path) -> dict[str, Any]:
+    """Trial -> status and number of epochs, by Tune's own reading, which starts parts of Ray: in its own process."""
+    reader = _reader()
+    assert reader.stdin is not None and reader.stdout is not None
+    reader.stdin.write(f"{folder}\n")
+    reader.stdin.flush()
+    for line in reader.stdout:
+        kind, _, found = line.partition(" ")
+        if kind == "FOUND":
+            answer: dict[str, Any] = json.loads(found)
+            return answer
+    raise AssertionError(f"Tune cannot read {folder}")
 
 
 def metrics_by_epoch(folder: Path, trial: str, name: str = "a") -> list[dict[str, float]]:

@@ -124,7 +124,7 @@ def test_cut_off_by_its_time_budget_finished_and_grown_it_trains_nothing_again(
     logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/a/*/result.json")}
 
     (tmp_path / "elsewhere").mkdir()
-    again = search(tmp_path / "elsewhere", "--resume", "a", "--output", "../runs")
+    again = search(tmp_path / "elsewhere", "--resume", "a", "--output", "../runs", program=FORMULA)
     assert again.returncode == 0, again.stderr
     assert not list((tmp_path / "elsewhere").iterdir()), "its databases are where it was started"
     assert {path: path.stat().st_mtime_ns for path in logs} == logs, "nothing was trained"
