@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import sqlite3
@@ -19,6 +18,7 @@ from sqlalchemy import Engine
 from search_spaces import Variant
 from tests.command import Running, search
 from tests.postgres import BINARIES, Postgres
+from tests.tidy import nothing_left_in_the_working_directory, nothing_left_where_it_was_started  # noqa: F401
 from tuner.core.search_spec import SearchSpec
 from tuner.core.trial_spec import EpochMetrics
 from tuner.study.optuna_study import open_storage, open_studies
@@ -30,39 +30,6 @@ from tuner.tracking.tracker import Tracking
 def pytest_configure(config: pytest.Config) -> None:
     # Where a shell started the tests in the background it is ignored, here and in all searches that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def nothing_left_where_it_was_started(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    """The folder that pytest was started in holds afterwards what it held before; tests run in an empty one."""
-    started = request.config.invocation_params.dir
-    before = entries(started)
-    folder = tmp_path_factory.mktemp("empty")
-    os.chdir(folder)
-    yield folder
-    os.chdir(started)
-    assert entries(started) == before, "the tests changed the folder that they were started in"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_in_the_working_directory(nothing_left_where_it_was_started: Path) -> Iterator[None]:
-    """A test that writes to a relative path without ``monkeypatch.chdir`` fails."""
-    folder = nothing_left_where_it_was_started
-    os.chdir(folder)
-    yield
-    os.chdir(folder)
-    left = entries(folder)
-    for name in left:
-        shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink()
-    assert not left, "left in the working directory"
-
-
-def entries(folder: Path) -> list[str]:
-    """What a folder holds, and its ``runs``, apart from pytest's own."""
-    found = [path for below in (folder, folder / "runs") if below.is_dir() for path in below.iterdir()]
-    return sorted(str(path.relative_to(folder)) for path in found if path.name not in (".pytest_cache", "__pycache__"))
 
 
 @pytest.fixture(autouse=True)
