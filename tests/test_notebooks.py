@@ -130,6 +130,8 @@ def ran(searched: Path) -> dict[str, NotebookNode]:
     return made
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("notebooks")
 @pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
 def test_notebook(name: str, ran: dict[str, NotebookNode]) -> None:
     check(ran[name], *SHOWN[name])

@@ -17,6 +17,8 @@ from tuner.core.trial_spec import TrialSpec
 from tuner.search.__main__ import main
 from tuner.train import train
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = ["sgdm", "lpsgdm"]
 LONG = ["--name", "a", "--epochs", "6", "--trials", "3", "--confirm-seeds", "1", "--variants", *VARIANTS]
 

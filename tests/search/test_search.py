@@ -29,6 +29,7 @@ EPOCH_METRICS = {
 }
 
 
+@pytest.mark.slow
 def test_every_trial_once_everywhere(finished: tuple[Path, object]) -> None:
     check_whole(finished[0], {"sgdm": 2, "adamw": 2, "lpsgdm": 2, "critical": 2})
 
@@ -148,6 +149,7 @@ def test_the_winning_model_can_be_loaded_from_mlflow(finished: tuple[Path, objec
     assert shown.stdout.splitlines()[-1] == "[1.0, 1.0, 1.0]", shown.stderr
 
 
+@pytest.mark.slow
 def test_python_interface_is_the_same_dataclass(tmp_path: Path) -> None:
     program = (
         "from tuner import load_search, run_search\nfrom tuner.core.search_spec import SearchSpec\n"
@@ -159,6 +161,7 @@ def test_python_interface_is_the_same_dataclass(tmp_path: Path) -> None:
     check_whole(tmp_path, {"sgdm": 1})
 
 
+@pytest.mark.slow
 def test_all_diverged_is_a_result_and_exit_status_1(tmp_path: Path) -> None:
     ran = search(
         tmp_path, "--name", "a", "--variants", "sgdm", "--trials", "2", "--epochs", "1", "--confirm-seeds", "1",
@@ -174,6 +177,7 @@ def test_all_diverged_is_a_result_and_exit_status_1(tmp_path: Path) -> None:
     check_whole(tmp_path, {"sgdm": 2})
 
 
+@pytest.mark.slow
 def test_a_failing_trial_is_failed_everywhere_and_the_rest_goes_on(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"
@@ -203,6 +207,7 @@ def test_a_failing_trial_is_failed_everywhere_and_the_rest_goes_on(tmp_path: Pat
     assert len(studies(tmp_path)["mine"].trials) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["accuracy", "auc", "pareto"])
 def test_other_objectives(objective: str, tmp_path: Path) -> None:
     ran = search(
