@@ -6,12 +6,13 @@ import csv
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.command import FORMULA, check_whole, mlflow_runs, search, studies
+from tests.tracked import load_function
 from tuner.search.__main__ import main
 from tuner.study.results import load_search
 
@@ -133,31 +134,22 @@ def test_the_run_table_of_mlflow_sorted_is_the_leaderboard(
 def test_the_winning_model_can_be_loaded_from_mlflow(finished: tuple[Path, object]) -> None:
     _, runs = mlflow_runs(finished[0])
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    program = (
-        "import sys, mlflow, numpy as np\n"
-        "mlflow.set_tracking_uri(sys.argv[1])\n"
-        "model = mlflow.pyfunc.load_model(sys.argv[2])\n"
-        "print(model.predict(np.zeros((3, 1, 8, 8), dtype=np.uint8)).sum(1).round(3).tolist())"
-    )
-    shown = subprocess.run(
-        [sys.executable, "-c", program, f"sqlite:///{finished[0]}/mlflow.db", parent.data.tags["winning_model"]],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=finished[0],
-    )
-    assert shown.stdout.splitlines()[-1] == "[1.0, 1.0, 1.0]", shown.stderr
+    function = load_function(f"sqlite:///{finished[0]}/mlflow.db", parent.data.tags["winning_model"])
+    shares = function.predict(np.zeros((3, 1, 8, 8), dtype=np.uint8))
+    assert shares.sum(1) == pytest.approx([1, 1, 1], abs=1e-3)
 
 
 @pytest.mark.slow
 def test_python_interface_is_the_same_dataclass(tmp_path: Path) -> None:
     program = (
+        "from tests import formula\nformula.install()\n"
         "from tuner import load_search, run_search\nfrom tuner.core.search_spec import SearchSpec\n"
         "result = run_search(SearchSpec(name='a', variants=('sgdm',), trials=1, epochs=1, confirm_seeds=1))\n"
         "assert len(load_search('a').records) == 3\n"
         "assert result.exit_status == 0 and result.best_trial == 'sgdm-00'\n"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True)
+    ran = search(tmp_path, program=["-c", program])
+    assert ran.returncode == 0, ran.stdout + ran.stderr
     check_whole(tmp_path, {"sgdm": 1})
 
 
@@ -246,11 +238,11 @@ def images(folder: Path) -> None:
     [
         (["--variants", "sgdmm"], "--variants: unknown variant 'sgdmm': did you mean 'sgdm'?"),
         (["--workload", "digit"], "did you mean 'digits'?"),
-        (["--model", "resnet9"], "resnet"),
+        pytest.param(*(["--model", "resnet9"], "resnet"), marks=pytest.mark.extensive),
         (["--workload", "diagonal", "--model", "resnet8"], "--model resnet8: takes images, and diagonal has none"),
         (["--model", "diagonal"], "--model diagonal: takes the workload diagonal alone"),
         (["--model", "nowhere.module:function"], "nowhere"),
-        (["--model", "alexnet"], "alexnet"),
+        pytest.param(*(["--model", "alexnet"], "alexnet"), marks=pytest.mark.extensive),
         (["--output", "s3://bucket/runs"], "--output s3://bucket/runs"),
         (["--space", "lr.paek=1:2"], "did you mean 'lr.peak'?"),
         (["--epoch", "3"], "did you mean --epochs?"),
