@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import nbclient
@@ -40,6 +41,16 @@ OF_NO_SEARCH = {
     )
 }
 """Likewise of those that compute all they show."""
+SMALLER = {
+    "num_runs=(?:64|32|16)": "num_runs=2",
+    r"\b1600\b": "160",
+    r"\b800\b": "80",
+    r"\b640\b": "64",
+    r"\b600\b": "60",
+    r"\b400\b": "44",
+    r"\b320\b": "32",
+}
+"""What makes these quick: fewer runs, and networks of a tenth of the dimension."""
 NOTEBOOKS = [path for path in sorted(FOLDER.glob("*.ipynb")) if path.stem not in OF_NO_SEARCH]
 LONG = {"02-p-schedules": (3, ["small: 72 trials", "Nothing was confirmed", "More than chance"])}
 """Of a longer search without confirmation."""
@@ -69,7 +80,17 @@ def read(path: Path) -> NotebookNode:
     return notebook
 
 
-def run(*notebooks: tuple[Path, Path | None], **environment: str) -> dict[str, NotebookNode]:
+def smaller(notebook: NotebookNode) -> NotebookNode:
+    """The same notebook of quicker simulations."""
+    for pattern, text in SMALLER.items():
+        sources = [re.sub(pattern, text, cell.source) for cell in notebook.cells]
+        assert sources != [cell.source for cell in notebook.cells], f"{pattern} makes nothing smaller"
+        for cell, source in zip(notebook.cells, sources, strict=True):
+            cell.source = source
+    return notebook
+
+
+def run(*notebooks: tuple[Path, Path | None], whole_size: bool = True, **environment: str) -> dict[str, NotebookNode]:
     """Notebooks after a run from first cell to last, in one kernel emptied before each: what they import takes seconds.
 
     Each has the search's folder that it is about beside it.
@@ -77,7 +98,7 @@ def run(*notebooks: tuple[Path, Path | None], **environment: str) -> dict[str, N
     whole = nbformat.v4.new_notebook()  # type: ignore[no-untyped-call]
     parts: dict[str, NotebookNode] = {}
     for path, searched in notebooks:
-        parts[path.stem] = read(path)
+        parts[path.stem] = read(path) if searched or whole_size else smaller(read(path))
         opening = f"%reset -f\nimport os\nos.environ['TUNER_SEARCH'] = {str(searched or '')!r}"
         # The cells of both are the same objects, and get their outputs here.
         whole.cells += [nbformat.v4.new_code_cell(opening), *parts[path.stem].cells]  # type: ignore[no-untyped-call]
@@ -125,7 +146,11 @@ def ran(searched: Path) -> dict[str, NotebookNode]:
     """The notebooks on a search, which they leave as it was."""
     before = files(searched)
     path = [str(searched.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]  # the model
-    made = run(*((notebook, searched) for notebook in NOTEBOOKS), PYTHONPATH=os.pathsep.join(path))
+    given = [
+        *((notebook, searched) for notebook in NOTEBOOKS),
+        *((FOLDER / f"{name}.ipynb", None) for name in OF_NO_SEARCH),
+    ]
+    made = run(*given, whole_size=False, PYTHONPATH=os.pathsep.join(path))
     assert files(searched) == before
     return made
 
@@ -135,6 +160,14 @@ def ran(searched: Path) -> dict[str, NotebookNode]:
 @pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
 def test_notebook(name: str, ran: dict[str, NotebookNode]) -> None:
     check(ran[name], *SHOWN[name])
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("notebooks")
+@pytest.mark.parametrize("name", OF_NO_SEARCH)
+def test_notebook_of_no_search_made_smaller(name: str, ran: dict[str, NotebookNode]) -> None:
+    pictures, printed = OF_NO_SEARCH[name]
+    check(ran[name], pictures, [words for words in printed if "d = 6" not in words])
 
 
 @pytest.mark.slow
