@@ -1,25 +1,38 @@
 # Every target installs what it needs first: a clone, Python 3.11 or newer, and `make search`.
 # PYTHON=/path/to/python chooses the interpreter, VENV=folder the environment's place, ARGS="..." goes to the program.
+# JOBS=number says how many tests run at a time.
 
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: search test check format benchmarks clean
+.PHONY: search test test-all test-hosts lint check format benchmarks clean
 
 search: $(VENV)/.installed
 	$(BIN)/python -m tuner.search $(ARGS)
 
+# Every capability once, in at most 10 minutes on two cores.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -n $(JOBS) -m "not extensive and not cluster" $(ARGS)
 
-check: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(ARGS)
+# All cases, and a cluster of hosts where this machine can make them: an hour or more.
+test-all: $(VENV)/.installed-dev
+	$(PYTEST) -n $(JOBS) $(ARGS)
+
+# `ray up`, one search and its faults on test hosts; skipped where this machine cannot make them.
+test-hosts: $(VENV)/.installed-dev
+	$(PYTEST) -m "cluster and not extensive" $(ARGS) tests/cluster
+
+# All four run, whichever of them fails.
+lint: $(VENV)/.installed-dev
+	@status=0; for check in "ruff format --check ." "ruff check ." mypy lint-imports; do \
+		echo "$$check"; $(BIN)/$$check || status=1; \
+	done; exit $$status
+
+check: lint test
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix-only .

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,16 +24,38 @@ from tuner.study.trial_folder import TEST, folder_name
 SMALL = ["--name", "a", "--epochs", "2", "--trials", "2", "--confirm-seeds", "0"]
 
 
-def search(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+HANG_SECONDS = 600.0
+"""Longest wait for anything: only a hang meets it, however busy the machine is."""
+SEARCH = ("-m", "tuner.search")
+FORMULA = ("-m", "tests.formula")
+"""The same with trainings that are formulas, for tests of what is around a training."""
+HELD_EPOCH = 3
+"""Beyond it such a training goes when the file that ``HOLD`` names is there."""
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def search(
+    folder: Path, *arguments: str, program: Sequence[str] = SEARCH, timeout: float = HANG_SECONDS
+) -> subprocess.CompletedProcess[str]:
     """Runs ``python -m tuner.search`` to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "tuner.search", *arguments],
+        [sys.executable, *program, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
+        env=environment(),
     )
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This one, in which programs and their workers find the tests' modules too."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        **more,
+    }
 
 
 class Running:
@@ -40,7 +63,7 @@ class Running:
 
     begun: ClassVar[list[Running]] = []
 
-    def __init__(self, folder: Path, *arguments: str, program: Sequence[str] = ("-m", "tuner.search")) -> None:
+    def __init__(self, folder: Path, *arguments: str, program: Sequence[str] = SEARCH, **more: str) -> None:
         self.printed = folder / "out.txt"
         with self.printed.open("w") as log:
             self.process = subprocess.Popen(
@@ -49,12 +72,13 @@ class Running:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env=environment(**more),
             )
         self.begun.append(self)
 
-    def wait_until(self, happened: Callable[[], bool], timeout: float = 120) -> None:
+    def wait_until(self, happened: Callable[[], bool]) -> None:
         """Returns as soon as something happened; fails where the search ends before."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + HANG_SECONDS
         while not happened():
             assert self.process.poll() is None, f"ended before: {self.output()}"
             assert time.monotonic() < end, f"did not happen: {self.output()}"
@@ -68,7 +92,11 @@ class Running:
     def interrupt(self) -> int:
         """Ctrl-C in the terminal: SIGINT to the driver and all that share its process group."""
         os.killpg(self.process.pid, signal.SIGINT)
-        return self.process.wait(timeout=60)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit status."""
+        return self.process.wait(timeout=HANG_SECONDS)
 
     def output(self) -> str:
         return self.printed.read_text()
@@ -156,19 +184,46 @@ def check_whole(
         assert {"optimizer.lr.peak", "seed"} <= set(run.data.params)
 
     assert not list((folder / "runs" / name).glob("*/checkpoint*")), "left over"
-    # In a process of its own: Tune's reading starts parts of Ray.
-    program = (
-        "import json, sys\nfrom ray.tune import ExperimentAnalysis\n"
-        "analysis = ExperimentAnalysis(sys.argv[1])\n"
-        "frames = analysis.trial_dataframes\n"
-        "print(json.dumps({t.config['trial']: [t.status, len(frames[t.trial_id])] for t in analysis.trials}))"
-    )
-    listed = subprocess.run(
-        [sys.executable, "-c", program, str(folder / "runs" / name)], capture_output=True, text=True, check=True
-    )
-    in_tune: dict[str, Any] = json.loads(listed.stdout.splitlines()[-1])
+    in_tune = as_tune_reads(folder / "runs" / name)
     trainings = {trial: found for trial, found in in_tune.items() if not trial.endswith("/test")}
     assert trainings == {trial: ["TERMINATED", len(logs[folder_name(trial)])] for trial in explored | confirmed}
+
+
+TUNES_OWN = """
+import json, sys
+from ray.tune import ExperimentAnalysis
+for line in sys.stdin:
+    analysis = ExperimentAnalysis(line.rstrip("\\n"))
+    frames = analysis.trial_dataframes
+    found = {trial.config["trial"]: [trial.status, len(frames[trial.trial_id])] for trial in analysis.trials}
+    print("FOUND", json.dumps(found), flush=True)
+"""
+
+
+@cache
+def _reader() -> subprocess.Popen[str]:
+    """One for all tests of this process, with which it ends: what it imports takes seconds."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", TUNES_OWN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def as_tune_reads(folder: Path) -> dict[str, Any]:
+    """Trial -> status and number of epochs, by Tune's own reading, which starts parts of Ray: in its own process."""
+    reader = _reader()
+    assert reader.stdin is not None and reader.stdout is not None
+    reader.stdin.write(f"{folder}\n")
+    reader.stdin.flush()
+    for line in reader.stdout:
+        kind, _, found = line.partition(" ")
+        if kind == "FOUND":
+            answer: dict[str, Any] = json.loads(found)
+            return answer
+    raise AssertionError(f"Tune cannot read {folder}")
 
 
 def metrics_by_epoch(folder: Path, trial: str, name: str = "a") -> list[dict[str, float]]:

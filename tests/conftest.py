@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import warnings
@@ -17,6 +19,7 @@ from sqlalchemy import Engine
 from search_spaces import Variant
 from tests.command import Running, search
 from tests.postgres import BINARIES, Postgres
+from tests.tidy import nothing_left_in_the_working_directory, nothing_left_where_it_was_started  # noqa: F401
 from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import SearchSpec
 from tuner.study.optuna_study import open_storage, open_studies
@@ -24,6 +27,36 @@ from tuner.study.recorder import Recorder
 from tuner.study.results import Search
 from tuner.study.scheduler import TrialScheduler
 from tuner.tracking.tracker import Tracker
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Where a shell started the tests in the background it is ignored, here and in all searches that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)  # else each of these processes starts one for every core
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, those of a file share one process and its fixtures, slow ones apart; what is slow
+    comes first, so that no process is left with it at the end."""
+    slow: dict[str, bool] = {}
+    groups: dict[pytest.Item, str] = {}
+    for item in items:
+        is_slow = item.get_closest_marker("slow") is not None
+        marker = item.get_closest_marker("xdist_group")
+        if marker:
+            groups[item] = marker.args[0]
+        elif "finished" in getattr(item, "fixturenames", ()):
+            groups[item] = "finished"
+        else:
+            groups[item] = item.nodeid if is_slow else item.nodeid.partition("::")[0]
+        if not marker:
+            item.add_marker(pytest.mark.xdist_group(groups[item]))
+        slow[groups[item]] = slow.get(groups[item], False) or is_slow
+    items.sort(key=lambda item: not slow[groups[item]])
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import nbclient
@@ -11,7 +12,7 @@ import pytest
 from nbformat import NotebookNode
 
 from benchmarks.simulated_search import Truth, simulate
-from tests.command import search
+from tests.command import HANG_SECONDS, search
 from tuner.core.search_spec import SearchSpec
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
@@ -40,12 +41,22 @@ OF_NO_SEARCH = {
     )
 }
 """Likewise of those that compute all they show."""
+SMALLER = {
+    "num_runs=(?:64|32|16)": "num_runs=2",
+    r"\b1600\b": "160",
+    r"\b800\b": "80",
+    r"\b640\b": "64",
+    r"\b600\b": "60",
+    r"\b400\b": "44",
+    r"\b320\b": "32",
+}
+"""What makes these quick: fewer runs, and networks of a tenth of the dimension."""
 NOTEBOOKS = [path for path in sorted(FOLDER.glob("*.ipynb")) if path.stem not in OF_NO_SEARCH]
 LONG = {"02-p-schedules": (3, ["small: 72 trials", "Nothing was confirmed", "More than chance"])}
 """Of a longer search without confirmation."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a search of a small model by all that the notebooks are about; easy targets, reached by some."""
     folder = tmp_path_factory.mktemp("notebooks")
@@ -69,21 +80,38 @@ def read(path: Path) -> NotebookNode:
     return notebook
 
 
-def execute(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookNode:
-    """Runs a notebook on the search in a folder."""
-    monkeypatch.setenv("TUNER_SEARCH", str(folder))
-    monkeypatch.setenv("PYTHONPATH", str(folder.parents[1]), prepend=os.pathsep)  # the model
-    return run(path)
-
-
-def run(path: Path) -> NotebookNode:
-    notebook = read(path)
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+def smaller(notebook: NotebookNode) -> NotebookNode:
+    """The same notebook of quicker simulations."""
+    for pattern, text in SMALLER.items():
+        sources = [re.sub(pattern, text, cell.source) for cell in notebook.cells]
+        assert sources != [cell.source for cell in notebook.cells], f"{pattern} makes nothing smaller"
+        for cell, source in zip(notebook.cells, sources, strict=True):
+            cell.source = source
     return notebook
+
+
+def run(*notebooks: tuple[Path, Path | None], whole_size: bool = True, **environment: str) -> dict[str, NotebookNode]:
+    """Notebooks after a run from first cell to last, in one kernel emptied before each: what they import takes seconds.
+
+    Each has the search's folder that it is about beside it.
+    """
+    whole = nbformat.v4.new_notebook()  # type: ignore[no-untyped-call]
+    parts: dict[str, NotebookNode] = {}
+    for path, searched in notebooks:
+        parts[path.stem] = read(path) if searched or whole_size else smaller(read(path))
+        opening = f"%reset -f\nimport os\nos.environ['TUNER_SEARCH'] = {str(searched or '')!r}"
+        # The cells of both are the same objects, and get their outputs here.
+        whole.cells += [nbformat.v4.new_code_cell(opening), *parts[path.stem].cells]  # type: ignore[no-untyped-call]
+    client = nbclient.NotebookClient(
+        whole, timeout=HANG_SECONDS, allow_errors=True, resources={"metadata": {"path": str(FOLDER)}}
+    )
+    client.execute(env={**os.environ, **environment})
+    return parts
 
 
 def check(notebook: NotebookNode, num_pictures: int, printed: list[str]) -> None:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not [output["traceback"] for output in outputs if output["output_type"] == "error"]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= num_pictures
     text = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
     for words in printed:
@@ -98,23 +126,9 @@ def files(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in found}
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook(path: Path, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = files(searched)
-    check(execute(path, searched, monkeypatch), *SHOWN[path.stem])
-    assert files(searched) == before
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OF_NO_SEARCH)
-def test_notebook_of_no_search(name: str) -> None:
-    check(run(FOLDER / f"{name}.ipynb"), *OF_NO_SEARCH[name])
-
-
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem in LONG], ids=lambda path: path.stem)
-def test_notebook_of_a_long_search_without_confirmation(
-    path: Path, tmp_path: Path, quick_sqlite: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory, quick_sqlite: None) -> Path:
+    """The folder of a search of more trials without confirmation."""
     spec = SearchSpec.from_flags(
         name="small",
         variants=("sgdm", "lpsgdm", "lpsgdm-rms"),
@@ -123,8 +137,50 @@ def test_notebook_of_a_long_search_without_confirmation(
         epochs=4,
         early_stopping=False,
     )
-    made = simulate(spec, {"sgdm": Truth(), "lpsgdm": Truth(lr_limit=0.1), "lpsgdm-rms": Truth()}, output=tmp_path)
-    check(execute(path, made.folder, monkeypatch), *LONG[path.stem])
+    truths = {"sgdm": Truth(), "lpsgdm": Truth(lr_limit=0.1), "lpsgdm-rms": Truth()}
+    return simulate(spec, truths, output=tmp_path_factory.mktemp("long")).folder
+
+
+@pytest.fixture(scope="module")
+def ran(searched: Path) -> dict[str, NotebookNode]:
+    """The notebooks on a search, which they leave as it was."""
+    before = files(searched)
+    path = [str(searched.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]  # the model
+    given = [
+        *((notebook, searched) for notebook in NOTEBOOKS),
+        *((FOLDER / f"{name}.ipynb", None) for name in OF_NO_SEARCH),
+    ]
+    made = run(*given, whole_size=False, PYTHONPATH=os.pathsep.join(path))
+    assert files(searched) == before
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("notebooks")
+@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
+def test_notebook(name: str, ran: dict[str, NotebookNode]) -> None:
+    check(ran[name], *SHOWN[name])
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("notebooks")
+@pytest.mark.parametrize("name", OF_NO_SEARCH)
+def test_notebook_of_no_search_made_smaller(name: str, ran: dict[str, NotebookNode]) -> None:
+    pictures, printed = OF_NO_SEARCH[name]
+    check(ran[name], pictures, [words for words in printed if "d = 6" not in words])
+
+
+@pytest.mark.slow
+@pytest.mark.extensive
+@pytest.mark.parametrize("name", OF_NO_SEARCH)
+def test_notebook_of_no_search(name: str) -> None:
+    check(run((FOLDER / f"{name}.ipynb", None))[name], *OF_NO_SEARCH[name])
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize("name", LONG)
+def test_notebook_of_a_long_search_without_confirmation(name: str, long: Path) -> None:
+    check(run((FOLDER / f"{name}.ipynb", long))[name], *LONG[name])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.command import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE_BY_TOOLS = {".git", ".venv", "__pycache__", "build", "dist", "runs", "mlruns"}
@@ -132,3 +135,24 @@ def test_tests_stand_in_the_rooms_that_they_test() -> None:
     rooms = {path.parts[1] for path in MODULES if path.parts[0] == "tuner" and len(path.parts) == 3}
     folders = {path.parts[1] for path in FILES if path.parts[0] == "tests" and len(path.parts) > 2}
     assert folders <= rooms | {"search_spaces", "benchmarks"}
+
+
+LEAVING = """
+from pathlib import Path
+def test_here(): Path("mlflow.db").touch()
+def test_there(request): (request.config.invocation_params.dir / "runs/b").mkdir()
+def test_nothing(): assert not list(Path().iterdir())
+"""
+
+
+def test_tests_that_leave_something_behind_are_found_out(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    (started / "runs/a").mkdir(parents=True)
+    (started / "test_leaving.py").write_text(LEAVING)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.tidy", "--basetemp", str(tmp_path / "temporary")]
+    ran = subprocess.run(
+        command, cwd=started, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert "3 passed, 2 errors" in ran.stdout, ran.stdout + ran.stderr
+    assert "['mlflow.db']" in ran.stdout and "runs/b" in ran.stdout
+    assert "ERROR test_leaving.py::test_here" in ran.stdout and "ERROR test_leaving.py::test_nothing" in ran.stdout

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,6 +53,15 @@ def runs(uri: str, search_id: str = "id") -> dict[str, Run]:
     counts = Counter(run.data.tags[TRIAL_TAG] for run in found)
     assert set(counts.values()) <= {1}, counts
     return {run.data.tags[TRIAL_TAG]: run for run in found}
+
+
+def load_function(uri: str, model: str) -> Any:
+    """A logged model as a function of arrays."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):  # MLflow's own, when imported
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        import mlflow.pyfunc
+
+        return mlflow.pyfunc.load_model(model)
 
 
 @contextmanager

@@ -13,14 +13,15 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.command import Running, epochs_logged, mlflow_runs, studies
+from tests.command import FORMULA, HELD_EPOCH, Running, epochs_logged, mlflow_runs, studies
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lost machines")]
+EPOCHS = 2 * HELD_EPOCH
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head without CPUs and a node with one."""
+    """A head without CPUs and a node with one, which each test leaves as it found it."""
     memory = 100 * 2**20
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": memory}
@@ -61,18 +62,20 @@ def crash(cluster: Cluster, folder: Path) -> None:
 def test_what_counts_as_a_failure(
     cluster: Cluster, happens: Callable[[Cluster, Path], None], costs_a_failure: bool, tmp_path: Path
 ) -> None:
-    # Epochs enough that the first trial is still trained when the program that drains has started.
-    small = ["--name", "a", "--epochs", "80", "--trials", "2", "--confirm-seeds", "0", "--variants", "sgdm"]
-    running = Running(tmp_path, *small, "--max-failures", "0", "--no-early-stopping", "--address", cluster.address)
-    running.wait_until(lambda: len(epochs_logged(tmp_path).get("sgdm-00", [])) >= 2)
+    go = tmp_path / "go"
+    small = ["--name", "a", "--epochs", str(EPOCHS), "--trials", "2", "--confirm-seeds", "0", "--variants", "sgdm"]
+    small += ["--max-failures", "0", "--no-early-stopping", "--address", cluster.address]
+    running = Running(tmp_path, *small, program=FORMULA, HOLD=str(go))
+    running.wait_until(lambda: len(epochs_logged(tmp_path).get("sgdm-00", [])) == HELD_EPOCH)
     happens(cluster, tmp_path)
     if happens is not crash:
         cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
-    assert running.process.wait(timeout=200) == 0, running.output()
+    go.touch()
+    assert running.wait() == 0, running.output()
     states = [trial.state.name for trial in studies(tmp_path)["sgdm"].trials]
     assert states == (["FAIL", "COMPLETE"] if costs_a_failure else ["COMPLETE", "COMPLETE"])
     _, runs = mlflow_runs(tmp_path)
     tags = next(run.data.tags for run in runs if run.info.run_name == "sgdm-00")
     assert tags.get("lost_machines") == (None if costs_a_failure else "1")
     assert ("died" in tags.get("failure", "")) == costs_a_failure
-    assert epochs_logged(tmp_path)["sgdm-01"] == list(range(1, 81))
+    assert epochs_logged(tmp_path)["sgdm-01"] == list(range(1, EPOCHS + 1))

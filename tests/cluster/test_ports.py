@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.cluster.hosts import ROOT, USER, Host
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("hosts")]
 
 STRANGERS = str(ROOT / "tests/cluster/strangers.py")
 SSH_PORT, GCS, OBJECT_MANAGER, RAYLET, RUNTIME_ENV, AGENT_GRPC, AGENT, CLIENT = (

@@ -84,6 +84,7 @@ def ended(head: Any, end: str) -> BaseException:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("worker group")
 def test_processes_stay_for_the_next_training_even_where_one_was_left_in_the_middle(head: Any) -> None:
     whole, others = ray.get(head.run.remote())
     assert [(told["epoch"], told["sum"]) for told in whole] == [(epoch, 3.0) for epoch in range(EPOCHS)]
@@ -94,6 +95,7 @@ def test_processes_stay_for_the_next_training_even_where_one_was_left_in_the_mid
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("worker group")
 @pytest.mark.parametrize(
     ("end", "error", "message"),
     [

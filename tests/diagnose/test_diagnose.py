@@ -22,7 +22,7 @@ from tuner.core.store import WEIGHTS
 from tuner.core.trial_spec import TrialSpec, WorkloadSpec
 from tuner.diagnose.__main__ import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("diagnose")]
 ONE = ["--threads", "1"]
 
 
@@ -178,12 +178,17 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ],
 )
 def test_bad_input_is_one_sentence(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     file = file_of(tmp_path)
     given = [argument.format(file=file, folder=tmp_path) for argument in arguments]
     assert message in refused(given, capsys)
-    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "spec.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "spec.json"}, "it makes nothing"
 
 
 @pytest.mark.parametrize(

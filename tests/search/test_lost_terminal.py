@@ -11,22 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import check_whole
+from tests.command import FORMULA, HANG_SECONDS, HELD_EPOCH, check_whole, environment
 
 
 @pytest.mark.slow
 def test_a_search_outlives_its_terminal(tmp_path: Path) -> None:
-    small = ["--name", "a", "--epochs", "3", "--trials", "2", "--confirm-seeds", "0", "--variants", "sgdm"]
+    small = ["--name", "a", "--epochs", str(HELD_EPOCH + 1), "--trials", "2", "--confirm-seeds", "0"]
+    small += ["--variants", "sgdm"]
+    go = tmp_path / "go"
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(tmp_path)
-        os.execv(sys.executable, [sys.executable, "-m", "tuner.search", *small])
-    shown, end = b"", time.monotonic() + 120
+        os.execve(sys.executable, [sys.executable, *FORMULA, *small], environment(HOLD=str(go)))
+    shown, end = b"", time.monotonic() + HANG_SECONDS
     while not list(tmp_path.glob("runs/a/*/result.json")):
         assert time.monotonic() < end, shown.decode()
         if select.select([terminal], [], [], 0.1)[0]:
             shown += os.read(terminal, 2**16)
     os.close(terminal)
+    go.touch()
     _, status = os.waitpid(child, 0)
     log = (tmp_path / "runs/a/ray.log").read_text()
     assert os.waitstatus_to_exitcode(status) == 0, log

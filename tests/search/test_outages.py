@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import Running, check_whole, epochs_logged, search
+from tests.command import FORMULA, Running, check_whole, epochs_logged, search
 from tests.postgres import Postgres
 from tests.tracked import Server
 
@@ -36,18 +36,20 @@ def test_a_search_outlives_its_databases_and_servers(postgres: Postgres, tmp_pat
             "PostgreSQL is away": lambda: away(postgres.stop, postgres.start, 10),
             "MLflow is killed": lambda: away(server.kill, server.start, 5),
         }
-        running = Running(tmp_path, *LONG, "--storage", storage, "--tracking-uri", server.address)
+        places = ["--storage", storage, "--tracking-uri", server.address]
+        running = Running(tmp_path, *LONG, *places, program=FORMULA, EPOCH_SECONDS="0.4")
         for number, (name, outage) in enumerate(outages.items()):
             running.wait_until(lambda number=number: num_epochs(tmp_path) > 4 + 8 * number)  # type: ignore[misc]
             outage()
             assert running.process.poll() is None, f"{name}: {running.output()}"
-        assert running.process.wait(timeout=240) == 0, running.output()
+        assert running.wait() == 0, running.output()
         assert "MLflow has not taken everything" not in running.output()
         check_whole(tmp_path, dict.fromkeys(VARIANTS, 3), storage=storage, tracking_uri=server.address)
     log = (tmp_path / "runs/a/ray.log").read_text()
     assert "Optuna's storage works again" in log, "the outages were not felt"
 
 
+@pytest.mark.extensive
 def test_a_search_ends_cleanly_where_its_database_stays_away(postgres: Postgres, tmp_path: Path) -> None:
     storage = postgres.create_database("gone")
     impatient = (
@@ -57,7 +59,7 @@ def test_a_search_ends_cleanly_where_its_database_stays_away(postgres: Postgres,
     running = Running(tmp_path, *LONG, "--storage", storage, program=["-c", impatient])
     running.wait_until(lambda: num_epochs(tmp_path) > 8)
     postgres.stop("immediate")
-    assert running.process.wait(timeout=120) == 3, running.output()
+    assert running.wait() == 3, running.output()
     assert "Optuna's storage has failed for 2 s: " in running.output()
     assert "Go on with: python -m tuner.search --resume a" in running.output()
     assert "Traceback" not in running.output()

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.command import Running, check_whole, epochs_logged, metrics_by_epoch, mlflow_runs, search, studies
+from tests.command import FORMULA, Running, check_whole, epochs_logged, metrics_by_epoch, mlflow_runs, search, studies
 from tuner.core.serialization import from_dict
 from tuner.core.trial_spec import TrialSpec
+from tuner.search.__main__ import main
 from tuner.train import train
+
+pytestmark = pytest.mark.slow
 
 VARIANTS = ["sgdm", "lpsgdm"]
 LONG = ["--name", "a", "--epochs", "6", "--trials", "3", "--confirm-seeds", "1", "--variants", *VARIANTS]
@@ -30,6 +33,17 @@ def _num_epochs(folder: Path) -> int:
     return sum(map(len, epochs_logged(folder).values()))
 
 
+def check_numbers(folder: Path) -> None:
+    """The epochs in the logs, of confirmed runs too, are those of trainings that nobody kills."""
+    torch.set_num_threads(1)
+    for name in epochs_logged(folder):  # confirmed runs too
+        spec = from_dict(TrialSpec, json.loads((folder / "runs/a" / name / "spec.json").read_text()))
+        for metrics, line in zip(train(spec), metrics_by_epoch(folder, name), strict=True):
+            assert metrics.train_loss == line["train/loss"]
+            assert metrics.validation_loss == line["validation/loss"]
+            assert metrics.validation_accuracy == line["validation/accuracy"]
+
+
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "spec written": lambda folder: (folder / "runs/a/search.json").exists(),
     "first trial asked": lambda folder: _num_asked(folder) >= 1,
@@ -41,6 +55,29 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 }
 
 
+def test_killed_and_interrupted_it_ends_as_if_nobody_had(tmp_path: Path) -> None:
+    arguments = ["--name", "a", "--epochs", "6", "--trials", "2", "--confirm-seeds", "1", "--variants", "sgdm"]
+    killed = Running(tmp_path, *arguments)
+    killed.wait_until(lambda: MOMENTS["middle of a trial"](tmp_path))
+    killed.kill()
+
+    interrupted = Running(tmp_path, "--resume", "a")
+    interrupted.wait_until(lambda: MOMENTS["a confirmed run"](tmp_path))
+    assert interrupted.interrupt() == 130
+    assert "Go on with: python -m tuner.search --resume a" in interrupted.output()
+    assert "Traceback" not in interrupted.output()
+    _, runs = mlflow_runs(tmp_path)
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert (parent.data.tags["status"], parent.info.status) == ("interrupted", "RUNNING")
+    assert any(study.trials for study in studies(tmp_path).values())
+
+    resumed = search(tmp_path, "--resume", "a")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    check_whole(tmp_path, {"sgdm": 2})
+    check_numbers(tmp_path)
+
+
+@pytest.mark.extensive
 @pytest.mark.parametrize(
     "moments",
     [
@@ -60,6 +97,7 @@ def test_killed_at_one_moment_after_the_other(moments: Sequence[str], tmp_path: 
     check_whole(tmp_path, dict.fromkeys(VARIANTS, 3))
 
 
+@pytest.mark.extensive
 def test_killed_again_and_again_the_numbers_are_those_of_trainings_nobody_killed(tmp_path: Path) -> None:
     arguments = [*LONG, "--no-early-stopping"]
     for _ in range(3):
@@ -72,64 +110,35 @@ def test_killed_again_and_again_the_numbers_are_those_of_trainings_nobody_killed
     resumed = search(tmp_path, "--resume", "a")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     check_whole(tmp_path, dict.fromkeys(VARIANTS, 3))
-
-    torch.set_num_threads(1)
-    for name in epochs_logged(tmp_path):  # confirmed runs too
-        spec = from_dict(TrialSpec, json.loads((tmp_path / "runs/a" / name / "spec.json").read_text()))
-        for metrics, line in zip(train(spec), metrics_by_epoch(tmp_path, name), strict=True):
-            assert metrics.train_loss == line["train/loss"]
-            assert metrics.validation_loss == line["validation/loss"]
-            assert metrics.validation_accuracy == line["validation/accuracy"]
+    check_numbers(tmp_path)
 
 
-def test_a_finished_search_resumed_trains_nothing_and_may_grow(tmp_path: Path) -> None:
-    first = search(
-        tmp_path, "--name", "a", "--epochs", "2", "--trials", "2", "--variants", "sgdm", "--confirm-seeds", "2"
-    )
+def test_cut_off_by_its_time_budget_finished_and_grown_it_trains_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--name", "a", "--epochs", "2", "--trials", "2", "--variants", "sgdm", "--confirm-seeds", "2"]
+    cut = search(tmp_path, *small, "--time-budget", "1s", program=FORMULA)
+    assert "--resume a" in cut.stdout
+    assert cut.returncode in (0, 1)
+    first = search(tmp_path, "--resume", "a", program=FORMULA)
     assert first.returncode == 0, first.stdout + first.stderr
-    logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/a/*/result.json")}
-    tables = [first.stdout.partition("Best settings of ")[2]]
-
-    again = search(tmp_path, "--resume", "a")
-    assert again.returncode == 0, again.stderr
-    tables.append(again.stdout.partition("Best settings of ")[2])
-    assert {path: path.stat().st_mtime_ns for path in logs} == logs, "nothing was trained"
-    assert tables[1].splitlines()[:4] == tables[0].splitlines()[:4] != [], "the same winner and settings"
     check_whole(tmp_path, {"sgdm": 2})
+    logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/a/*/result.json")}
 
     (tmp_path / "elsewhere").mkdir()
-    elsewhere = search(tmp_path / "elsewhere", "--resume", "a", "--output", "../runs")
-    assert elsewhere.returncode == 0, elsewhere.stderr
+    again = search(tmp_path / "elsewhere", "--resume", "a", "--output", "../runs", program=FORMULA)
+    assert again.returncode == 0, again.stderr
     assert not list((tmp_path / "elsewhere").iterdir()), "its databases are where it was started"
+    assert {path: path.stat().st_mtime_ns for path in logs} == logs, "nothing was trained"
+    tables = [ran.stdout.partition("Best settings of ")[2] for ran in (first, again)]
+    assert tables[1].splitlines()[:4] == tables[0].splitlines()[:4] != [], "the same winner and settings"
 
-    taken = search(tmp_path, "--name", "a")
-    assert taken.returncode == 2 and "--resume a" in taken.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["--name", "a"]) == 2
+    assert "--resume a" in capsys.readouterr().err
 
-    grown = search(tmp_path, "--resume", "a", "--trials", "3", "--variants", "sgdm", "adamw", "--max-concurrent", "1")
+    more = ["--trials", "3", "--variants", "sgdm", "adamw", "--max-concurrent", "1"]
+    grown = search(tmp_path, "--resume", "a", *more, program=FORMULA)
     assert grown.returncode == 0, grown.stdout + grown.stderr
     assert {path: path.stat().st_mtime_ns for path in logs} == logs
     check_whole(tmp_path, {"sgdm": 3, "adamw": 3}, grown=True)
-
-
-def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
-    running = Running(tmp_path, *LONG)
-    running.wait_until(lambda: MOMENTS["middle of a trial"](tmp_path))
-    assert running.interrupt() == 130
-    assert "Go on with: python -m tuner.search --resume a" in running.output()
-    assert "Traceback" not in running.output()
-    _, runs = mlflow_runs(tmp_path)
-    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    assert (parent.data.tags["status"], parent.info.status) == ("interrupted", "RUNNING")
-    assert any(study.trials for study in studies(tmp_path).values())
-    resumed = search(tmp_path, "--resume", "a")
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    check_whole(tmp_path, dict.fromkeys(VARIANTS, 3))
-
-
-def test_a_time_budget_ends_it_and_the_rest_can_be_run_later(tmp_path: Path) -> None:
-    cut = search(tmp_path, *LONG, "--time-budget", "3s")
-    assert "--resume a" in cut.stdout
-    assert cut.returncode in (0, 1)
-    resumed = search(tmp_path, "--resume", "a")
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    check_whole(tmp_path, dict.fromkeys(VARIANTS, 3))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import SMALL, check_whole, search
+from tests.command import FORMULA, HANG_SECONDS, SMALL, check_whole, search
 from tests.postgres import BINARIES, Postgres
 from tuner.core.errors import InvalidInput
 from tuner.core.search_spec import SearchSpec
@@ -30,7 +30,7 @@ def type_in(folder: Path, about: str, **variables: str) -> None:
         env=os.environ | variables | {"PATH": path},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -38,7 +38,7 @@ def type_in(folder: Path, about: str, **variables: str) -> None:
 
 @pytest.mark.slow
 def test_a_search_moves_to_postgresql_is_restored_and_moves_back(postgres: Postgres, tmp_path: Path) -> None:
-    first = search(tmp_path, *SMALL, "--variants", "sgdm")
+    first = search(tmp_path, *SMALL, "--variants", "sgdm", program=FORMULA)
     assert first.returncode == 0, first.stdout + first.stderr
     logs = {path: path.read_bytes() for path in tmp_path.glob("runs/a/*/result.json")}
     optuna, mlflow = postgres.create_database("moved-optuna"), postgres.create_database("moved-mlflow")

@@ -43,7 +43,7 @@ def test_gradient_flow_keeps_q() -> None:
     problem = make_problem([1.0], [2.0])
     for hyperbolic in (False, True):
         flow = simulate_sde(
-            problem, EffectiveSgd(lr=0.5, nu=0.0), TIMES, num_particles=1, step=1e-4, hyperbolic=hyperbolic
+            problem, EffectiveSgd(lr=0.5, nu=0.0), TIMES, num_particles=1, step=1e-3, hyperbolic=hyperbolic
         )
         beta = 2 - np.sqrt(flow.distance[0])
         np.testing.assert_allclose(flow.norm[0] ** 2 - 4 * beta**2, 1, atol=2e-3)
@@ -51,7 +51,7 @@ def test_gradient_flow_keeps_q() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("power", [0.0, 0.5])
+@pytest.mark.parametrize("power", [0.0, pytest.param(0.5, marks=pytest.mark.extensive)])
 def test_powers_of_the_gradient(power: float) -> None:
     problem, times = standard_problem(), np.linspace(0, 3, 31)
     runs = simulate_sgd(problem, Sgd(lr=0.3, power=power), times, dimension=1600, num_runs=16)

@@ -67,7 +67,10 @@ def test_gap_to_the_limit_falls_as_the_root_of_the_dimension() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ratio", "law"), [(0.9, "none"), (1.2, "none"), (0.6, "exponential")])
+@pytest.mark.parametrize(
+    ("ratio", "law"),
+    [(0.9, "none"), pytest.param(1.2, "none", marks=pytest.mark.extensive), (0.6, "exponential")],
+)
 def test_what_is_left_in_the_end_is_the_plateau(ratio: float, law: str) -> None:
     """With exponential factors, of mean square 2, .6 of the critical rate is 1.2 times theirs."""
     problem, late = standard_problem(), np.concatenate([[0.0], np.linspace(40, 50, 41)])
@@ -85,8 +88,9 @@ def test_what_is_left_in_the_end_is_the_plateau(ratio: float, law: str) -> None:
 @pytest.mark.parametrize(
     "sgd",
     [
-        Sgd(lr=0.04, momentum=0.9),
-        Sgd(lr=3.2, batch=8),
+        # "all" has both of these.
+        pytest.param(Sgd(lr=0.04, momentum=0.9), marks=pytest.mark.extensive),
+        pytest.param(Sgd(lr=3.2, batch=8), marks=pytest.mark.extensive),
         Sgd(lr=0.6, momentum=0.5, batch=4, law="exponential"),
         Sgd(lr=0.4, decay=1e-4),
         Sgd(lr=lambda t: 0.8 * (1 - t / 6)),

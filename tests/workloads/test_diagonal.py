@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,15 @@ from torch import Tensor
 
 from search_spaces import SPACES
 from tests.command import check_whole, mlflow_runs, search
+from tests.tracked import load_function
 from tuner.core.metrics import EpochMetrics, is_finished
 from tuner.core.serialization import with_settings
 from tuner.core.store import Store
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
+from tuner.diagnose.__main__ import main as diagnose
 from tuner.optimizers.hyperparameters import Hyperparameters
 from tuner.order import Batch, shuffled_batches
+from tuner.search.__main__ import main
 from tuner.study.results import load_search
 from tuner.train import train
 from tuner.train.final_weights import score_on_test
@@ -218,34 +220,32 @@ def test_half_precision_and_curvature_go_through() -> None:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A small search with no flag that says more than the workload of what is trained, then two trials more."""
+    """A small search with no flag that says more than the workload of what is trained."""
     folder = tmp_path_factory.mktemp("diagonal")
-    small_one = ["--name", "a", "--variants", "sgdm", "adamw", "--epochs", "2", "--targets", ".1", ".3"]
-    ran = search(folder, "--workload", "diagonal", *small_one, "--trials", "2", "--confirm-seeds", "2")
+    small_one = ["--name", "a", "--variants", "sgdm", "--epochs", "2", "--targets", ".1", ".3", "--trials", "2"]
+    ran = search(folder, "--workload", "diagonal", *small_one, "--confirm-seeds", "2")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    resumed = search(folder, "--resume", "a", "--trials", "3")
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    return folder, resumed
+    return folder, ran
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("diagonal")
 def test_a_search_is_whole_and_says_what_its_accuracy_is(
     searched: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, ran = searched
-    check_whole(folder, {"sgdm": 3, "adamw": 3}, grown=True)
+    check_whole(folder, {"sgdm": 2})
     report = (folder / "runs/a/report.md").read_text()
     assert "diagonal on diagonal" in report and "accuracy is R^2" in report
     assert "Data: diagonal; train is drawn afresh for every batch" in ran.stdout
     assert "could not be saved" not in ran.stdout
     frame = load_search("a", output=str(folder / "runs")).trials()
     confirmed = frame[frame.confirms.notna()]
-    assert len(confirmed) >= 6 and (confirmed["test/accuracy"] > 0).all()
-    written = subprocess.run([sys.executable, "-m", "tuner.report", "a"], cwd=folder, capture_output=True, check=False)
-    assert written.returncode == 0, written.stderr
+    assert len(confirmed) == 3 and (confirmed["test/accuracy"] > 0).all()
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("diagonal")
 def test_mlflow_has_the_data_and_the_winning_model(
     searched: tuple[Path, subprocess.CompletedProcess[str]], data: Data
 ) -> None:
@@ -258,40 +258,36 @@ def test_mlflow_has_the_data_and_the_winning_model(
             dataset = run.inputs.dataset_inputs[0].dataset
             assert dataset.name == "diagonal" and "tuner.theory.problem" in dataset.source
             assert data.digest in str(dataset.profile) and "num_classes" not in str(dataset.profile)
-    program = (
-        "import sys, mlflow, numpy as np\n"
-        "mlflow.set_tracking_uri(sys.argv[1])\n"
-        "model = mlflow.pyfunc.load_model(sys.argv[2])\n"
-        "inputs = np.eye(400, dtype=np.float32)\n"
-        "beta = np.concatenate([model.predict(part) for part in (inputs[:1], inputs[1:])])\n"
-        "print(beta.shape, ' '.join(map(str, beta.tolist())))"
-    )
-    shown = subprocess.run(
-        [sys.executable, "-c", program, f"sqlite:///{searched[0]}/mlflow.db", parent.data.tags["winning_model"]],
-        capture_output=True, text=True, check=False, cwd=searched[0],
-    )  # fmt: skip
-    shape, _, values = shown.stdout.splitlines()[-1].partition(") ")
-    assert shape == "(400,", shown.stderr
-    learnt = np.array(values.split(), dtype=np.float64)
+    function = load_function(f"sqlite:///{searched[0]}/mlflow.db", parent.data.tags["winning_model"])
+    inputs = np.eye(400, dtype=np.float32)
+    learnt = np.concatenate([function.predict(part) for part in (inputs[:1], inputs[1:])]).astype(np.float64)
+    assert learnt.shape == (400,)
     scores = [run.data.metrics.get("test/accuracy") for run in runs if run.data.tags.get("phase") == "confirm"]
     score = 1 - 2 * POPULATION.risk(learnt) / POPULATION.label_square
     assert any(score == pytest.approx(known, rel=1e-5) for known in scores)
 
 
 @pytest.mark.slow
-def test_its_networks_cannot_be_diagnosed(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    command = [sys.executable, "-m", "tuner.diagnose", "a/sgdm/confirm-1"]
-    ran = subprocess.run(command, cwd=searched[0], capture_output=True, text=True, check=False)
-    assert ran.returncode == 2 and ran.stdout == ""
-    assert ran.stderr == (
-        "error: a/sgdm/confirm-1: its workload diagonal has no images, and a diagnosis is of misclassified ones\n"
+@pytest.mark.xdist_group("diagonal")
+def test_its_networks_cannot_be_diagnosed(
+    searched: tuple[Path, subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(searched[0])
+    assert diagnose(["a/sgdm/confirm-1"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "error: a/sgdm/confirm-1: its workload diagonal has no images, and a diagnosis is of misclassified ones\n",
     )
 
 
-@pytest.mark.slow
-def test_its_plan_costs_nothing(tmp_path: Path) -> None:
-    ran = search(tmp_path, "--workload", "diagonal", "--variants", "all", "--dry-run")
-    assert ran.returncode == 0, ran.stderr
-    assert "diagonal, diagonal: 8 trials of each variant" in ran.stdout
-    assert "6400 train, 400 validation, 400 test" in ran.stdout
+def test_its_plan_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--workload", "diagonal", "--variants", "all", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "diagonal, diagonal: 8 trials of each variant" in said
+    assert "6400 train, 400 validation, 400 test" in said
     assert not list(tmp_path.iterdir())
