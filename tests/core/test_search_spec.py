@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
 
 from search_spaces import GROUPS
 from tuner.core.errors import InvalidInput
-from tuner.core.search_spec import FAR_ABOVE_CRITICAL, SearchSpec, seconds
+from tuner.core.search_spec import FAR_ABOVE_CRITICAL, LEAVES, SET_BY_SEARCH, SearchSpec, seconds
 from tuner.core.serialization import digest, flatten
-from tuner.core.trial_spec import OptimizerSpec, TrialSpec
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.study.search_folder import CHANGEABLE_ON_RESUME, refuse_changes
 
 
@@ -276,3 +277,39 @@ def test_a_resumed_search_keeps_what_is_pruned() -> None:
 def test_what_lies_far_above_the_predicted_rate_is_what_would_be_pruned() -> None:
     assert SearchSpec().far_above_critical == FAR_ABOVE_CRITICAL
     assert SearchSpec.from_flags(predict_critical_lr=True, prune_above_critical=0.5).far_above_critical == 0.5
+
+
+def test_every_leaf_of_a_training_is_a_flag_once_or_is_set_by_the_search() -> None:
+    leaves = [leaf for leaf in flatten(TrialSpec()) if not leaf.startswith("optimizer.")]
+    of_flags = [".".join(path[1:]) for path in LEAVES.values() if path[0] == "training"]
+    assert sorted([*of_flags, *SET_BY_SEARCH]) == sorted(leaves)
+    own = [item.name for item in dataclasses.fields(SearchSpec) if item.name != "training"]
+    assert len(LEAVES) == len(own) + len(of_flags), "two flags of one name"
+
+
+def test_flags_make_the_spec_again() -> None:
+    spec = SearchSpec.from_flags(workload="diagonal", targets=[0.5], trials=3, checkpoints="s3://bucket/x", epochs=2)
+    assert (spec.training.workload.model, spec.training.targets) == ("diagonal", (0.5,))
+    assert SearchSpec.from_flags(**spec.flags()) == spec
+    training = TrialSpec(workload=WorkloadSpec(data="diagonal"), targets=(0.5,), epochs=2)
+    assert SearchSpec(training=training, trials=3, checkpoints="s3://bucket/x") == spec
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"epoch": 3}, "unknown flag 'epoch': did you mean 'epochs'?"),
+        ({"epochs": "3"}, "--epochs 3: must be int"),
+        ({"workload": 3}, "--workload 3: must be str"),
+        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+    ],
+)
+def test_flags_from_python_are_refused_by_name(flags: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{re.escape(says)}"):
+        SearchSpec.from_flags(**flags)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 3}, {"max_loss": 5.0}, {"optimizer": OptimizerSpec(rule="adamw")}])
+def test_what_the_search_sets_is_not_given(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=r"^training\..*: the search sets it"):
+        SearchSpec(training=TrialSpec(**changes))

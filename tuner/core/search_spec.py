@@ -269,11 +269,12 @@ def _at_least(name: str, value: float | None, least: int) -> None:
 
 
 def _as_flag(message: str) -> str:
-    if message.startswith(("--", "unknown flag", "training.")):
-        return message
+    """A message of a spec's own, which begins with a leaf's name or with ``unknown``, in the name of the flag."""
     name, separator, rest = message.partition(" = ")
+    whole = {".".join(path): known for known, path in LEAVES.items()}
+    last = {path[-1]: known for known, path in LEAVES.items()}
+    if message.startswith(("--", "unknown flag")) or (name.startswith("training.") and name not in whole):
+        return message
     if not separator:
         return f"--{message.removeprefix('unknown ')}"
-    names = {path[-1]: known for known, path in LEAVES.items()}
-    leaf = name.rpartition(".")[2]
-    return f"{flag(names.get(leaf, leaf))} {rest}"
+    return f"{flag(whole.get(name) or last.get(name, name))} {rest}"
