@@ -1,1 +1,1 @@
-"""What the figures in the README come from; ``python -m benchmarks.NAME``, see README.md here."""
+"""Programs that produce the project's figures: ``python -m benchmarks.NAME``; README.md here lists them."""

@@ -1,9 +1,13 @@
-"""Whether the statistics of the report hold what they say, on costs whose truth is known; minutes on one thread.
+"""Whether the report's statistics have the levels that they state, on costs whose truth is known.  It takes minutes.
 
-First the intervals of tuner.report.intervals, beside shorter ways that are not taken: a percentile bootstrap of pairs,
-one that selects the cheapest trial anew in every resample, a median without the misses.  Logarithms of costs are
-normal, 0.2 wide.  Then costs in whole epochs, where ratios tie.  Then whole searches: two variants that are one, or of
-which one is faster, through exploration with rungs, selection and fresh seeds to the verdict.
+It simulates three things on one thread:
+
+1. The intervals of tuner.report.intervals, on costs whose logarithms are normal with standard deviation 0.2.  Beside
+   them stand simpler intervals that the report does not use: a percentile bootstrap of pairs, one that selects the
+   cheapest trial anew in every resample, and a median without the misses.
+2. The same on costs in whole epochs, where ratios tie.
+3. Whole searches of two variants that are equal, or of which one is faster.  They go through exploration with rungs,
+   selection and fresh seeds to the verdict.
 """
 
 from __future__ import annotations
@@ -33,11 +37,11 @@ Way: TypeAlias = Callable[[np.random.Generator], Interval]
 WIDTH = 0.2
 RESAMPLES = 1000
 NUM_TRUTH = 200_000
-"""Draws that stand for a truth without a formula."""
+"""Draws that approximate a truth without a formula."""
 OTHER_SEEDS = 1000
-"""How far apart the seeds of two runs are that are to have nothing in common."""
+"""Difference between the seeds of two runs that must be independent."""
 SAME = Truth(width=1e9)
-"""A variant whose settings make no difference, so that those of two winners are as good."""
+"""A variant whose settings make no difference, so the settings of two winners are equally good."""
 
 
 def lognormal(generator: np.random.Generator, num: int) -> Costs:
@@ -46,19 +50,19 @@ def lognormal(generator: np.random.Generator, num: int) -> Costs:
 
 
 def whole_epochs(generator: np.random.Generator, num: int | tuple[int, int], epochs: float, width: float) -> Costs:
-    """Costs around so many epochs, rounded up."""
+    """Costs around ``epochs`` epochs, rounded up."""
     return np.asarray(np.ceil(epochs * np.exp(width * generator.normal(size=num))))
 
 
 def median(generator: np.random.Generator, *, num: int, limit: float = math.inf, drop: bool = False) -> Interval:
-    """Of costs whose median is 1, missed above the limit, the misses left out if asked."""
+    """The interval for the median of costs of median 1; costs above ``limit`` are misses, which ``drop`` omits."""
     costs = lognormal(generator, num)
     hit = costs <= limit
     return median_interval(costs[hit].tolist() if drop else np.where(hit, costs, math.inf).tolist())
 
 
 def pairs(generator: np.random.Generator, *, num: int, limit: float = math.inf, bootstrap: bool = False) -> Interval:
-    """Of equal costs, missed above the limit."""
+    """The interval for the ratio of two equal costs, in pairs; costs above ``limit`` are misses."""
     drawn = (lognormal(generator, num) for _ in range(2))
     ours, theirs = (np.where(costs <= limit, costs, math.inf) for costs in drawn)
     if not bootstrap:
@@ -68,7 +72,7 @@ def pairs(generator: np.random.Generator, *, num: int, limit: float = math.inf, 
 
 
 def arms(generator: np.random.Generator, *, num: int, bootstrap: bool = False) -> Interval:
-    """Of two searches' random arms with equal costs."""
+    """The interval for the ratio of two searches whose random arms have equal costs."""
     ours, theirs = lognormal(generator, num), lognormal(generator, num)
     if not bootstrap:
         return search_ratio(ours.tolist(), theirs.tolist())
@@ -82,7 +86,7 @@ def _percentiles(logs: Costs) -> Interval:
 
 
 LIMIT = 1.1
-"""Three costs in ten are above it."""
+"""Limit that three costs in ten exceed."""
 WAYS: dict[str, Way] = {
     **{f"median of {n}": partial(median, num=n) for n in (3, 6, 12)},
     "median of 12, 3 in 10 missed": partial(median, num=12, limit=LIMIT),
@@ -93,11 +97,11 @@ WAYS: dict[str, Way] = {
     **{f"ratio of searches of {n} random trials": partial(arms, num=n) for n in (3, 4, 16, 64)},
     **{f"the same of {n}, bootstrap (not taken)": partial(arms, num=n, bootstrap=True) for n in (4, 16, 64)},
 }
-"""What is simulated; the truth is 1."""
+"""Name -> simulation of one interval; the true value is 1."""
 
 
 def coverage(way: Way, num: int, generator: np.random.Generator) -> dict[str, float]:
-    """How often an interval holds 1, the level it states, and how often its estimate is below 1 (half of ties)."""
+    """The level that intervals state, and how often they contain 1 and estimate less than 1 (ties count half)."""
     made = [way(generator) for _ in range(num)]
     return {
         "level": float(np.mean([interval.level for interval in made])),
@@ -107,9 +111,10 @@ def coverage(way: Way, num: int, generator: np.random.Generator) -> dict[str, fl
 
 
 def in_whole_epochs(num_pairs: int, ratio: float, num: int, generator: np.random.Generator) -> dict[str, float]:
-    """Coverage of a ratio of costs of 3 to 10 whole epochs, its mean and least over 20 laws; and p-values up to .05.
+    """Coverage of intervals for a ratio of costs of 3 to 10 whole epochs: mean and least over 20 laws.
 
-    The truth is what the interval is of: the geometric mean, or the median where all ratios are equal.
+    ``called`` is the largest share of p-values up to .05.  The truth is the quantity that the interval estimates: the
+    geometric mean, or the median if all ratios are equal.
     """
     covered, called = [], []
     for epochs, width in itertools.product((3.2, 3.5, 5.5, 7.7, 9.9), (0.02, 0.05, 0.1, 0.2)):
@@ -130,7 +135,7 @@ def in_whole_epochs(num_pairs: int, ratio: float, num: int, generator: np.random
 def searches(num: int, trials: int, truth: Truth, speed: float = 1.0) -> Iterator[Search]:
     """Searches over ``sgdm`` and a twin that trains ``speed`` times as fast.
 
-    Confirmed runs have nothing in common but their number, which is the least that equal seeds may give.
+    The confirmed runs of the two are independent, which is the least that equal seeds can give.
     """
     sgdm = SPACES["sgdm"]
     twins = (sgdm, dataclasses.replace(sgdm, name="twin"))
@@ -143,7 +148,7 @@ def searches(num: int, trials: int, truth: Truth, speed: float = 1.0) -> Iterato
 
 
 def verdicts(num: int, trials: int, truth: Truth, speed: float) -> dict[str, float]:
-    """Shares of searches whose verdict, about the variants and about their settings, is what."""
+    """Share of searches with each verdict, about the variants and about their settings."""
     counts: Counter[str] = Counter()
     for search in searches(num, trials, truth, speed):
         (found,) = compare(search)
@@ -153,7 +158,7 @@ def verdicts(num: int, trials: int, truth: Truth, speed: float) -> dict[str, flo
 
 
 def main() -> None:
-    """Simulates all and prints three tables."""
+    """Runs the simulations and prints three tables."""
     options = parser(__doc__, "calibration")
     options.add_argument("--intervals", type=int, default=2000, help="simulations of each interval")
     options.add_argument("--searches", type=int, default=400, help="simulations of each search")

@@ -1,8 +1,8 @@
-"""What a checkpoint costs: ``python -m benchmarks.checkpoints``.
+"""The cost of a checkpoint: ``python -m benchmarks.checkpoints``.
 
-Saved into a folder and into object storage on this machine (a server of the package moto, whose bytes go through
-loopback), beside the epoch that it follows.  The last column is the share of the training's time that checkpoints after
-every epoch would take; by default they come less often where it is above 5%.
+A checkpoint is saved into a folder and into object storage on this machine, a server of the package moto over loopback.
+Its time stands beside that of the epoch before it.  The last column is the share of the training's time that
+checkpoints after every epoch would take.  By default a training saves less often if that share is above 5%.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _row(model: str, saves: int) -> str:
 
 
 def _seconds(training: Trainer, store: Store, saves: int) -> float:
-    """The median."""
+    """Median seconds of a save."""
     checkpoints = Checkpoints(store, spec_digest="")
     taken = []
     for epoch in range(1, saves + 1):

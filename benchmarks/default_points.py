@@ -1,13 +1,13 @@
-"""The default point of each variant, trained on several seeds without the service: what untuned settings are worth.
+"""Trains the default point of each variant on several seeds, without the service: the value of untuned settings.
 
-A seed gives every variant the same initial weights and the same batches with the same augmentation.  Trainings are
-processes of one thread each, ``--jobs`` at a time; their seconds compare only where each has a core to itself.
-Accuracies are on the validation split, which is split off the training images where the folder has none; the test split
-is left alone.
+A seed gives every variant the same initial weights and the same batches with the same augmentation.  Each training is a
+process of one thread; ``--jobs`` run at a time.  Their seconds can be compared only if each has a core to itself.
+Accuracies are on the validation split, which is split off the training images if the folder has none.  The test split
+is not read.
 
-A training that ended is kept under ``--folder``, named by its whole spec, and not done again; one that was broken off
-goes on from its last epoch.  A training that diverged or crashed is shown as such and counts as a miss of every
-target; the next run tries a crashed one again.
+A training that ended is kept under ``--folder``, named by its whole spec, and not repeated.  An interrupted training
+resumes from its last epoch.  A training that diverged or crashed is shown as such and counts as a miss of every target.
+The next run repeats a crashed training.
 
     python -m benchmarks.default_points --data-dir cifar10-jpeg --images 10000 --epochs 10 --targets 0.5 0.6
 """
@@ -54,11 +54,11 @@ class Trainer:
     folder: Path
 
     def file(self, kind: str) -> Path:
-        """``result`` is there where the training ended by itself, all others only before."""
+        """A file of the training: ``result`` exists once the training has ended by itself, all others only before."""
         return self.folder / f"{self.variant}-{self.spec.seed}-{digest(self.spec)}.{kind}"
 
     def start(self) -> subprocess.Popen[bytes]:
-        """A process that writes an epoch a line."""
+        """Starts a process that writes one line per epoch."""
         self.file("spec").write_text(to_json(self.spec))
         paths = ["--spec", str(self.file("spec")), "--checkpoint", str(self.file("checkpoint"))]
         with self.file("epochs").open("w") as epochs, self.file("errors").open("w") as errors:
@@ -70,9 +70,9 @@ class Trainer:
             )
 
     def end(self, status: int) -> None:
-        """Keeps the epochs, unless the process crashed."""
+        """Keeps the epochs as the result, unless the process crashed."""
         lines = self.file("epochs").read_text().splitlines()
-        # A divergence has the status of an uncaught exception.
+        # A divergence has the exit status of an uncaught exception.
         if status == 0 or (lines and json.loads(lines[-1])["diverged"]):
             self.file("epochs").rename(self.file("result"))
             for kind in ("spec", "checkpoint", "errors"):
@@ -80,25 +80,25 @@ class Trainer:
 
     @property
     def history(self) -> list[EpochMetrics]:
-        """The epochs, where the training ended by itself."""
+        """The epochs, if the training ended by itself; otherwise empty."""
         result = self.file("result")
         lines = result.read_text().splitlines() if result.exists() else []
         return [from_dict(EpochMetrics, json.loads(line)) for line in lines]
 
     @property
     def ending(self) -> str:
-        """``finished``, or what happened instead."""
+        """``finished``, or how the training ended otherwise."""
         if history := self.history:
             return f"diverged in epoch {history[-1].epoch}" if history[-1].diverged else "finished"
         return f"crashed: {(self.file('errors').read_text().splitlines() or ['killed'])[-1]}"
 
 
 def run(trainings: Sequence[Trainer], jobs: int) -> None:
-    """Trains those that did not end before; ends its processes where it is ended itself."""
+    """Runs the trainings that have not ended; when it is terminated it terminates their processes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     waiting = [training for training in trainings if not training.history]
     running: dict[Trainer, subprocess.Popen[bytes]] = {}
-    print(f"{len(waiting)} of {len(trainings)} trainings to do, {jobs} at a time.", flush=True)
+    print(f"{len(waiting)} of {len(trainings)} trainings to run, {jobs} at a time.", flush=True)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -117,7 +117,7 @@ def run(trainings: Sequence[Trainer], jobs: int) -> None:
 
 
 def subset(data_dir: Path, num_images: int, folder: Path) -> Path:
-    """A folder of links to each class's first training images, by name, and to the other splits whole."""
+    """A folder of links to the first training images of each class, by name, and to the other splits as a whole."""
     root = require_folder(str(data_dir)).resolve()
     parts = split_folders(root)
     classes = class_folders(parts["train"])
@@ -143,7 +143,7 @@ def _link(link: Path, target: Path) -> None:
 
 
 def plan(chosen: argparse.Namespace) -> list[Trainer]:
-    """Every variant on every seed; seeds are the outer loop, so that one whole comparison is there early."""
+    """The trainings of every variant on every seed, seed by seed, so that one full comparison is complete early."""
     if chosen.jobs < 1:
         raise InvalidInput(f"--jobs {chosen.jobs}: must be at least 1")
     folder = chosen.folder.resolve()
@@ -159,7 +159,7 @@ def plan(chosen: argparse.Namespace) -> list[Trainer]:
         data_dir=str(data_dir.resolve()) if data_dir else None,
         batch_size=chosen.batch_size,
     )
-    # Here its mistakes are one line, and it decodes images once for all processes.
+    # Loaded here, bad input is an error of one line, and images are decoded once for all processes.
     data = load_data(workload, torch.device("cpu"))
     print(f"{', '.join(f'{size:,} {split}' for split, size in data.sizes.items())}: {data.splits_note}.", flush=True)
     return [
@@ -180,7 +180,7 @@ def plan(chosen: argparse.Namespace) -> list[Trainer]:
 
 
 def tables(trainings: Sequence[Trainer], targets: Sequence[float]) -> None:
-    """Prints them, the best mean of final accuracies first."""
+    """Prints the tables, the best mean of final accuracies first."""
     lines: list[tuple[float, list[str], list[str]]] = []
     for name in dict.fromkeys(training.variant for training in trainings):
         own = [training for training in trainings if training.variant == name]
@@ -210,13 +210,13 @@ def tables(trainings: Sequence[Trainer], targets: Sequence[float]) -> None:
 
 
 def _cost(history: Sequence[EpochMetrics], target: float) -> str:
-    """A training that diverged later did not get there."""
+    """Cost to the target; a training that diverged later counts as a miss."""
     reached = time_to_target(history, target) if history and not history[-1].diverged else None
     return f"{reached.gradient_evaluations} ({reached.epochs})" if reached else "-"
 
 
 def draw(trainings: Sequence[Trainer], title: str, path: Path) -> None:
-    """Validation accuracy against gradient evaluations, a line a seed."""
+    """Draws validation accuracy against gradient evaluations, one line per seed."""
     looks = styles(training.variant for training in trainings)
     figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.add_subplot()
@@ -246,7 +246,7 @@ def draw(trainings: Sequence[Trainer], title: str, path: Path) -> None:
 
 
 def figures(training: Trainer) -> dict[str, Any]:
-    """What is written down of one training."""
+    """The figures of one training for the JSON file."""
     history = training.history
     return {
         "variant": training.variant,
@@ -258,11 +258,11 @@ def figures(training: Trainer) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Trains what is left to train and prints the tables."""
+    """Runs the remaining trainings and prints the tables."""
     options = parser(__doc__, "default_points")
     options.add_argument("--workload", default="imagefolder", help="data by name, as in tuner.search")
     options.add_argument("--data-dir", type=Path, help="folder that holds train/<class>/* and test/<class>/*")
-    options.add_argument("--images", type=int, help="training images, the same number of each class; default all")
+    options.add_argument("--images", type=int, help="training images, the same number per class. Default: all")
     options.add_argument("--model", default="resnet8")
     options.add_argument("--epochs", type=int, default=10)
     options.add_argument("--batch-size", type=int, default=64)
@@ -282,7 +282,7 @@ def main() -> None:
     tables(trainings, chosen.targets)
     data = chosen.data_dir.name if chosen.data_dir else chosen.workload
     images = f", {chosen.images:,} images" if chosen.images else ""
-    draw(trainings, f"{chosen.model} on {data}{images}: default points, a line a seed", chosen.picture)
+    draw(trainings, f"{chosen.model} on {data}{images}: default points, one line per seed", chosen.picture)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(chosen).items()}
     record(chosen.out, before, {"settings": settings, "trainings": [figures(training) for training in trainings]})
 

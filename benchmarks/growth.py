@@ -1,11 +1,11 @@
 """The driver's own time per trial as a search grows, on SQLite and PostgreSQL: a table and a figure.
 
-The trainings only report (:mod:`benchmarks.reporting_search`), so that all that is left is what the driver does for a
-trial: its settings, Optuna's and MLflow's databases, logs, rungs, Ray Tune.  CPU seconds of the driver's process count,
-by room: the wall also holds whatever else the machine does, and a trial that trains leaves the driver idle.  Each
-search is a process of its own; PostgreSQL is a server of this benchmark's own, both databases in it.
+The trainings only report (:mod:`benchmarks.reporting_search`), so only the driver's work for a trial remains: its
+settings, Optuna's and MLflow's databases, logs, rungs, Ray Tune.  The figures are CPU seconds of the driver's process,
+by part.  Wall time would include other work of the machine, and the driver is idle while a trial trains.  Each search
+is a process of its own.  The benchmark starts its own PostgreSQL server, which holds both databases.
 
-A search that ended is kept under ``--folder`` and not run again.
+A search that ended is kept under ``--folder`` and not repeated.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ GROUPS = {
     "Optuna's database": (OPTUNA,),
     "recorder and rungs": (RECORDER,),
     "logs on disk": (LOGS,),
-    "display, a line a trial": (TELL,),
+    "display, one line per trial": (TELL,),
     "MLflow's thread": (MLFLOW,),
     "Tune's controller": (TUNE,),
     "Tune's snapshots": (SNAPSHOTS,),
     "Ray's threads": (RAY,),
 }
-"""What is paid with every trial: line of the table -> rooms."""
+"""Costs of every trial: row of the table -> parts of the driver."""
 AT_END = {"Tune's tables": (TABLES,), "report": (REPORT,), "leaderboard and the rest": (END,)}
 
 
 @contextmanager
 def urls(database: str) -> Iterator[list[str]]:
-    """Arguments that name the two databases of a search."""
+    """Arguments of the search that name its two databases."""
     if database == "sqlite":
         yield []
         return
@@ -70,7 +70,7 @@ def urls(database: str) -> Iterator[list[str]]:
 
 
 def costs(database: str, trials: int, kept: Path) -> Costs:
-    """What a search of so many trials of each variant cost."""
+    """The costs of a search with ``trials`` trials of each variant."""
     if not kept.exists():
         peak = 0.0
 
@@ -90,12 +90,12 @@ def costs(database: str, trials: int, kept: Path) -> Costs:
 
 
 def seconds(state: Mapping[str, float], rooms: Sequence[str]) -> float:
-    """CPU seconds of some rooms together."""
+    """CPU seconds of several parts together."""
     return sum(state.get(room, 0.0) for room in rooms)
 
 
 def lines(found: Costs) -> dict[str, str]:
-    """Line of the table -> what stands there for one search."""
+    """Row of the table -> its figure for one search."""
     total, trained = found["total"], found["trained"]
     num_trials = total["trials"]
 
@@ -104,8 +104,8 @@ def lines(found: Costs) -> dict[str, str]:
 
     return {
         **{f"{name}, ms": each(rooms) for name, rooms in GROUPS.items()},
-        "**all, ms a trial**": f"**{each([room for rooms in GROUPS.values() for room in rooms])}**",
-        "wall, ms a trial": f"{1000 * trained['wall'] / num_trials:.0f}",
+        "**all, ms per trial**": f"**{each([room for rooms in GROUPS.values() for room in rooms])}**",
+        "wall, ms per trial": f"{1000 * trained['wall'] / num_trials:.0f}",
         "one draw of the random arm, ms": each([RANDOM], found["arms"].get("random", 0)),
         "one draw of the model arm, ms": each([MODEL], found["arms"].get("model", 0)),
         "one drawing of the display, ms": f"{1000 * found['refresh']:.1f}",
@@ -118,7 +118,7 @@ def lines(found: Costs) -> dict[str, str]:
 
 
 def table(found: Mapping[tuple[str, int], Costs]) -> str:
-    """All searches beside each other, in Markdown."""
+    """The table of all searches in Markdown, one column per search."""
     columns = {key: lines(value) for key, value in found.items()}
     head = [f"{name}, {value['total']['trials']:,}" for (name, _), value in found.items()]
     rows = [["", *head], ["---", *["---:"] * len(head)]]
@@ -127,7 +127,7 @@ def table(found: Mapping[tuple[str, int], Costs]) -> str:
 
 
 def draw(found: Mapping[tuple[str, int], Costs], path: Path) -> None:
-    """Of each database's largest search what a trial cost, by room, against how many had ended before it."""
+    """Draws the cost per trial, by part, against the ended trials, for each database's largest search."""
     largest = {name: max(trials for other, trials in found if other == name) for name, _ in found}
     figure = Figure(figsize=(4 + 4.5 * len(largest), 4.6), layout="constrained")
     panels = figure.subplots(1, len(largest), sharey=True, squeeze=False)[0]
@@ -146,7 +146,7 @@ def draw(found: Mapping[tuple[str, int], Costs], path: Path) -> None:
         axes.set_title(f"{name}, {states[-1]['trials']:,} trials of {len(VARIANTS)} variants", fontsize="medium")
         axes.set_xlabel("trials that have ended")
         axes.margins(x=0)
-    panels[0].set_ylabel("CPU milliseconds of the driver a trial")
+    panels[0].set_ylabel("driver's CPU milliseconds per trial")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,9 +154,11 @@ def draw(found: Mapping[tuple[str, int], Costs], path: Path) -> None:
 
 
 def main() -> None:
-    """Runs the searches that have not been run, prints the table and draws the figure."""
+    """Runs the remaining searches, prints the table and draws the figure."""
     options = parser(__doc__, "growth")
-    options.add_argument("--trials", type=int, nargs="+", default=[25, 250, 2500], help="of each of four variants")
+    options.add_argument(
+        "--trials", type=int, nargs="+", default=[25, 250, 2500], help="trials of each of four variants"
+    )
     options.add_argument("--databases", nargs="+", choices=("sqlite", "postgresql"), default=["sqlite", "postgresql"])
     options.add_argument("--folder", type=Path, default=Path("growth"), help="where searches that ended are kept")
     options.add_argument("--picture", type=Path, default=Path("growth.png"))

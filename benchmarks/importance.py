@@ -1,4 +1,4 @@
-"""How many trials Optuna's importance (PED-ANOVA) needs: of five settings one matters, or none; a minute on one thread.
+"""How many trials Optuna's importance (PED-ANOVA) needs.  One of five settings matters, or none.  It takes a minute.
 
 objective = x_1^2 + noise z,   x uniform in [0, 1]^5,   noise .1;   or z alone
 """
@@ -19,7 +19,7 @@ NOISE = 0.1
 
 
 def largest(num_trials: int, matters: bool, generator: np.random.Generator) -> tuple[str, float]:
-    """The setting that a study of random trials calls the most important, and its share."""
+    """The setting that Optuna ranks as most important in a study of random trials, and its share."""
     study = optuna.create_study()
     points = generator.random((num_trials, len(SETTINGS)))
     values = NOISE * generator.normal(size=num_trials) + (points[:, 0] ** 2 if matters else 0.0)
@@ -31,7 +31,7 @@ def largest(num_trials: int, matters: bool, generator: np.random.Generator) -> t
             for point, value in zip(points.tolist(), values, strict=True)
         ]
     )
-    with warnings.catch_warnings(action="ignore"):  # of few trials
+    with warnings.catch_warnings(action="ignore"):  # Optuna warns that the trials are few
         shares = get_param_importances(study)
     first = max(shares, key=lambda name: shares[name])
     return first, shares[first]

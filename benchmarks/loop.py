@@ -1,12 +1,12 @@
 """Images per second of tuner.train.train against a hand-written PyTorch loop, on the same model and data.
 
-bare            peers/bare_loop.py: channels_last, zero_grad(set_to_none=True), torch.optim.SGD as it comes, losses
-                summed, our batches and so our augmentation
-bare, no crops  the same loop on images that were normalized beforehand and are taken as they are: the floor
+bare            peers/bare_loop.py: channels_last, zero_grad(set_to_none=True), torch.optim.SGD with its defaults,
+                losses summed, our batches and so our augmentation
+bare, no crops  the same loop on images that were normalized beforehand and are not augmented: an upper bound
 
-They take turns epoch by epoch in one process, one thread on a CPU, after an epoch each that does not count; only
-training steps are timed.  On a GPU all run in bfloat16 autocast.  Workloads: ResNet-8 on the digits in batches of 64,
-ResNet-20 on random 32x32 color images in batches of 128.  Target: a ratio of ours to bare of at least 0.95.
+The loops take turns epoch by epoch in one process, on one thread of a CPU.  The first epoch of each is not counted, and
+only training steps are timed.  On a GPU all run in bfloat16 autocast.  Workloads: ResNet-8 on the digits in batches of
+64, ResNet-20 on random 32x32 color images in batches of 128.  Target: a ratio of ours to bare of at least 0.95.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def register_random_images(num_images: int) -> None:
     generator = np.random.default_rng(SEED)
     pixels = generator.integers(256, size=(num_images, 32, 32, 3), dtype=np.uint8)
     labels = generator.integers(10, size=num_images)
-    # Every image trains; the other splits only have to be there.
+    # All images are in train; the other splits only have to exist.
     splits = {"train": np.arange(num_images), "validation": np.arange(1), "test": np.arange(1)}
 
     def load(spec: WorkloadSpec, device: torch.device) -> Data:
@@ -62,7 +62,7 @@ def register_random_images(num_images: int) -> None:
 
 
 def our_epochs(workload: WorkloadSpec, device: torch.device, epochs: int) -> Iterator[float]:
-    """Images per second of one epoch after the other, as train reports them."""
+    """Images per second of each epoch, as train reports them."""
     spec = TrialSpec(workload=workload, optimizer=OPTIMIZER, epochs=epochs, seed=SEED, max_loss=float("inf"))
     for metrics in train(spec, device=device):
         yield metrics.images_per_second
@@ -71,7 +71,7 @@ def our_epochs(workload: WorkloadSpec, device: torch.device, epochs: int) -> Ite
 def bare_epochs(
     workload: WorkloadSpec, device: torch.device, epochs: int, batches_of: Callable[[Data, int], Batches]
 ) -> Iterator[float]:
-    """The same of the hand-written loop."""
+    """Images per second of each epoch of the hand-written loop."""
     data = load_data(workload, device)
     model = new_model(data, workload, device, SEED)
     optimizer = make_optimizer(model.parameters(), OPTIMIZER)
@@ -83,7 +83,7 @@ def bare_epochs(
 
 
 def augmented(workload: WorkloadSpec) -> Callable[[Data, int], Batches]:
-    """Our batches."""
+    """The batches of our loop, with our augmentation."""
 
     def batches(data: Data, epoch: int) -> Batches:
         order = shuffled_batches(data.sizes["train"], workload.batch_size, seed=SEED, epoch=epoch)
@@ -93,7 +93,7 @@ def augmented(workload: WorkloadSpec) -> Callable[[Data, int], Batches]:
 
 
 def prepared(workload: WorkloadSpec, device: torch.device) -> Callable[[Data, int], Batches]:
-    """Batches of a fresh permutation of images that lie ready as float32, normalized, channels_last."""
+    """Batches of a fresh permutation of images prepared as float32, normalized, channels_last."""
     data = load_data(workload, device)
     parts = [*data.train_batches(shuffled_batches(data.sizes["train"], workload.batch_size, seed=SEED, epoch=0))]
     images = torch.cat([part for part, _ in parts]).contiguous(memory_format=torch.channels_last)
@@ -116,7 +116,7 @@ def compare(workload: WorkloadSpec, device: torch.device, repeats: int) -> dict[
     }
     speeds: dict[str, list[float]] = {name: [] for name in loops}
     for turn in range(epochs):
-        # Whoever comes first after another loop finds the caches cold: each does in turn.
+        # The loop that starts a turn finds cold caches, so each loop starts in turn.
         for name in itertools.islice(itertools.cycle(loops), turn, turn + len(loops)):
             speeds[name].append(next(loops[name]))
     return {name: values[1:] for name, values in speeds.items()}
@@ -127,8 +127,8 @@ def main() -> None:
     options = parser(__doc__, "loop")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options.add_argument("--repeats", type=int, default=30, help="counted epochs of each loop on the digits")
-    options.add_argument("--random-repeats", type=int, default=3, help="the same on random images")
-    options.add_argument("--images", type=int, help="random images; default 1,024, on a GPU 50,000")
+    options.add_argument("--random-repeats", type=int, default=3, help="counted epochs of each loop on random images")
+    options.add_argument("--images", type=int, help="number of random images. Default: 1,024, on a GPU 50,000")
     chosen = options.parse_args()
     torch.set_num_threads(1)
     before, device = conditions(chosen.device), torch.device(chosen.device)

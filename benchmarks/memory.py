@@ -1,7 +1,7 @@
 """Peak resident memory of the driver and of one trial's worker process in a search, against their limits.
 
 The peaks are the kernel's own (VmHWM of /proc/PID/status, shared pages included), read ten times a second from outside.
-Ray's own daemons are not counted: they are the same for every program that uses Ray.
+Ray's own daemons are not counted, since every program that uses Ray has them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.recording import conditions, parser, record, show
 
 DRIVER_LIMIT_MB, WORKER_LIMIT_MB = 700, 1200
 TRIAL_TITLE = "TrialActor"
-"""In the title of a process that runs trials; Ray gives it."""
+"""Part of the title that Ray gives to a process that runs trials."""
 
 
 class Peaks:
@@ -46,7 +46,7 @@ def peak_mb(pid: int) -> float:
 
 
 def main() -> int:
-    """Runs a search and prints the peaks; 1 where one is above its limit."""
+    """Runs a search and prints the peaks; exit status 1 if one is above its limit."""
     options = parser(__doc__, "memory")
     options.add_argument("--trials", type=int, default=2, help="trials of each variant")
     options.add_argument("--epochs", type=int, default=2)

@@ -1,26 +1,28 @@
-"""Random scaling where its theory lives: SGDM on losses that are neither smooth nor convex, each law against none.
+"""Random scaling on losses like those of its theory, neither smooth nor convex: SGDM with each law against none.
 
-    v <- beta v + g,    x <- x - s lr v,    s one number a step, of mean 1:    none          1
-                                                                               uniform       U(0, 2)
-                                                                               gamma-4       Gamma of shape 4
-                                                                               exponential   Exp(1)
+    v <- beta v + g,    x <- x - s lr v,    one s per step, of mean 1:    none          1
+                                                                          uniform       U(0, 2)
+                                                                          gamma-4       Gamma of shape 4
+                                                                          exponential   Exp(1)
 
-Losses are F(x) = mean_i |f(x, a_i) - b_i| over 200 inputs a_i ~ N(0, I), a tenth of their labels b_i wrong:
+Losses are F(x) = mean_i |f(x, a_i) - b_i| over 200 inputs a_i ~ N(0, I); a tenth of the labels b_i is wrong:
 
 phase retrieval    f = <a, x>^2 in 20 dimensions: weakly convex
 ReLU network       f = <u, max(W a, 0)>, 8 inputs and 4 hidden units: not even weakly convex
 
-A seed is a data set, a start and an order of batches, the same for every law; learning rates are constant.  Measured,
-with y_t the iterates under the weights of an exponential moving average and ybar their mean, lower being better:
+A seed fixes a data set, a start and an order of batches, the same for every law.  Learning rates are constant.  With
+y_t the iterates under the weights of an exponential moving average, and ybar their mean, the measures are (lower is
+better):
 
 last, average      F(x_T) and F(ybar_T), each less F of the parameters that made the right labels
 stationary         ||E grad F(y)|| + c E ||y - ybar||^2 at the end: an upper bound of the paper's measure of how far
                    ybar is from stationary, the least of this over all distributions of y with mean ybar
-stationary, path   its mean over the path: what an output drawn from the averages at random has, as in the theorem
+stationary, path   the mean of stationary over the path: its value for an average drawn at random, as in the theorem
 
-The learning rate of each law, momentum and measure has the best median over tuning seeds; then all is run again on
-fresh seeds.  Intervals for medians are between order statistics.  "below none" counts the seeds and has the p-value
-of the sign test, one test at a time: expect some small ones among so many.
+For each law, momentum and measure, the learning rate with the best median over tuning seeds is chosen.  Then all runs
+are repeated on fresh seeds.  Intervals for medians are between order statistics.  "below none" is the number of seeds
+on which the law is below none, with the p-value of the sign test.  P-values are not corrected for the number of tests,
+so some are small by chance.
 
 Source of the law and the measure: Zhang and Cutkosky, ICML 2024, https://arxiv.org/abs/2405.09742
 """
@@ -45,13 +47,13 @@ from benchmarks.recording import conditions, parser, record, show
 NUM_INPUTS = 200
 WRONG = 0.1
 WRONG_FACTOR = 5.0
-"""A wrong label is another input's right one times this."""
+"""A wrong label is the right label of another input times this factor."""
 HIDDEN = 4
 LEVEL = 0.95
 FRESH = 10_000
-"""What the generator of fresh seeds is ahead of the tuning seeds'."""
+"""Difference between the seeds of the generators for fresh and for tuning seeds."""
 CHUNK = 4
-"""Seeds at a time: more would not fit a processor's cache."""
+"""Seeds that run at once; more would not fit into a processor's cache."""
 NONE = "none"
 LAWS: dict[str, Callable[[int, Generator], Tensor]] = {
     NONE: lambda num, generator: torch.ones(num),
@@ -62,35 +64,35 @@ LAWS: dict[str, Callable[[int, Generator], Tensor]] = {
 }
 MOMENTA = (0.9, 0.99)
 STEP_LENGTHS = tuple(10 ** (exponent / 3) for exponent in range(-11, -1))
-"""lr / (1 - beta), in which one grid suits both momenta."""
+"""Values of lr / (1 - beta); in these terms one grid suits both momenta."""
 GRID = (len(LAWS), len(MOMENTA), len(STEP_LENGTHS))
 MEASURES = ("last", "average", "stationary", "stationary, path")
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An F for each of S seeds, at K points each; all shapes begin with S."""
+    """The losses F of S seeds, evaluated at K points each; all shapes begin with S."""
 
     predict: Callable[[Tensor, Tensor], Tensor]
     """f: points (S, K, D), inputs (S, B, d) -> (S, K, B)."""
     inputs: Tensor
-    """(S, N, d)."""
+    """Inputs a_i, (S, N, d)."""
     labels: Tensor
-    """(S, N)."""
+    """Labels b_i, (S, N)."""
     planted: Tensor
-    """What made the right labels, (S, 1, D)."""
+    """Parameters that made the right labels, (S, 1, D)."""
     start: Tensor
-    """(S, 1, D)."""
+    """Initial points, (S, 1, D)."""
 
     def loss(self, points: Tensor, batch: Tensor | None = None) -> Tensor:
-        """F at points (S, K, D), shape (S, K); over a batch (S, B) of the inputs' positions where it is given."""
+        """F at points (S, K, D), shape (S, K); if given, ``batch`` (S, B) selects inputs by position."""
         rows = torch.arange(len(points))[:, None]
         inputs = self.inputs if batch is None else self.inputs[rows, batch]
         labels = self.labels if batch is None else self.labels[rows, batch]
         return (self.predict(points, inputs) - labels[:, None]).abs().mean(-1)
 
     def gradient(self, points: Tensor, batch: Tensor | None = None) -> Tensor:
-        """Its gradient, (S, K, D)."""
+        """The gradient of F at points (S, K, D), (S, K, D)."""
         points = points.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(self.loss(points, batch).sum(), points)
         return gradient
@@ -102,7 +104,7 @@ def squared_product(points: Tensor, inputs: Tensor) -> Tensor:
 
 
 def unit_vector(num_seeds: int, generator: Generator) -> Tensor:
-    """x, with 20 coordinates."""
+    """Random unit vectors x with 20 coordinates, (S, 1, 20)."""
     return normalize(torch.randn(num_seeds, 1, 20, generator=generator), dim=-1)
 
 
@@ -114,7 +116,7 @@ def relu_network(points: Tensor, inputs: Tensor) -> Tensor:
 
 
 def relu_weights(num_seeds: int, generator: Generator) -> Tensor:
-    """W and u, with 8 inputs; outputs are of order 1."""
+    """Random W and u for 8 inputs, so that outputs are of order 1."""
     first = torch.randn(num_seeds, 1, HIDDEN * 8, generator=generator) / math.sqrt(8)
     return torch.cat([first, torch.randn(num_seeds, 1, HIDDEN, generator=generator) / math.sqrt(HIDDEN / 2)], -1)
 
@@ -134,7 +136,7 @@ def make_problem(name: str, num_seeds: int, generator: Generator) -> Problem:
 
 
 def measured(name: str, num_seeds: int, generator: Generator, chosen: argparse.Namespace) -> Tensor:
-    """The measures of all laws, momenta and learning rates, shape (measures, S, *GRID); inf for a divergence."""
+    """The measures of all laws, momenta and learning rates, shape (measures, S, *GRID); inf for a run that diverged."""
     parts = [min(CHUNK, num_seeds - first) for first in range(0, num_seeds, CHUNK)]
     return torch.cat([_measured(name, part, generator, chosen) for part in parts], 1).nan_to_num(math.inf)
 
@@ -167,19 +169,19 @@ def _measured(name: str, num_seeds: int, generator: Generator, chosen: argparse.
 
 
 def median_interval(values: Tensor) -> tuple[float, float, float]:
-    """Median and the interval for it between order statistics, whose level is :func:`interval_level`'s."""
+    """The median and its interval between order statistics; :func:`interval_level` is the level."""
     ordered = values.sort().values
     rank = _rank(len(values))
     return float(_median(values)), float(ordered[rank - 1]), float(ordered[-rank])
 
 
 def interval_level(num_seeds: int) -> float:
-    """Level of the narrowest interval between order statistics, alike from both ends, of at least LEVEL."""
+    """Level of the narrowest symmetric interval between order statistics whose level is at least LEVEL."""
     return float(1 - 2 * binom.cdf(_rank(num_seeds) - 1, num_seeds, 0.5))
 
 
 def _median(values: Tensor) -> Tensor:
-    """Over the first dimension; not torch's quantile, which makes NaN of two infinities."""
+    """The median over the first dimension; torch's quantile would give NaN for two infinities."""
     ordered, num = values.sort(0).values, len(values)
     return (ordered[(num - 1) // 2] + ordered[num // 2]) / 2
 
@@ -189,13 +191,13 @@ def _rank(num_seeds: int) -> int:
 
 
 def below(values: Tensor, others: Tensor) -> dict[str, float]:
-    """On how many seeds the values are below the others, of those without a tie, and the two-sided sign test."""
+    """On how many seeds without a tie the values are below the others, and the p-value of the two-sided sign test."""
     lower, num = int((values < others).sum()), int((values != others).sum())
     return {"lower": lower, "of": num, "p": float(binomtest(lower, num).pvalue) if num else 1.0}
 
 
 def compare(tuning: Tensor, fresh: Tensor) -> list[dict[str, Any]]:
-    """A dictionary of figures for each momentum and law of one measure; both tensors are (S, *GRID)."""
+    """One dictionary of figures per momentum and law, for one measure; both tensors are (S, *GRID)."""
     best = _median(tuning).argmin(-1)
     figures = []
     for momentum, (row, law) in product(range(len(MOMENTA)), enumerate(LAWS)):
@@ -218,7 +220,7 @@ def compare(tuning: Tensor, fresh: Tensor) -> list[dict[str, Any]]:
 
 
 def lines(figures: list[dict[str, Any]]) -> list[list[str]]:
-    """The table's: each law at its own learning rate and at that of none, both against none at its own."""
+    """Rows of the table: each law at its own learning rate and at that of none, both against none at its own."""
 
     def count(test: dict[str, float], law: str) -> str:
         return "" if law == NONE else f"{test['lower']} of {test['of']}, p {test['p']:.2g}"
@@ -240,7 +242,7 @@ def lines(figures: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def tally(figures: list[dict[str, Any]]) -> list[list[str]]:
-    """A line a law: how many of all the comparisons with none have a small p, and to which side."""
+    """One row per law: how many of its comparisons with none have a small p-value, by side."""
 
     def sides(tests: list[dict[str, float]]) -> str:
         small = [2 * test["lower"] < test["of"] for test in tests if test["p"] < 1 - LEVEL]
@@ -254,19 +256,26 @@ def tally(figures: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def main() -> None:
-    """Tunes, runs again and prints a table a measure."""
+    """Tunes, repeats the runs on fresh seeds and prints one table per measure."""
     options = parser(__doc__, "nonsmooth")
     options.add_argument("--seeds", type=int, default=64, help="fresh seeds, at least 6")
     options.add_argument("--tuning-seeds", type=int, default=32)
-    options.add_argument("--seed", type=int, default=0, help="draws the seeds of both kinds, below 10,000")
+    options.add_argument("--seed", type=int, default=0, help="seed of the tuning and the fresh seeds, below 10,000")
     options.add_argument("--steps", type=int, default=1500)
     options.add_argument("--batch-size", type=int, default=4)
-    options.add_argument("--full-batch", action="store_true", help="gradients without noise: the law's is all there is")
-    options.add_argument("--decay", type=float, default=0.99, help="weight of the past in the average, a step")
     options.add_argument(
-        "--every", type=int, default=1, help="steps between two iterates in the average; above 1 it mistakes cycles"
+        "--full-batch", action="store_true", help="gradients without noise, so the law's noise is the only one"
     )
-    options.add_argument("--c", type=float, default=10.0, help="price of the average's variance, in 1/length^2")
+    options.add_argument("--decay", type=float, default=0.99, help="weight of the past in the average, per step")
+    options.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        help="steps between two iterates in the average; above 1 cycles of the iterates distort it",
+    )
+    options.add_argument(
+        "--c", type=float, default=10.0, help="weight c of the variance around the average, in 1/length^2"
+    )
     options.add_argument("--problems", nargs="+", choices=tuple(PROBLEMS), default=tuple(PROBLEMS))
     chosen = options.parse_args()
     if chosen.seeds < 6:

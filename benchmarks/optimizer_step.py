@@ -1,8 +1,8 @@
 """Time of step() on ResNet-18's parameters: torch's SGD and AdamW against LPSGD, Lion and random scaling.
 
-All have the same gradients, float32, weight decay as it is usual for them, and take turns in one process, one thread on
-a CPU.  A turn is several steps, of which the mean is taken; on a GPU it ends with a wait for the device.  LPSGD has
-momentum; RandomScaling is compared with what it wraps, too.
+All have the same float32 gradients and their usual weight decay.  They take turns in one process, on one thread of a
+CPU.  A turn is the mean over several steps; on a GPU it ends with a synchronization.  LPSGD has momentum.
+RandomScaling is also compared with the optimizer that it wraps.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Parameters = list[nn.Parameter]
 
 
 def sgd(parameters: Parameters) -> Optimizer:
-    """With torch's fast form, which it does not choose on a CPU."""
+    """SGD in torch's foreach form, which torch does not choose by itself on a CPU."""
     return SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=5e-4, foreach=True)
 
 
 def lp_sgd(parameters: Parameters, p: float, scope: Scope | None = None) -> Optimizer:
-    """With momentum; scaled to the root mean square of it where a scope is given."""
+    """LPSGD with momentum; if a scope is given, with ``scale="rms"``."""
     scale: Scale = "rms" if scope else "none"
     return LPSGD(parameters, lr=1e-3, p=p, momentum=0.9, weight_decay=1e-2, scale=scale, scope=scope or "tensor")
 
@@ -55,7 +55,7 @@ WRAPPED = {f"RandomScaling({name})": name for name in (SGD_FOREACH, LP_SGD)}
 
 
 def parameters_with_gradients(device: torch.device) -> Parameters:
-    """ResNet-18's for 10 classes, with gradients of the order of a real network's."""
+    """The parameters of ResNet-18 for 10 classes, with gradients of the order of a real network's."""
     torch.manual_seed(0)
     parameters = list(resnet18(num_classes=10).to(device, memory_format=torch.channels_last).parameters())
     for parameter in parameters:
@@ -64,7 +64,7 @@ def parameters_with_gradients(device: torch.device) -> Parameters:
 
 
 def turn(optimizer: Optimizer, steps: int, device: torch.device) -> float:
-    """Mean milliseconds of a step."""
+    """Mean milliseconds per step."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -76,16 +76,16 @@ def turn(optimizer: Optimizer, steps: int, device: torch.device) -> float:
 
 
 def ratio_of(times: list[float], others: list[float]) -> float:
-    """Median over the turns."""
+    """Median over the turns of the ratio of two times."""
     return statistics.median(own / other for own, other in zip(times, others, strict=True))
 
 
 def main() -> None:
-    """Times all and prints the table."""
+    """Times all optimizers and prints the table."""
     options = parser(__doc__, "optimizer_step")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    options.add_argument("--repeats", type=int, default=15, help="turns of each")
-    options.add_argument("--steps", type=int, default=10, help="steps a turn")
+    options.add_argument("--repeats", type=int, default=15, help="turns of each optimizer")
+    options.add_argument("--steps", type=int, default=10, help="steps per turn")
     chosen = options.parse_args()
     torch.set_num_threads(1)
     before, device = conditions(chosen.device), torch.device(chosen.device)

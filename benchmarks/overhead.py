@@ -1,15 +1,16 @@
-"""Wall time of a whole search, process start included, against the bare trainings and against Ray Tune as it comes.
+"""Wall time of a whole search, process start included, against bare trainings and against Ray Tune with its defaults.
 
-All train ResNet-8 on the digits for one epoch, one thread a training, as many times as there are trials, and in turn:
+All programs train ResNet-8 on the digits for one epoch, once per trial, one thread per training.  They take turns:
 
-bare         the trainings one after the other in one process, by a hand-written loop; SGD alone (the work of the
-             peers) and, as ``bare, four rules``, the update rules of our four variants in turn (the work of ours),
-             so that what AdamW and l_p descent cost more than SGD is seen and not taken for overhead
+bare         the trainings one after the other in one process, by a hand-written loop, with SGD only: the work of the
+             peers.  ``bare, four rules`` uses the update rules of our four variants in turn: the work of ours.  So
+             the extra cost of AdamW and l_p descent over SGD is not counted as overhead
 ours         python -m tuner.search without early stopping, the trials spread evenly over the four variants
 peer         Ray Tune, OptunaSearch, MLflowLoggerCallback and SQLite: peers/tune_optuna_mlflow.py
 peer, reuse  the same with a class trainable and reuse_actors=True
 
-The floor of a machine is the bare time over its cores.  Where our time goes is read off the files that a search leaves.
+The least possible time on a machine is the bare time over its cores.  The stages of our time are read from the files
+that a search writes.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from tuner.study.search_folder import processes_of
 VARIANTS = ("sgdm", "adamw", "lpsgdm", "critical")
 BARE, BARE_FOUR, OURS, PEER, PEER_REUSE = "bare", "bare, four rules", "ours", "peer", "peer, reuse"
 WORK = {BARE: BARE, BARE_FOUR: BARE_FOUR, OURS: BARE_FOUR, PEER: BARE, PEER_REUSE: BARE}
-"""Program -> the bare program that trains the same."""
+"""Program -> the bare program that does the same trainings."""
 
 
 def programs(num_trials: int) -> dict[str, Callable[[Path], Finished]]:
-    """What is compared: name -> runs it in a folder."""
+    """The programs that are compared: name -> function that runs the program in a folder."""
     bare, peer = "benchmarks.peers.bare_loop", "benchmarks.peers.tune_optuna_mlflow"
     count = str(num_trials)
     each = str(num_trials // len(VARIANTS))
@@ -48,7 +49,7 @@ def programs(num_trials: int) -> dict[str, Callable[[Path], Finished]]:
 
 
 def breakdown(finished: Finished, slots: int) -> dict[str, float]:
-    """Seconds of each stage of one of our searches, from the times in and of its files."""
+    """Seconds of each stage of one of our searches, from modification times and contents of its files."""
     folder = search_folder(finished)
     epochs = [
         json.loads(line)["metrics"] for log in folder.glob("*/result.json") for line in log.read_text().splitlines()
@@ -74,11 +75,13 @@ def breakdown(finished: Finished, slots: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Runs everything in turn and prints the table."""
+    """Runs the programs in turn and prints the table."""
     options = parser(__doc__, "overhead")
     options.add_argument("--trials", type=int, default=32, help="trainings of each program, a multiple of four")
     options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--skip-slow", action="store_true", help="leave out the peer without reuse of its processes")
+    options.add_argument(
+        "--skip-slow", action="store_true", help="leave out the peer that does not reuse its processes"
+    )
     chosen = options.parse_args()
     if chosen.trials < len(VARIANTS) or chosen.trials % len(VARIANTS):
         options.error(f"--trials {chosen.trials}: must be a multiple of {len(VARIANTS)}")

@@ -1,10 +1,10 @@
-"""How often a diagnosis finds a fault: noise in one layer group of a network trained on digits.
+"""How often a diagnosis finds a planted fault: noise in one layer group of a network trained on digits.
 
-python -m benchmarks.planted_faults           ResNet-8 and ResNet-20, noise half, once and twice the weights' size
+python -m benchmarks.planted_faults           ResNet-8 and ResNet-20, noise of half, once and twice the weights' size
 python -m benchmarks.planted_faults --models resnet8 --repair 5 20 --repair-lr 0.05 0.2
-                                              and what retraining the group for so many epochs restores, on test images
+                                              also the test accuracy that retraining the group restores
 
-A planting counts where it takes at least five points of validation accuracy.
+A planting counts if it costs at least five points of validation accuracy.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Planting:
-    """What came of one fault."""
+    """The result of one planted fault."""
 
     noise: float
     group: str
     places: dict[Score, int]
-    """Its group's, from 0, in the ranking by each score."""
+    """Score -> position of the faulty group in the ranking by that score, from 0."""
     restored: dict[str, float] = field(default_factory=dict)
-    """Share of the lost test accuracy, by way of retraining the group."""
+    """Settings of the retraining -> share of the lost test accuracy that it restores."""
 
 
 def main() -> int:
@@ -52,9 +52,11 @@ def main() -> int:
     made.add_argument("--models", nargs="+", default=["resnet8", "resnet20"])
     made.add_argument("--noise", nargs="+", type=float, default=[0.5, 1.0, 2.0])
     made.add_argument("--seeds", type=int, default=3, help="trained networks of each model")
-    made.add_argument("--draws", type=int, default=3, help="plantings in each group of each network at each noise")
+    made.add_argument("--draws", type=int, default=3, help="plantings per group, network and noise")
     made.add_argument("--epochs", type=int, default=10)
-    made.add_argument("--repair", nargs="+", type=int, default=[], help="epochs for which the group is retrained")
+    made.add_argument(
+        "--repair", nargs="+", type=int, default=[], help="numbers of epochs for which the group is retrained"
+    )
     made.add_argument("--repair-lr", nargs="+", type=float, default=[RepairSettings().lr])
     options = made.parse_args()
     torch.set_num_threads(1)
@@ -76,7 +78,7 @@ def main() -> int:
 def _plantings(
     model: str, noises: Sequence[float], num_seeds: int, draws: int, epochs: int, repairs: Sequence[RepairSettings]
 ) -> Iterator[Planting]:
-    """Those that count."""
+    """The plantings that count: those that cost at least LEAST_DAMAGE of validation accuracy."""
     for seed in range(num_seeds):
         optimizer = with_settings(OptimizerSpec(), SPACES["sgdm"].default_settings())
         spec = TrialSpec(workload=WorkloadSpec(model=model), optimizer=optimizer, epochs=epochs, seed=seed)
@@ -100,7 +102,7 @@ def _plantings(
 def _restored(
     network: TrainState, faulty: Mapping[str, Tensor], group: LayerGroup, repairs: Sequence[RepairSettings]
 ) -> dict[str, float]:
-    """Way of retraining a group of the network that was sound and is faulty -> share of the loss it makes good."""
+    """Settings of the retraining -> share of the accuracy lost by the fault that retraining the group restores."""
     if not repairs:
         return {}
     spec, sound = network.spec, network.evaluated_state()
@@ -151,10 +153,10 @@ def _show_repairs(title: str, found: Sequence[Planting]) -> None:
 
 
 def plant_fault(model: nn.Module, group: LayerGroup, *, noise: float, seed: int) -> dict[str, Tensor]:
-    """Adds Gaussian noise to a group's weights and returns what they were, by name.
+    """Adds Gaussian noise to the weights of a group; returns name -> weights before.
 
-    ``w <- w + noise * rms(w) * n`` for each tensor, n standard normal: the same size beside the weights in every layer.
-    BatchNorm's statistics stay, as for a fault that comes after the training.
+    Each tensor becomes ``w + noise * rms(w) * n``, n standard normal, so the noise has the same size relative to the
+    weights in every layer.  BatchNorm's statistics stay, as for a fault that comes after the training.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(model.named_parameters())

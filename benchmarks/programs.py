@@ -1,4 +1,4 @@
-"""Runs programs in a temporary folder of their own, timed from outside, and ends none but those."""
+"""Runs programs in a temporary folder of their own, timed from outside; it ends only programs that it started."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class Finished:
 
     folder: Path
     started_at: float
-    """Seconds since 1970, as the next."""
+    """Start of the process, in seconds since 1970."""
     ended_at: float
+    """End of the process, in seconds since 1970."""
     output: str
 
     @property
@@ -39,7 +40,7 @@ class Finished:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A temporary folder, with a short name: Ray's sockets are files below it whose paths must not be long."""
+    """A temporary folder with a short name, since the paths of Ray's sockets below it must not be long."""
     with tempfile.TemporaryDirectory(prefix="b-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
@@ -52,15 +53,15 @@ def run(
     watch: Callable[[int], None] | None = None,
     timeout: float = TIMEOUT_SECONDS,
 ) -> Finished:
-    """``python -m module arguments`` with the folder as its working folder; ``watch`` gets its pid again and again.
+    """Runs ``python -m module arguments`` in the folder; ``watch`` is called with its process id ten times a second.
 
-    Raises RuntimeError with the end of what it printed where it fails.
+    Raises RuntimeError, with the end of the output, if the program fails, and TimeoutExpired after ``timeout`` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment["RAY_TMPDIR"] = str(folder)
-    # A benchmark that is told to end must end what it runs.
+    # A terminated benchmark must terminate the program that it runs.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (folder / "output.txt").open("w") as output:
         started_at = time.time()
@@ -84,7 +85,7 @@ def run(
 
 
 def search(arguments: Sequence[str], folder: Path, *, watch: Callable[[int], None] | None = None) -> Finished:
-    """``python -m tuner.search``, its results and databases in the folder."""
+    """Runs ``python -m tuner.search``, with its results and databases in the folder."""
     return run("tuner.search", ["--name", SEARCH_NAME, *arguments], folder, watch=watch)
 
 
@@ -115,7 +116,7 @@ def _wait(process: subprocess.Popen[bytes], until: float, watch: Callable[[int],
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Asks for an end where the program still runs, so that it takes its own Ray down with it, and then insists."""
+    """Terminates a program that still runs, so it can stop its own Ray; kills it after FAREWELL_SECONDS."""
     if process.poll() is not None:
         return
     process.terminate()

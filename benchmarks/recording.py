@@ -1,4 +1,4 @@
-"""What every benchmark writes down: its figures and the conditions under which they were measured, as JSON."""
+"""Tables and JSON files of the benchmarks: the figures and the conditions under which they were measured."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def parser(documentation: str | None, name: str) -> argparse.ArgumentParser:
 
 
 def conditions(device: str = "cpu") -> dict[str, Any]:
-    """Machine, load and versions: a figure without them says little."""
+    """Machine, load and versions, which a reader needs to judge the figures."""
     return {
         "at": datetime.now().isoformat(timespec="seconds"),
         "machine": platform.machine(),
@@ -42,13 +42,13 @@ def conditions(device: str = "cpu") -> dict[str, Any]:
 
 
 def record(out: Path, before: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
-    """Writes the figures with the conditions before they were measured."""
+    """Writes the figures and the conditions, which were taken before the measurement."""
     out.write_text(json.dumps({"conditions": before, "figures": figures}, indent=2) + "\n")
     print(f"Load average {before['load_average']} on {before['cores']} cores at the start. Written to {out}.")
 
 
 def show(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Prints a table, its first column text."""
+    """Prints a table; the first column is text, the others are numbers."""
     table = Table(title=title)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")

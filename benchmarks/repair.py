@@ -1,11 +1,11 @@
-"""Do trainings fail in the same layers, and does retraining those help?  Real trainings, several seeds a variant.
+"""Do trainings fail in the same layers, and does retraining those layers help?  Several seeds per variant.
 
 python -m benchmarks.repair                                              ResNet-8 on digits
 python -m benchmarks.repair --set workload.data=/data/images workload.model=resnet20 epochs=10
 
-Every variant trains at its default point, by each seed; its layer groups are ranked on the validation split, those that
-are named retrained beside three controls, and all counted on the test split.  A training that ended is kept under
-``--folder`` and not done again.
+Every variant trains at its default point, once per seed.  A diagnosis ranks the layer groups on the validation split.
+The groups that it names are retrained, beside three controls.  The results are counted on the test split.  A training
+that ended is kept under ``--folder`` and not repeated.
 """
 
 from __future__ import annotations
@@ -40,17 +40,19 @@ from tuner.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 Found = Mapping[str, Any]
-"""Of one training: its accuracy, its rankings by score, and fixed, broken and net of the repair and its controls."""
+"""Figures of one training: accuracy, rankings by score, and fixed, broken and net of the repair and its controls."""
 
 
 def main() -> int:
     made = parser(__doc__, "repair")
     made.add_argument("--variants", nargs="+", default=["sgdm", "adamw", "critical", "lpsgdm"])
     made.add_argument("--seeds", type=int, default=5)
-    made.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="as of tuner.train")
+    made.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="settings, as in tuner.train"
+    )
     made.add_argument("--repair-epochs", type=int, default=RepairSettings().epochs)
     made.add_argument("--repair-lr", type=float, default=RepairSettings().lr)
-    made.add_argument("--folder", type=Path, default=Path("repairs"), help="where each training's figures are kept")
+    made.add_argument("--folder", type=Path, default=Path("repairs"), help="folder of each training's figures")
     made.add_argument("--jobs", type=int, default=1)
     options = made.parse_args()
     before = conditions()
@@ -71,7 +73,7 @@ def main() -> int:
 
 
 def _found(spec: TrialSpec, settings: RepairSettings, folder: Path) -> Found | None:
-    """One training; None where nothing was misclassified, or it diverged."""
+    """Figures of one training; None if it diverged or misclassified nothing."""
     kept = folder / f"{digest(spec)}-{digest(settings)}.json"
     if kept.exists():
         known: Found | None = json.loads(kept.read_text())
@@ -157,7 +159,7 @@ def _show_agreement(found: Mapping[tuple[str, int], Found], variants: Sequence[s
         "p",
         f"most named: {'; '.join(variants)}",
     ]
-    show(f"Groups that two trainings both name, of {number} each", columns, lines)
+    show(f"Groups that two trainings both name, of {number} named by each", columns, lines)
 
 
 def _show_repairs(found: Mapping[tuple[str, int], Found], variants: Sequence[str]) -> None:
@@ -177,14 +179,14 @@ def _show_repairs(found: Mapping[tuple[str, int], Found], variants: Sequence[str
     sizes = next(iter(found.values()))
     accuracy = statistics.mean(one["validation"] for one in found.values())
     show(
-        f"Of {sizes['images']:,} test images; {accuracy:.1%} of validation before; cost in epochs; means, 95% by t",
+        f"{sizes['images']:,} test images; validation accuracy before: {accuracy:.1%}; cost in epochs; means, 95% by t",
         columns,
         lines,
     )
 
 
 def _interval(values: Sequence[float]) -> str:
-    """A mean and its interval by Student's t; the mean alone for one value."""
+    """The mean and its 95% interval by Student's t; for one value only the mean."""
     mean = statistics.mean(values)
     if len(values) < 2:
         return f"{mean:+.1f}"

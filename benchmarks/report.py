@@ -1,7 +1,7 @@
 """Seconds and peak resident memory of the report of a large search, against their limits.
 
-The search is simulated (:mod:`benchmarks.simulated_search`) and stands on disk as a real one would, its studies in
-SQLite.  The report is the command, in a process of its own.
+The search is simulated (:mod:`benchmarks.simulated_search`).  It has the files of a real search, with its studies in
+SQLite.  The report runs as its command, in a process of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TRUTHS = {
 
 
 def cost(name: str, folder: Path) -> tuple[float, float]:
-    """Seconds, and peak in MB of 10^6 bytes, of the report of a search."""
+    """Seconds and peak memory, in MB of 10^6 bytes, of the report of a search."""
     peak = 0.0
 
     def look(pid: int) -> None:
@@ -39,7 +39,7 @@ def cost(name: str, folder: Path) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Makes a search, reports on it and prints what that costs; 1 where it is above a limit."""
+    """Simulates a search, reports on it and prints the cost; exit status 1 if a limit is exceeded."""
     options = parser(__doc__, "report")
     options.add_argument("--trials", type=int, default=250, help=f"trials of each of {len(TRUTHS)} variants")
     options.add_argument("--epochs", type=int, default=10)

@@ -1,7 +1,7 @@
-"""A search whose trainings only report, its driver's time counted by room; ``benchmarks.growth`` runs it.
+"""A search whose trainings only report, with the driver's time by part; ``benchmarks.growth`` runs it.
 
-Everything but the training is the real search: ``run_search`` with its checks, Ray, Optuna's and MLflow's databases,
-logs and report.  A worker answers with two epochs of a formula (:mod:`benchmarks.simulated_search`).
+Everything except the training is the real search: ``run_search`` with its checks, Ray, Optuna's and MLflow's databases,
+logs and report.  A worker reports two epochs from a formula (:mod:`benchmarks.simulated_search`).
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ ROOMS = (
 
 
 class ReportingActor(TrialActor):
-    """Reports and does nothing else."""
+    """A trial actor that reports epochs without training."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._results = report(from_dict(TrialSpec, json.loads(TrialTask(**config).spec)))
 
 
 def report(spec: TrialSpec) -> Results:
-    """What a worker tells of a training that is a formula."""
+    """The reports of a worker, with epochs from the formula."""
     history: list[EpochMetrics] = []
     for metrics in curve(spec, Truth(speed=1.2)):
         history.append(dataclasses.replace(metrics, finished_at=time.time()))
@@ -66,25 +66,25 @@ def report(spec: TrialSpec) -> Results:
 
 
 class Clock:
-    """CPU seconds of the driver by room.  A call counts for its own room, not for the one that it is called from."""
+    """CPU seconds of the driver by part ("room").  A call counts for its own part, not for its caller's."""
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.series: list[dict[str, float]] = []
-        """The state after each ``every`` trials."""
+        """Costs so far, recorded after every ``every`` trials."""
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._rooms: list[str] = []
         self._num_ended = 0
         self._mlflow_seconds = 0.0
 
     def begin(self) -> None:
-        """From here on all is counted."""
+        """Starts counting."""
         self._wall, self._process, self._since = time.perf_counter(), time.process_time(), time.thread_time()
         self._main, self._mlflow = self._since, self._of_mlflow()
         self._seconds.clear()
 
     def now(self) -> dict[str, float]:
-        """CPU seconds so far by room, those of other threads too, and those of the wall."""
+        """Ended trials, wall seconds and CPU seconds by part so far, other threads included."""
         self._switch()
         mlflow = self._of_mlflow() - self._mlflow
         others = time.process_time() - self._process - (self._since - self._main) - mlflow
@@ -92,7 +92,7 @@ class Clock:
         return {"trials": self._num_ended, "wall": wall, **self._seconds, MLFLOW: mlflow, RAY: others}
 
     def count(self, owner: Any, method: str, room: str | Callable[[Any], str]) -> None:
-        """Counts the main thread's time in a function for a room, or for the one named by its first argument."""
+        """Counts the main thread's time in a method for ``room``, a name or a function of the first argument."""
         original = getattr(owner, method)
 
         @functools.wraps(original)
@@ -110,7 +110,7 @@ class Clock:
         replace({(owner, method): counted})
 
     def watch(self) -> None:
-        """Notes the state as trials end, and what MLflow's thread has taken when it ends."""
+        """Records the costs as trials end, and the time of MLflow's thread when it ends."""
         end, write = Recorder.end, Tracker._write
 
         def ended(recorder: Recorder, name: str, *, failure: str | None = None) -> None:
@@ -138,13 +138,13 @@ class Clock:
 
 
 def replace(functions: Mapping[tuple[Any, str], Any]) -> None:
-    """Puts functions in the place of those of that name."""
+    """Replaces attributes: (owner, name) -> function."""
     for (owner, name), function in functions.items():
         setattr(owner, name, function)
 
 
 def refresh_seconds(recorder: Recorder, repeats: int = 3) -> float:
-    """CPU seconds of drawing a terminal's display once, the least of some."""
+    """CPU seconds of drawing the terminal's display once, the least of ``repeats``."""
     display = Display(Console(), recorder.scheduler)
     taken = []
     for _ in range(repeats):
@@ -155,7 +155,7 @@ def refresh_seconds(recorder: Recorder, repeats: int = 3) -> float:
 
 
 def measured(spec: SearchSpec) -> dict[str, Any]:
-    """Runs a search and returns its costs.  For a process of its own: what is counted stays so."""
+    """Runs a search and returns its costs.  Run it in a process of its own, since it replaces functions for good."""
     clock = Clock(every=max(1, len(spec.variants) * spec.trials // 20))
     costs: dict[str, Any] = {}
     train, finish_search = session.train, finish.finish_search
@@ -177,7 +177,7 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
     replace(
         {(session, "train"): trained, (finish, "finish_search"): concluded, (tune_run, "TrialActor"): ReportingActor}
     )
-    finish.FLUSH_SECONDS = 3600.0  # trainings that take no time leave MLflow behind
+    finish.FLUSH_SECONDS = 3600.0  # MLflow falls behind trainings that take no time
     clock.watch()
     clock.count(tune_run, "tune_all", TUNE)
     clock.count(VariantStudy, "ask", lambda study: ASK.format(study._next_arm()))
@@ -200,9 +200,9 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs one search and writes what it cost."""
+    """Runs one search and writes its costs."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--trials", type=int, required=True, help="of each variant")
+    options.add_argument("--trials", type=int, required=True, help="trials of each variant")
     options.add_argument("--storage", default=None)
     options.add_argument("--tracking-uri", default=None)
     options.add_argument("--out", type=Path, required=True)

@@ -1,7 +1,7 @@
 """Share of the workers' time that the default search spends inside train(), and its wall time.
 
-The search measures the share itself: from its first start of a trial to its last end, over all workers; it is
-the metric search/train_share of the parent run in MLflow.  Wall time is that of the process, start and end included.
+The search measures the share itself, over all workers, from the first start of a trial to the last end.  It is the
+metric search/train_share of the parent run in MLflow.  Wall time is that of the process, start and end included.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from benchmarks.recording import conditions, parser, record, show, spread
 
 
 def main() -> None:
-    """Runs the search and prints both."""
+    """Runs the search and prints the share and the wall time."""
     options = parser(__doc__, "share")
     options.add_argument("--repeats", type=int, default=1)
     options.add_argument("arguments", nargs="*", metavar="FLAG", help="flags of the search, after --")

@@ -1,11 +1,11 @@
-"""Searches whose truth is known: every training is a formula, everything around it is as in a real search.
+"""Searches whose truth is known: every training is a formula, everything else is as in a real search.
 
     rate      = speed 2^(-((log10 lr - log10 lr_best) / width)^2 + noise z),      z ~ N(0, 1) by the training's seed
     accuracy  = chance + (top - chance) (1 - exp(-rate epoch)) + jitter z_epoch
     diverges  where lr > lr_limit (1 + z / 4)
 
-Settings are drawn as a search draws those of its random arm; the rungs stop trials as they do there; the winners are
-confirmed by fresh seeds.  A stand-in for TPE draws around the best so far.
+Settings are drawn as in the random arm of a search.  The rungs stop trials as in a search, and the winners are
+confirmed by fresh seeds.  In place of TPE, the model arm draws around the best trial so far.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ POINTS: tuple[Point, ...] = ("best", "default")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Truth:
-    """How a variant trains."""
+    """The parameters of the formula for one variant."""
 
     speed: float = 0.6
-    """Rate at the best learning rate, an epoch."""
+    """Rate at the best learning rate, per epoch."""
     lr_best: float = 0.1
     width: float = 1.0
-    """Decades from the best learning rate to half its rate."""
+    """Distance, in decades of the learning rate, from ``lr_best`` to half the rate."""
     noise: float = 0.15
-    """Of the rate, in doublings."""
+    """Standard deviation of the rate over seeds, in doublings."""
     top: float = 0.99
     jitter: float = 0.004
     lr_limit: float = math.inf
@@ -55,7 +55,7 @@ class Truth:
 
 
 def curve(spec: TrialSpec, truth: Truth) -> list[EpochMetrics]:
-    """The epochs of a training, to its end or divergence."""
+    """The epochs of a training up to its end or divergence."""
     generator = np.random.default_rng((spec.seed, STEPS_PER_EPOCH))
     z, *jitters = generator.normal(size=spec.epochs + 1).tolist()
     lr = spec.optimizer.lr.peak
@@ -101,7 +101,7 @@ def simulate(
     variants: Sequence[Variant] | None = None,
     output: Path | None = None,
 ) -> Search:
-    """A finished search of this spec; written to ``<output>/<name>`` too, if asked, as a search leaves it there."""
+    """A finished search of this spec; with ``output`` it is also written to ``<output>/<name>``."""
     chosen = tuple(variants or [SPACES[name] for name in spec.variants])
     assert spec.name is not None
     folder = (output or Path("runs")).absolute() / spec.name

@@ -1,10 +1,12 @@
-"""Images per second, loader's share of the time and peak memory of ResNet-50 trained on JPEGs read as it goes.
+"""Images per second, loader's share of the time and peak memory of ResNet-50 trained on streamed JPEGs.
 
-The JPEGs, 224 pixels wide and of a photograph's size on disk, are made here, some for each of 1,000 classes.  Model,
-optimizer and data are those of tuner.train.Trainer; steps are counted instead of epochs, as an epoch of 1,000 classes
-takes a CPU many minutes.  The loader's share is the time that the loop waits for a batch.  Memory is the largest sum of
-the resident sets of the training process and the processes that read, sampled ten times a second; pages that they share
-count once for each.  It must not grow with the number of images: compare runs with several --images-per-class.
+The benchmark makes the JPEGs, 224 pixels wide and as large on disk as photographs, for each of 1,000 classes.  Model,
+optimizer and data are those of tuner.train.Trainer.  Steps are counted instead of epochs, since an epoch of 1,000
+classes takes many minutes on a CPU.
+
+The loader's share is the share of the time in which the loop waits for a batch.  Memory is the largest sum of the
+resident sets of the training process and the reading processes, sampled ten times a second.  Shared pages count once
+per process.  Memory must not grow with the number of images: compare runs with several --images-per-class.
 """
 
 from __future__ import annotations
@@ -32,13 +34,13 @@ from tuner.train.trainer import Trainer
 SIDE = 224
 NUM_PATTERNS = 16
 COARSE_SIDE = 28
-"""Side of the noise that is blown up to an image, so that a JPEG of it is about as long as one of a photograph."""
+"""Side of the noise that is enlarged to an image; its JPEG is then about as large as that of a photograph."""
 
 
 def make_folder(root: Path, classes: int, images_per_class: int) -> int:
-    """Writes train, validation and test; returns the mean length of a file in bytes.
+    """Writes train, validation and test; returns the mean size of a file in bytes.
 
-    Patterns repeat: what they show does not matter here, only that each file is read and decoded.
+    Patterns repeat, since only the reading and decoding of the files matters here.
     """
     generator = np.random.default_rng(0)
     files: list[bytes] = []
@@ -83,7 +85,7 @@ class MemoryWatch:
 
 
 def endless_batches(num_images: int, batch_size: int) -> Iterator[Batch]:
-    """The batches of one epoch after the other."""
+    """The batches of epoch after epoch, without end."""
     for epoch in itertools.count():
         yield from shuffled_batches(num_images, batch_size, seed=0, epoch=epoch)
 
@@ -96,10 +98,10 @@ def main() -> None:
     options.add_argument("--classes", type=int, default=1000)
     options.add_argument("--images-per-class", type=int, default=2, help="training images")
     options.add_argument("--batch-size", type=int, default=16)
-    options.add_argument("--steps", type=int, default=4, help="steps that count")
-    options.add_argument("--first-steps", type=int, default=1, help="steps before them, which do not")
+    options.add_argument("--steps", type=int, default=4, help="timed steps")
+    options.add_argument("--first-steps", type=int, default=1, help="untimed steps before them")
     options.add_argument("--loader-workers", type=int, default=1)
-    options.add_argument("--threads", type=int, default=1, help="of the training process")
+    options.add_argument("--threads", type=int, default=1, help="threads of the training process")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     before, device = conditions(chosen.device), torch.device(chosen.device)
@@ -118,7 +120,7 @@ def main() -> None:
         training = Trainer(TrialSpec(workload=workload), device)
         ready = time.perf_counter()
         batches = endless_batches(training.data.sizes["train"], chosen.batch_size)
-        # One iteration over all steps: another would begin with nothing read ahead.
+        # One iteration over all steps: a second one would begin with no batches read ahead.
         steps = training.data.train_batches(itertools.islice(batches, chosen.first_steps + chosen.steps))
         network = training.network
         train_epoch(network.model, network.optimizer, itertools.islice(steps, chosen.first_steps), device)

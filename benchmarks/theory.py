@@ -1,11 +1,11 @@
-"""What the wind tunnel costs and how true it is: `tuner.theory` beside SGD on the standard problem.
+"""Cost and accuracy of `tuner.theory`, beside SGD on the standard problem.
 
-python -m benchmarks.theory speed          the PDE and the closure beside the 64 runs of SGD that they stand for
+python -m benchmarks.theory speed          time of the PDE and the closure, beside 64 runs of SGD
 python -m benchmarks.theory refinement     error of the PDE against the size of its cells
 python -m benchmarks.theory closure        the closure beside the PDE on random problems, against the learning rate
 python -m benchmarks.theory gap            gap between a run and the limit against the dimension
 python -m benchmarks.theory critical       the critical learning rate by bisection on SGD itself
-python -m benchmarks.theory probability    runs that stay under the predicted exponential, against the dimension
+python -m benchmarks.theory probability    share of runs under the predicted exponential, against the dimension
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LR = 0.4
 def main() -> int:
     made = parser(__doc__, "theory")
     made.add_argument("part", choices=PARTS)
-    made.add_argument("--dimension", type=int, help="of speed and critical. Default: 6400, 3200")
+    made.add_argument("--dimension", type=int, help="coordinates in speed and critical. Default: 6400, 3200")
     made.add_argument("--runs", type=int, help="runs of SGD. Default: 64, 32")
     options = made.parse_args()
     torch.set_num_threads(1)
@@ -57,7 +57,7 @@ def speed(dimension: int | None, num_runs: int | None) -> Table:
             problem, Sgd(lr=LR), TIMES, dimension=dimension, num_runs=num_runs
         ),
     }
-    solve_closure(problem, limit, TIMES[:2])  # whose imports are slow
+    solve_closure(problem, limit, TIMES[:2])  # its imports are slow
     timed: dict[str, tuple[float, Trajectory]] = {}
     for name, solve in solvers.items():
         started = time.perf_counter()
@@ -82,7 +82,7 @@ def refinement(dimension: int | None, num_runs: int | None) -> Table:
 
 
 def closure(dimension: int | None, num_runs: int | None) -> Table:
-    """Of 40 random problems; risks below 1e-8 of the first are left out."""
+    """The closure's error on 40 random problems; risks below 1e-8 of the first risk are left out."""
     generator, times = np.random.default_rng(5), np.linspace(0.25, 12, 48)
     starts = ((1, 0), (0.5, 0.2), (0.2, -0.1), (1.5, -0.5), (-0.7, 0.4), (0.3, 0.8))
     gaps: dict[float, list[tuple[float, float]]] = {0.05: [], 0.1: [], 0.2: [], 0.3: []}
@@ -97,7 +97,7 @@ def closure(dimension: int | None, num_runs: int | None) -> Table:
             limit = EffectiveSgd(lr=part * critical_lr_of(problem))
             try:
                 risks = [solver(problem, limit, times).risk[0] for solver in (solve_closure, solve_pde)]
-            except InvalidInput:  # one of the two says that it leaves its range
+            except InvalidInput:  # one of the two leaves its range
                 continue
             off = np.abs(risks[0] / risks[1] - 1)[risks[1] > 1e-8 * risks[1][0]]
             found.append((float(off.mean()), float(off.max())))
@@ -124,7 +124,10 @@ def gap(dimension: int | None, num_runs: int | None) -> Table:
 
 
 def critical(dimension: int | None, num_runs: int | None) -> Table:
-    """At the critical rate P' is about -P^2, so that P falls as 1/t: slower is a plateau, faster is none."""
+    """Bisection on the slope of log P: at the critical rate P' is about -P^2, so P falls as 1/t.
+
+    A slower fall means a plateau, a faster one means none.
+    """
     problem, times = standard_problem(), np.concatenate([[0.0], np.linspace(20, 40, 41)])
     predicted = critical_lr_of(problem)
     low, high, rows = 0.8 * predicted, 1.25 * predicted, []
@@ -141,7 +144,10 @@ def critical(dimension: int | None, num_runs: int | None) -> Table:
 
 
 def probability(dimension: int | None, num_runs: int | None) -> Table:
-    """One type; the bound is a multiple of the least C exp(-.9 rho t) that the limit stays under, to a risk of 1e-4."""
+    """The share of runs under a multiple of a bound, for one type of coordinates.
+
+    The bound is the least C exp(-.9 rho t) that the limit stays under until its risk is 1e-4.
+    """
     problem, lr, num_runs = make_problem([1.0], [1.0]), 0.3, num_runs or 200
     long = solve_pde(problem, EffectiveSgd(lr=lr), np.linspace(0, 30, 301))
     rate = 0.9 * convergence_rate(problem, long.norm[:, -1], lr)

@@ -1,16 +1,16 @@
 """Which batches are taken, and how their steps are composed.
 
-A batch is named by its image indices and a seed, never by its pixels, so that taking it again gives the same images
-with the same augmentation and the same dropout masks.
+A batch is identified by its image indices and a seed, never by its pixels.  Replaying it gives the same images with
+the same augmentation and the same dropout masks.
 
-With T_k the step on the k-th batch, a map of the whole state of a training, and x_0 the state it starts from::
+T_k is the step on the k-th batch, a map of the whole state of a training; x_0 is the initial state::
 
-    forward     x_n     = T_n o ... o T_1 (x_0)                       an iterate is one step from the last
-    backward    x_n     = T_1 o ... o T_n (x_0)                       the newest batch first, each n from x_0 again
+    forward     x_n     = T_n o ... o T_1 (x_0)                       each iterate is one step from the one before
+    backward    x_n     = T_1 o ... o T_n (x_0)                       each n starts from x_0, the newest batch first
     in blocks   x_{c+k} = T_{c+1} o ... o T_{c+k} (x_c),  1 <= k <= W,  c = 0, W, 2W, ...
 
-Where the maps contract, the backward iterates converge to a point (a random one, that the oldest batches decide),
-while the forward ones converge in distribution only.
+If the maps contract, the backward iterates converge to a point, which is random: the oldest batches decide it.  The
+forward iterates converge in distribution only.
 
 =========  ================  ========================================================================================
 symbol     argument
@@ -19,12 +19,12 @@ W          ``window``        batches after which the anchor c moves, at least 1;
 n          ``at``            iterates that are evaluated, counted from 1; all by default
 =========  ================  ========================================================================================
 
-Cost in gradient evaluations: an iterate takes n - c, so N backward iterates take N (N + 1) / 2.  In blocks it is
-(W + 1) / 2 a batch where every iterate is evaluated, and 1 where only the anchors are.
+The iterate x_n costs n - c gradient evaluations, so N backward iterates cost N (N + 1) / 2.  In blocks, a batch costs
+(W + 1) / 2 gradient evaluations if every iterate is evaluated, and 1 if only the anchors are.
 
-Forward and backward are the paper's, which suggests windows to save cost.  Ours: the block form with its moving
-anchors, and that x_n has the same law in either order where the T_k are independent draws of one law, so that the
-orders differ along the path and not at a step.
+Forward and backward are the paper's, which suggests windows to save cost.  Two things are ours.  The first is the block
+form with its moving anchors.  The second is this: if the T_k are independent draws of one law, x_n has the same law in
+either order, so the orders differ along the path and not at a single step.
 
 Source: Dherin et al., TMLR 2025, https://arxiv.org/abs/2502.01557
 """
@@ -49,7 +49,7 @@ Data = TypeVar("Data")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One gradient evaluation's data."""
+    """The data of one gradient evaluation."""
 
     indices: Tensor
     """Positions in the training split, int64, shape (batch,), on the CPU."""
@@ -58,9 +58,9 @@ class Batch:
 
 
 def shuffled_batches(num_images: int, batch_size: int, *, seed: int, epoch: int) -> list[Batch]:
-    """The batches of one epoch (counted from 0): a fresh permutation, cut; a short last batch is left out.
+    """The batches of one epoch (counted from 0): a fresh permutation, cut into batches without a short last one.
 
-    They depend on nothing but the arguments, so a resumed training needs no generator state.
+    They depend only on the arguments, so a resumed training needs no generator state.
     """
     words = torch.Generator().manual_seed(seed)
     epoch_seed = int(torch.randint(2**62, (epoch + 1,), generator=words)[epoch])
@@ -76,16 +76,16 @@ def shuffled_batches(num_images: int, batch_size: int, *, seed: int, epoch: int)
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Steps from the anchor to one iterate."""
+    """The steps that lead from the anchor to one iterate."""
 
     n: int
-    """The iterate it leads to, counted from 1."""
+    """The iterate that the replay leads to, counted from 1."""
     numbers: range
-    """The batches, counted from 0, in the order of application."""
+    """Numbers of the batches, counted from 0, in the order in which their steps are taken."""
     evaluated: bool
-    """Whether the iterate was asked for."""
+    """Whether the caller asked for the iterate; if not, it is only an anchor on the way."""
     moves_anchor: bool
-    """Whether the iterate is the anchor of the replays after it."""
+    """Whether the iterate becomes the anchor of the replays after it."""
 
 
 def backward_replays(
@@ -93,10 +93,10 @@ def backward_replays(
 ) -> Iterator[Replay]:
     """The plan of backward SGD: the replays that lead to the iterates ``at``, and to the anchors on the way there.
 
-    :func:`backward_iterates` carries it out on any state, the training loop (by :func:`legs`) on a network.
-    It costs the sum of ``len(replay.numbers)``.
+    :func:`backward_iterates` carries the plan out on any state.  The training loop carries it out on a network, by
+    :func:`legs`.  The plan costs the sum of ``len(replay.numbers)`` gradient evaluations.
 
-    Raises ValueError where ``window`` is below 1, or ``at`` not strictly increasing within [1, num_batches].
+    Raises ValueError if ``window`` is below 1, or if ``at`` does not increase strictly within [1, num_batches].
     """
     for before, n in itertools.pairwise((0, *(at or ()))):
         if not before < n <= num_batches:
@@ -115,7 +115,7 @@ def _replays(at: Sequence[int], block: int) -> Iterator[Replay]:
 
 
 def _block(window: int | None, num_batches: int) -> int:
-    """Batches between two anchors, more than there are where the anchor stays."""
+    """Batches between two anchors; more than there are if the anchor never moves."""
     if window is not None:
         _require_positive("window", window)
     return window or num_batches + 1
@@ -129,11 +129,11 @@ def _require_positive(name: str, value: int) -> None:
 def evaluation_points(num_epochs: int, steps_per_epoch: int, *, window: int | None, interval: int) -> list[int]:
     """The iterates at which a backward phase of num_epochs * steps_per_epoch gradient evaluations is evaluated.
 
-    Multiples of interval * steps_per_epoch, as many as can be paid for with their replays; what is left of the budget
-    lengthens the last.  So ``backward_replays(..., window=window, at=points)`` costs exactly the budget, and where not
-    even the first multiple can be paid for, the one point is the budget itself.
+    They are multiples of interval * steps_per_epoch, as many as the budget covers with their replays.  The rest of the
+    budget is added to the last.  So ``backward_replays(..., window=window, at=points)`` costs exactly the budget.  If
+    the budget does not cover the first multiple, the one point is the budget itself.
 
-    Raises ValueError where an argument is below 1.
+    Raises ValueError if an argument is below 1.
     """
     _require_positive("num_epochs", num_epochs)
     _require_positive("steps_per_epoch", steps_per_epoch)
@@ -172,14 +172,17 @@ def backward_iterates(
     """The states x_n of backward SGD for n in ``at``, for any map ``step(state, batch)``.
 
     A state holds everything that a step reads and changes: weights, the optimizer's buffers, BatchNorm's statistics,
-    generators.  Each replay starts from the anchor's, all of it.  A generator in the state gives its first draw to the
-    batch that comes first, another in each replay, and such iterates do not converge: seed what is random by the batch.
-    Put what belongs together, as a model and its optimizer, into one tuple: states are copied by copy.deepcopy, which
-    keeps references within a state, and refuses tensors with a graph behind them, so detach them.
+    generators.  Each replay starts from the anchor's whole state.
 
-    ``step`` may work in place: the ``state`` given is never changed, and a state that is yielded is the caller's own.
-    Kept in memory are the anchor and a working copy, whatever the window.  ``batches`` are read more than once, and
-    are made a list where they are not a sequence.
+    Seed random draws by the batch.  A generator in the state would give its first draw to the batch that comes first,
+    which is another one in each replay, and such iterates do not converge.
+
+    States are copied by copy.deepcopy, which keeps references within a state: put a model and its optimizer into one
+    tuple.  copy.deepcopy refuses tensors that belong to a graph: detach them.
+
+    ``step`` may work in place: the given ``state`` is never changed, and the caller may change a yielded state.  The
+    anchor and a working copy are kept in memory, whatever the window.  ``batches`` are read more than once; if they are
+    not a sequence, they are made a list.
 
     Raises ValueError at the call, as :func:`backward_replays` does.
     """
@@ -198,12 +201,12 @@ def _iterates(
             anchor = state
         if replay.evaluated:
             yield copy.deepcopy(state) if replay.moves_anchor else state
-        # Else the copy for the next replay would be a third state in memory.
+        # Otherwise the copy for the next replay would be a third state in memory.
         del state
 
 
 def last_iterate(spec: OrderSpec, *, num_epochs: int, steps_per_epoch: int) -> int:
-    """The n that a training of num_epochs * steps_per_epoch gradient evaluations comes to: fewer, with replays."""
+    """The last n of a training of num_epochs * steps_per_epoch gradient evaluations: with replays n is smaller."""
     begin, points = _phases(spec, num_epochs, steps_per_epoch)
     return begin * steps_per_epoch + (points[-1] if points else 0)
 
@@ -211,8 +214,9 @@ def last_iterate(spec: OrderSpec, *, num_epochs: int, steps_per_epoch: int) -> i
 def legs(spec: OrderSpec, *, num_epochs: int, steps_per_epoch: int) -> Iterator[list[Replay]]:
     """The replays before each evaluation of a training of num_epochs * steps_per_epoch gradient evaluations.
 
-    ``n`` and ``numbers`` count from the start of the training.  Forward, each epoch is one replay that moves the
-    anchor.  The backward phase is planned by :func:`evaluation_points` and begins after ``order.start`` of the epochs.
+    ``n`` and ``numbers`` count from the start of the training.  In the forward phase each epoch is one replay that
+    moves the anchor.  :func:`evaluation_points` plans the backward phase, which begins after ``order.start`` of the
+    epochs.
     """
     begin, points = _phases(spec, num_epochs, steps_per_epoch)
     for epoch in range(begin):
@@ -229,7 +233,7 @@ def legs(spec: OrderSpec, *, num_epochs: int, steps_per_epoch: int) -> Iterator[
 
 
 def _phases(spec: OrderSpec, num_epochs: int, steps_per_epoch: int) -> tuple[int, list[int]]:
-    """Epochs of the forward phase, and the evaluation points of the backward one, counted from its start."""
+    """Epochs of the forward phase, and evaluation points of the backward phase, counted from its start."""
     if spec.composition == "forward":
         return num_epochs, []
     begin = min(round(spec.start * num_epochs), num_epochs - 1)

@@ -1,7 +1,7 @@
 """Learning rate, momentum and norm exponent as functions of the step.
 
-Steps count from 0 to num_steps - 1.  Each function takes its first argument as a float, and gives one, or as a tensor,
-and gives a tensor of the same shape, device and floating dtype, elementwise.
+Steps count from 0 to num_steps - 1.  The first argument of each function is a float or a tensor.  A float gives a
+float; a tensor gives a tensor of the same shape, device and floating dtype, elementwise.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ def critical_momentum(
     floor: float = 0.0,
     cap: float = 1.0,
 ) -> Number:
-    """The momentum that damps SGD with momentum critically at its learning rate.
+    """The momentum at which SGD with momentum is critically damped at its learning rate.
 
-    With r = zeta sqrt(lr), clipped to [floor, cap]::
+    With r = zeta sqrt(lr); the result is clipped to [floor, cap]::
 
         linear       1 - 2 r          zeta = 1: Pasichnyk, 2026, https://arxiv.org/abs/2603.28921
         square       (1 - r)^2        0 from r = 1 on; zeta = 1: exactly critical at curvature 1 (ours)
         exponential  exp(-2 r)        never 0 (ours)
 
-    The damping ratio zeta (ours) stands for the square root of the curvature as well.  All three are for the buffer of
+    The damping ratio zeta (ours) also absorbs the square root of the curvature.  All three forms are for the buffer of
     ``torch.optim.SGD``, v = mu v + g.  In the averaging form m = mu m + (1 - mu) g the critical momentum of the same
-    oscillator is about 1 - 4 lr; there these formulas are a choice, not critical damping.
+    oscillator is about 1 - 4 lr.  There these formulas are a choice, not critical damping.
 
-    ``lr`` is at least 0, ``zeta`` above 0, ``floor`` at most ``cap``; ValueError otherwise.  As lr goes to 0 the
-    momentum goes to 1, which optimizers may refuse: pass a cap below 1.
+    ``lr`` is at least 0, ``zeta`` above 0 and finite, ``floor`` at most ``cap``; raises ValueError otherwise.  As lr
+    goes to 0 the momentum goes to 1, which optimizers may refuse: pass a cap below 1.
     """
     if form not in _DAMPING:
         raise ValueError(f"form = {form!r}: must be one of {', '.join(_DAMPING)}")
@@ -61,10 +61,10 @@ def norm_exponent(
     hold: float = 0.0,
     variable: Literal["p", "alpha"] = "p",
 ) -> Number:
-    """The p of l_p-norm descent: exactly p_max at the first step, exactly p_end at the last, never rising between.
+    """The p of l_p-norm descent: exactly p_max at the first step, exactly p_end at the last, and it never rises.
 
-    With x = step/(num_steps - 1) and t = (x - hold)/(1 - hold), p stays at p_max until t = 0; from there a quantity v
-    goes from its first to its last value::
+    With x = step/(num_steps - 1) and t = (x - hold)/(1 - hold), p stays at p_max until t = 0.  From there on a quantity
+    v goes from v_max, its value at p_max, to v_end, its value at p_end::
 
         cosine       v = v_max + (v_end - v_max) (1 - cos(pi t))/2
         linear       v = v_max + (v_end - v_max) t
@@ -72,14 +72,14 @@ def norm_exponent(
         exponential  v = v_max (v_end/v_max)^t
         constant     v = v_max at every step, the last one too
 
-    v is p, or alpha = 1/(p - 1), the power of the gradient that is left in the step.  From p_max = inf no finite path
-    in p leads down: there, whatever ``variable`` says, v is 1 + alpha, the exponent of the dual norm, which is alpha
-    itself but for the exponential.
-    The cosine in p with hold = 0 is from Xu and Yang, 2026, https://arxiv.org/abs/2606.02078, with their epoch s as
-    step s - 1; the rest is ours.  A run of one step has p_max.
+    ``variable`` chooses v: p, or alpha = 1/(p - 1), the power of the gradient in the step.  No finite path in p leads
+    down from p_max = inf.  There v is 1 + alpha, the exponent of the dual norm, whatever ``variable`` is.  This differs
+    from v = alpha for ``exponential`` only.
+    The cosine in p with hold = 0 is from Xu and Yang, 2026, https://arxiv.org/abs/2606.02078; their epoch s is step
+    s - 1 here.  The rest is ours.  A run of one step has p_max.
 
     ``step`` is in [0, num_steps - 1], ``num_steps`` at least 1, 2 <= p_end <= p_max <= inf with p_end finite unless
-    both are infinite, ``hold`` in [0, 1); ValueError otherwise.
+    both are infinite, ``hold`` in [0, 1); raises ValueError otherwise.
     """
     _require_step(step, num_steps)
     if shape not in _NORM_PATHS:
@@ -101,7 +101,7 @@ def norm_exponent(
     else:
         shift = 1.0 if math.isinf(p_max) else 0.0
         alpha = path(progress, shift + 1 / (p_max - 1), shift + 1 / (p_end - 1)) - shift
-        # the smallest float, whose inverse is inf, keeps floats from raising where alpha is 0
+        # At alpha = 0 a float would raise; the inverse of the smallest float is inf.
         p = 1 + 1 / _clip(alpha, math.ulp(0.0), 1.0)
     p = _where_below(progress, 1.0, _clip(p, p_end, p_max), float(p_end))
     return _where_below(-progress, 0.0, p, float(p_max))
@@ -118,8 +118,8 @@ def learning_rate(
 ) -> Number:
     """The learning rate: a linear rise over the first W steps, exactly ``peak`` at step W, then a fall.
 
-    W is warmup num_steps, rounded, and at most num_steps - 1.  With s = step and t = (s - W)/(num_steps - W), which is
-    below 1 at the last step, so that this one still moves the weights where ``end`` is 0::
+    W is warmup times num_steps, rounded, and at most num_steps - 1.  With s = step and t = (s - W)/(num_steps - W),
+    which is below 1 at the last step, so that step still moves the weights if ``end`` is 0::
 
         rise       peak (s + 1)/(W + 1)                                     one-cycle: peak (1/25 + (24/25) s/W)
         constant   peak
@@ -128,12 +128,12 @@ def learning_rate(
         step       peak, from t = 1/2 on peak/10, from t = 3/4 on peak/100  He et al., section 4.2, arXiv 1512.03385
         one-cycle  as cosine                                                Smith and Topin, arXiv 1708.07120
 
-    The one-cycle rises over ``warmup`` of the run, or over .3 of it where ``warmup`` is 0.  These fractions, the 1/25
-    and the cosine after a linear rise are ours; the cycle of the momentum is in
-    :mod:`tuner.optimizers.hyperparameters`.  ``constant`` and ``step`` do not use ``end``.
+    ``one-cycle`` rises over ``warmup`` of the run, or over .3 of it if ``warmup`` is 0.  These fractions, the 1/25
+    and the cosine after a linear rise are ours.  :mod:`tuner.optimizers.hyperparameters` has the cycle of the momentum.
+    ``constant`` and ``step`` do not use ``end``.
 
-    ``step`` is in [0, num_steps - 1], ``num_steps`` at least 1, ``peak`` at least 0, ``warmup`` in [0, 1), ``end``, a
-    fraction of the peak, in [0, 1]; ValueError otherwise.
+    ``step`` is in [0, num_steps - 1], ``num_steps`` at least 1, ``peak`` at least 0 and finite, ``warmup`` in [0, 1),
+    ``end``, a fraction of the peak, in [0, 1]; raises ValueError otherwise.
     """
     _require_step(step, num_steps)
     if schedule not in _LR_PATHS:
@@ -214,7 +214,7 @@ def _clip(x: Number, low: float, high: float) -> Number:
 
 def _where_below(x: Number, bound: float, then: Number | float, otherwise: Number | float) -> Number:
     if isinstance(x, Tensor):
-        # 0 x gives a plain number the dtype and device of x
+        # Adding 0 x gives a plain number the dtype and device of x.
         return torch.where(x < bound, then + 0 * x, otherwise + 0 * x)
     return then if x < bound else otherwise
 

@@ -53,12 +53,12 @@ def test_its_figures_are_the_librarys(flags: list[str], sgd: Sgd, capsys: pytest
     found = predict(problem, sgd, dimension=400, goal=0.1 * square, horizon=6.0)
     assert number(told["effective learning rate"]) == pytest.approx(sgd.lr / (1 - sgd.momentum), rel=1e-3)  # type: ignore[operator]
     assert number(told["critical learning rate"]) == pytest.approx(found.critical_lr, rel=1e-3)
-    assert number(told["at the first weights"]) == pytest.approx(found.first_critical_lr, rel=1e-3)
+    assert number(told["at initial weights"]) == pytest.approx(found.first_critical_lr, rel=1e-3)
     assert number(told["linearised, d = 400"]) == pytest.approx(found.linearised_critical_lr, rel=1e-3)
     assert found.rate is not None and number(told["late rate"]) == pytest.approx(found.rate, rel=1e-3)
     assert number(told["time to 0.9 explained"]) == pytest.approx(found.time_to_goal, rel=5e-3)
     assert f"{found.time_to_goal * 400:.0f} steps" in told["time to 0.9 explained"]
-    assert told["plateau"] == f"0 of a first risk of {problem.first_risk:.4g}"
+    assert told["plateau"] == f"0, initial risk {problem.first_risk:.4g}"
 
 
 def test_a_problem_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,16 +85,16 @@ def test_negative_numbers_with_exponents_are_numbers(capsys: pytest.CaptureFixtu
 def test_above_the_critical_rate_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--lr", "2", "--horizon", "0.5", "--no-pictures"]) == 0
     printed = capsys.readouterr().out
-    assert "this is 1.5 times it" in printed and "Above the critical rate the risk ends at the plateau" in printed
+    assert "--lr is 1.5 times it" in printed and "Above the critical rate, runs end at the plateau" in printed
     assert number(said(printed)["plateau"]) == pytest.approx(plateau(standard_problem(), 2.0), rel=1e-3)
     # Weights that are large at first are unstable far below it.
     large = ["--lr", "0.5", "--lam", "1", "--target", "0.1", "--start", "1.5", "-0.5", "--horizon", "0.1"]
     assert main([*large, "--no-pictures"]) == 0
     printed = capsys.readouterr().out
-    assert "this is 0.05 times it" in printed and number(said(printed)["at the first weights"]) == 0.8
+    assert "--lr is 0.05 times it" in printed and number(said(printed)["at initial weights"]) == 0.8
     assert "Above" not in printed
     assert main([*large, "--lr", "0.9", "--no-pictures"]) == 0
-    assert "Above the critical rate of the first weights the risk rises at first" in capsys.readouterr().out
+    assert "Above the critical rate of the initial weights, the risk rises at first" in capsys.readouterr().out
     assert main([*QUICK, "--no-pictures"]) == 0
     assert "Above" not in capsys.readouterr().out
 
@@ -102,10 +102,10 @@ def test_above_the_critical_rate_it_says_so(capsys: pytest.CaptureFixture[str]) 
 def test_what_the_figures_leave_out_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*QUICK, "--decay", "1e-3", "--no-pictures"]) == 0
     printed = capsys.readouterr().out
-    assert "leave weight decay out" in printed
+    assert "ignore weight decay" in printed
     assert said(printed)["time to 0.95 explained"] == "not by time 0.5", "which is not never"
     assert main(["--lr", "0.04", "--horizon", "0.5", "--momentum", "0.9", "--dimension", "20", "--no-pictures"]) == 0
-    assert "At d = 20 some directions swing" in capsys.readouterr().out
+    assert "At d = 20 some directions oscillate" in capsys.readouterr().out
 
 
 def test_pictures_lie_in_the_folder_and_diverged_runs_are_counted(
@@ -134,9 +134,9 @@ def test_pictures_lie_in_the_folder_and_diverged_runs_are_counted(
         ("--lr .1 --decay -1", "decay = -1"),
         ("--lr .1 --noise -1", "noise = -1"),
         ("--lr .1 --lam 1 2 --target 1", "1 values for 2"),
-        ("--lr .1 --lam 1", "go together"),
+        ("--lr .1 --lam 1", "must be given together"),
         ("--lr .1 --lam -1 2 --target 1 1", "at least 0"),
-        ("--lr .1 --lam 1 --target 0", "nothing to explain"),
+        ("--lr .1 --lam 1 --target 0", "no variance to explain"),
         ("--lr .1 --goal 0", "--goal 0"),
         ("--lr .1 --goal 1", "--goal 1"),
         ("--lr .1 --goal nan", "--goal nan"),

@@ -278,7 +278,7 @@ def test_its_networks_cannot_be_diagnosed(
     assert diagnose(["a/sgdm/confirm-1"]) == 2
     assert capsys.readouterr() == (
         "",
-        "error: a/sgdm/confirm-1: its workload diagonal has no images, and a diagnosis is of misclassified ones\n",
+        "error: a/sgdm/confirm-1: its workload diagonal has no images; a diagnosis needs misclassified images\n",
     )
 
 

@@ -278,8 +278,8 @@ def test_training_batches_are_replayed(root: Path) -> None:
     ("spoil", "message"),
     [
         (lambda root: shutil.rmtree(root / "train"), r"has no folder train/"),
-        (lambda root: shutil.rmtree(root / "train" / "dog"), r"test has a class 'dog', which train has not"),
-        (lambda root: shutil.rmtree(root / "test" / "dog"), r"test has no class 'dog', which train has"),
+        (lambda root: shutil.rmtree(root / "train" / "dog"), r"test has a class 'dog', but train does not"),
+        (lambda root: shutil.rmtree(root / "test" / "dog"), r"test has no class 'dog', but train has"),
         (lambda root: (root / "train" / "emu").mkdir(), r"train/emu has no image"),
         (lambda root: [path.unlink() for path in root.glob("test/cat/*")], r"test/cat has no image"),
         (lambda root: [path.rename(root / path.name) for path in root.glob("train/*")], r"train has no class folders"),

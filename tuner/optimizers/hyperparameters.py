@@ -1,6 +1,6 @@
-"""What the knobs of an :class:`OptimizerSpec` stand at in each step of a training.
+"""The hyperparameters of an :class:`OptimizerSpec` at each step of a training.
 
-Sources are with the schedules and the search spaces; the rules of the switch and ``matched`` are ours.
+Sources are named in :mod:`tuner.schedules` and in the search spaces.  The rules of the switch and ``matched`` are ours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tuner.schedules import Number, critical_momentum, learning_rate, norm_expon
 
 
 class Hyperparameters(NamedTuple):
-    """The settings of one step."""
+    """The values that one step is taken with."""
 
     lr: float
     momentum: float
@@ -28,9 +28,9 @@ class Hyperparameters(NamedTuple):
 def hyperparameters_at(
     spec: OptimizerSpec, step: int, num_steps: int, steps_per_epoch: int, switch: int | None = None
 ) -> Hyperparameters:
-    """The knobs of a step counted from 0, in a training whose last iterate is ``num_steps``.
+    """The hyperparameters of one step, counted from 0, in a training whose last iterate is ``num_steps``.
 
-    ``switch`` is the first step of ``hybrid`` with constant momentum.
+    ``switch`` is the first step at which ``hybrid`` has constant momentum; None if it is not known to come.
 
     With the learning rate a, its peak A, the critical momentum mu(a) of :func:`tuner.schedules.critical_momentum`, the
     constant c = ``momentum.value`` and l = ``momentum.low``::
@@ -58,13 +58,15 @@ def hyperparameters_at(
 
 
 def switch_step(spec: OptimizerSpec, num_steps: int, history: Sequence[EpochMetrics]) -> int | None:
-    """The first step at which ``hybrid`` has constant momentum; None where it is not known to come.
+    """The first step at which ``hybrid`` has constant momentum; None if it is not known to come.
 
-    ``fraction``: after this fraction of the steps.  ``accuracy``: after the first evaluation at ``switch_accuracy`` or
-    above.  ``crossing``: the first step, once the learning rate has been at its peak, whose critical momentum, without
-    its cap, is at least ``value``; before the peak the learning rate is small, and the momentum near 1, for another
-    reason.  A switch stays: it follows from the spec and from the history, which only grows and which a checkpoint
-    holds.
+    - ``fraction`` switches after ``switch_fraction`` of the steps.
+    - ``accuracy`` switches after the first evaluation at ``switch_accuracy`` or above.
+    - ``crossing`` switches at the first step, from the peak of the learning rate on, whose critical momentum without
+      its cap is at least ``value``.  Steps before the peak do not count: there the momentum is near 1 because the
+      warm-up keeps the learning rate small.
+
+    A switch never moves: it follows from the spec and from the history, which only grows and which a checkpoint holds.
     """
     momentum = spec.momentum
     if momentum.schedule != "hybrid":
@@ -77,10 +79,10 @@ def switch_step(spec: OptimizerSpec, num_steps: int, history: Sequence[EpochMetr
 
 
 def longest_step(spec: OptimizerSpec, num_steps: int, switch: int | None = None) -> tuple[int, float, float]:
-    """The step whose effective learning rate is largest, the first of equals; its learning rate and momentum.
+    """The step with the largest effective learning rate (the first of equals), its learning rate and its momentum.
 
-    It is lr/(1 - momentum), and in ``lpsgd``, whose buffer is an average, the learning rate itself.  All steps are
-    computed at once: a long training has a million.
+    The effective learning rate is lr/(1 - momentum).  In ``lpsgd``, whose buffer is an average, it is lr.  All steps
+    are computed at once, since a long training has a million.
     """
     steps = torch.arange(num_steps, dtype=torch.float64)
     parts = [(steps[:switch], False)] + ([(steps[switch:], True)] if switch is not None else [])

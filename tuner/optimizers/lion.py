@@ -1,18 +1,19 @@
-"""Lion: the sign of a gradient average that is weighted anew before it is stored.
+"""Lion: steps along the sign of an average of gradients; one weight makes the step, another updates the average.
 
-With the gradient g, the parameters theta and the average m, elementwise, m_0 = 0, no bias correction::
+One step, elementwise, with the gradient g, the parameters theta and the average m (0 at the start, no bias
+correction)::
 
     c     =  beta_1 m + (1 - beta_1) g
     theta <- (1 - lr wd) theta - lr sign(c)     decoupled weight decay
     m     <- beta_2 m + (1 - beta_2) g
 
-==============  ================  ====================================================
+==============  ================  =====================================================
 symbol          argument
-==============  ================  ====================================================
+==============  ================  =====================================================
 lr              ``lr``            learning rate, at least 0; a float or a 0-dim tensor
-beta_1, beta_2  ``betas``         each in [0, 1); equal, it is LPSGDM at p = inf
+beta_1, beta_2  ``betas``         each in [0, 1); if equal, Lion is LPSGDM at p = inf
 wd              ``weight_decay``  at least 0
-==============  ================  ====================================================
+==============  ================  =====================================================
 
 Source: Chen et al., NeurIPS 2023, Algorithm 2, https://arxiv.org/abs/2302.06675
 """
@@ -32,8 +33,10 @@ from tuner.optimizers.lp_sgd import check_lr_and_decay
 class Lion(Optimizer):
     """Lion; equations and symbols are in the docstring of :mod:`tuner.optimizers.lion`.
 
-    ``lr`` and ``betas`` are read from ``param_groups`` at every step, so a schedule may change them.  ``foreach`` is
-    as in :class:`tuner.optimizers.LPSGD`.
+    ``lr`` and ``betas`` are read from ``param_groups`` at every step, so a schedule may change them.
+
+    ``foreach=False`` updates one tensor after the other, ``foreach=True`` all tensors by ``torch._foreach`` operations.
+    None chooses False on a CPU, where it is faster, and True on other devices.
 
     Raises ValueError for a setting out of its range and for complex parameters, RuntimeError for sparse gradients.
     """
@@ -81,7 +84,7 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter that has a gradient; returns the closure's loss, where one is given."""
+        """One update of every parameter that has a gradient; returns the closure's loss if a closure is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -122,7 +125,7 @@ def _single_tensor(params: list[Tensor], grads: list[Tensor], averages: list[Ten
 
 
 def _multi_tensor(params: list[Tensor], grads: list[Tensor], averages: list[Tensor], group: Mapping[str, Any]) -> None:
-    """The same, one operation over all tensors at a time."""
+    """The same update as :func:`_single_tensor`; each operation runs over all tensors at once."""
     beta_1, beta_2 = group["betas"]
     g = list(torch._foreach_neg(grads)) if group["maximize"] else grads
     if group["weight_decay"]:

@@ -1,30 +1,46 @@
-"""LPSGD and LPSGDM: steepest descent in an l_p norm whose p may change while training.
+"""LPSGD and LPSGDM: steepest descent in an l_p norm whose p may change during the training.
 
-With the gradient g, the parameters theta, and rho = (p - 2)/(p - 1), elementwise::
+One step, elementwise, with the gradient g, the parameters theta and rho = (p - 2)/(p - 1)::
 
-    m     <- beta m + (1 - beta) g          m_0 = 0, no bias correction; beta = 0 gives m = g (LPSGD)
-    u     =  m / (|m| + eps)^rho
+    m     <- beta m + (1 - beta) g          average of gradients, 0 at the start, no bias correction
+    u     =  m / (|m| + eps)^rho            direction
     theta <- (1 - lr wd) theta - lr u       decoupled weight decay
 
-=======  ==================  =================================================================
+=======  ==================  =====================================================================
 symbol   argument
-=======  ==================  =================================================================
+=======  ==================  =====================================================================
 lr       ``lr``              learning rate, at least 0; a float or a 0-dim tensor
 p        ``p``               exponent of the norm, in [2, inf]; 2 is SGD, inf is the sign of m
-beta     ``momentum``        in [0, 1); above 0 the algorithm is LPSGDM
+beta     ``momentum``        in [0, 1); at 0, m is g and the algorithm is LPSGD, above 0 LPSGDM
 wd       ``weight_decay``    at least 0
 eps      ``eps``             above 0, in units of the gradient
-=======  ==================  =================================================================
+=======  ==================  =====================================================================
 
-Steepest descent in l_p carries a further factor, the dual norm ||m||_q^rho with 1/p + 1/q = 1, which the paper drops
-into the learning rate.  Without it the length of u depends on p: at m = 1e-3 it is 1e-3 for p = 2 and .25 for
-p = 6, so an annealed p anneals the step as well.  ``scale`` (ours) takes that apart: ``dual`` puts the factor back,
-``rms`` gives u the root mean square of m, ``none`` is the paper.  The norms are each tensor's own or, with ``scope``
-global, those of all tensors of a parameter group together, so that how it is split into tensors does not matter.
+Apart from eps, u = sign(m) |m|^(1/(p - 1)): as p grows, small and large coordinates move by more equal amounts.  The
+paper lowers p from p_max to 2 along a cosine, epoch by epoch.  :func:`tuner.schedules.norm_exponent` computes such a p;
+write it into the parameter groups before each step::
 
-Ours as well: p = inf sets rho = 1, and p = 2 leaves m as it is, bit for bit, whatever the scale; ``nesterov`` takes u
-of beta m + (1 - beta) g with the new m; parameters in half precision keep m in their own dtype and compute everything
-after it in float32, where eps = 1e-8 is not 0.
+    optimizer = LPSGD(model.parameters(), lr=1e-3, p=6, momentum=0.9, weight_decay=1e-2)
+    for step in range(num_steps):
+        for group in optimizer.param_groups:
+            group["p"] = norm_exponent(step, num_steps, p_max=6)
+        ...                                 # zero_grad(), backward(), optimizer.step()
+
+m is an average, while the buffer of ``torch.optim.SGD`` is a sum.  At p = 2, with constant beta and without weight
+decay, torch's SGD takes the same steps at the learning rate (1 - beta) lr.
+
+Where this leaves the paper, and why:
+
+- ``scale`` separates the direction from its length.  Steepest descent in l_p is u times the dual norm ||m||_q^rho, with
+  1/p + 1/q = 1.  The paper drops this factor into the learning rate.  Then the length of u depends on p: at |m| = 1e-3,
+  |u| is 1e-3 for p = 2 and .25 for p = 6, so lowering p also shortens the step.  ``none`` is the paper.  ``dual`` puts
+  the factor back.  ``rms`` gives u the root mean square of m.
+- ``scope`` chooses the norms of ``scale``: ``tensor`` takes each tensor's own, ``global`` those of all tensors of a
+  parameter group together.  With ``global`` the split of the parameters into tensors does not matter.
+- p = inf is allowed and sets rho = 1.  p = 2 takes u = m, bit for bit, whatever eps and ``scale`` are.
+- ``nesterov`` computes u from beta m + (1 - beta) g with the new m.
+- Parameters in half precision keep m in their own dtype.  Everything after m is computed in float32, since eps = 1e-8
+  is 0 in float16.
 
 Source: Xu and Yang, 2026, https://arxiv.org/abs/2606.02078
 """
@@ -44,14 +60,16 @@ Scope: TypeAlias = Literal["tensor", "global"]
 
 _HALF = (torch.float16, torch.bfloat16)
 _Batch: TypeAlias = tuple[bool, list[Tensor], Iterable[Tensor]]
-"""Whether the foreach form takes them; parameters of one device and dtype; their momenta."""
+"""Whether ``torch._foreach`` operations update the parameters; parameters of one device and dtype; m of each."""
 
 
 def lp_direction(m: Tensor, p: float, *, eps: float = 1e-8, scale: Scale = "none") -> Tensor:
-    """The direction u of steepest descent in l_p, as the module's docstring defines it.
+    """The direction u = m/(|m| + eps)^rho of steepest descent in l_p, with rho = (p - 2)/(p - 1).
 
-    m of any shape, float32 or float64; u has its shape and unit (unit of m)^(1/(p-1)), or the unit of m where scaled.
-    At p = 2 it is m itself, not a copy.  Zeros give zeros.  The norms of ``scale`` are m's own.
+    ``m`` has any shape and is float32 or float64.  u has the same shape and dtype.  Its unit is
+    (unit of m)^(1/(p - 1)), or the unit of m if ``scale`` is ``dual`` or ``rms``.  ``scale`` is explained in
+    :mod:`tuner.optimizers.lp_sgd`; its norms are taken over m.  ``p`` is in [2, inf] and ``eps`` above 0; neither is
+    checked here.  At p = 2 the result is m itself, not a copy.  Zeros give zeros.
     """
     if p == 2:
         return m
@@ -67,12 +85,12 @@ def lp_direction(m: Tensor, p: float, *, eps: float = 1e-8, scale: Scale = "none
 class LPSGD(Optimizer):
     """LPSGD, and with momentum LPSGDM; equations and symbols are in the docstring of :mod:`tuner.optimizers.lp_sgd`.
 
-    ``lr``, ``p`` and ``momentum`` are read from ``param_groups`` at every step, so a schedule may change them.  Under a
-    momentum that begins at 0, m starts (from 0) at the first step whose momentum is above 0; from then on m is kept
-    up at momentum 0 too.  ``nesterov`` must be given a momentum above 0, which a schedule may then take to 0.
+    ``lr``, ``p`` and ``momentum`` are read from ``param_groups`` at every step, so a schedule may change them.  If the
+    momentum begins at 0, m is created, as zeros, at the first step whose momentum is above 0.  From then on every step
+    updates m, at momentum 0 too.  ``nesterov`` needs a momentum above 0 at construction; a schedule may lower it to 0.
 
-    ``foreach`` chooses between one pass over each tensor and ``torch._foreach`` passes over all; None takes the latter
-    for tensors that are not on a CPU, where it would be the slower one.  The two agree to rounding.
+    ``foreach=False`` updates one tensor after the other, ``foreach=True`` all tensors by ``torch._foreach`` operations.
+    None chooses False on a CPU, where it is faster, and True on other devices.  Both give the same numbers to rounding.
 
     Raises ValueError for a setting out of its range and for complex parameters, RuntimeError for sparse gradients.
     """
@@ -129,7 +147,7 @@ class LPSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter that has a gradient; returns the closure's loss, where one is given."""
+        """One update of every parameter that has a gradient; returns the closure's loss if a closure is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -161,14 +179,17 @@ class LPSGD(Optimizer):
             foreach = device.type != "cpu" if group["foreach"] is None else group["foreach"]
             batches.append((foreach, params, (_multi_momenta if foreach else _momenta)(grads, buffers, group)))
         if group["scope"] == "global" and group["scale"] != "none" and group["p"] != 2 and batches:
-            # what is left to do is what p = 2 does
+            # u is final here, and p = 2 makes the update below subtract it as it is
             batches, group = _scaled_together(batches, group), {**group, "p": 2.0}
         for foreach, params, m in batches:
             (_multi_tensor if foreach else _single_tensor)(params, m, group)
 
 
 def _momenta(grads: list[Tensor], buffers: list[Tensor], group: Mapping[str, Any]) -> Iterator[Tensor]:
-    """What the direction is taken of, in its precision; ``buffers`` is empty without momentum."""
+    """m of each tensor, with ``nesterov`` beta m + (1 - beta) g, in the precision that u is computed in.
+
+    ``buffers`` is empty without momentum.
+    """
     weight = 1 - group["momentum"]
     for index, grad in enumerate(grads):
         g = -grad if group["maximize"] else grad
@@ -188,7 +209,7 @@ def _single_tensor(params: list[Tensor], momenta: Iterable[Tensor], group: Mappi
 
 
 def _multi_momenta(grads: list[Tensor], buffers: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
-    """The same as :func:`_momenta`, one operation over all tensors at a time."""
+    """The same values as :func:`_momenta`; each operation runs over all tensors at once."""
     weight = 1 - group["momentum"]
     m = g = list(torch._foreach_neg(grads)) if group["maximize"] else grads
     if buffers:
@@ -202,7 +223,7 @@ def _multi_momenta(grads: list[Tensor], buffers: list[Tensor], group: Mapping[st
 
 
 def _multi_tensor(params: list[Tensor], momenta: Iterable[Tensor], group: Mapping[str, Any]) -> None:
-    """The same as :func:`_single_tensor` with all of u in one denominator, so that u is never written to memory."""
+    """The same update as :func:`_single_tensor`, with all of u in one denominator, so u is never written to memory."""
     m, lr = list(momenta), group["lr"]
     if group["weight_decay"]:
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
@@ -220,7 +241,7 @@ def _multi_tensor(params: list[Tensor], momenta: Iterable[Tensor], group: Mappin
 
 
 def _scaled_together(batches: list[_Batch], group: Mapping[str, Any]) -> list[_Batch]:
-    """The batches with scaled directions in place of momenta; the norms are those of all tensors together."""
+    """The batches with scaled directions u in place of m; the norms are those of all tensors together."""
     p, eps = group["p"], group["eps"]
     momenta = [list(m) for _, _, m in batches]
     directions = [
@@ -246,7 +267,7 @@ def _scaled_together(batches: list[_Batch], group: Mapping[str, Any]) -> list[_B
 
 
 def _denominators(m: list[Tensor], p: float, eps: float, scale: Scale) -> list[Tensor]:
-    """What m is divided by to give u; inf for a tensor of zeros that is scaled, so that its u is 0."""
+    """The divisors of m that give u; inf for a tensor of zeros if ``scale`` is set, so that its u is 0."""
     rho = _rho(p)
     denominators = list(torch._foreach_abs(m))
     torch._foreach_add_(denominators, eps)
@@ -264,7 +285,7 @@ def _denominators(m: list[Tensor], p: float, eps: float, scale: Scale) -> list[T
 
 def _power_(x: Tensor, rho: float) -> Tensor:
     """x^rho in place, for x above 0."""
-    # On a CPU half of pow's time, and in float32 within 2e-6 of the value, where pow is within 3e-7.
+    # On a CPU exp(rho log x) takes half of pow's time.  In float32 it is within 2e-6 of the value, pow within 3e-7.
     return x.log_().mul_(rho).exp_() if x.device.type == "cpu" and rho != 1 else x.pow_(rho)
 
 
@@ -280,7 +301,7 @@ def _check_scheduled(group: Mapping[str, Any]) -> None:
 
 
 def check_lr_and_decay(group: Mapping[str, Any]) -> None:
-    """ValueError for a learning rate or a weight decay out of its range."""
+    """Raises ValueError for a learning rate or a weight decay out of its range."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.dim() != 0:
         raise ValueError(f"lr is a tensor of shape {tuple(lr.shape)}: must be a float or a 0-dim tensor")

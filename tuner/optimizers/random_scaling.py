@@ -1,13 +1,13 @@
 """Random scaling: every step of an optimizer is multiplied by one random scalar of mean 1.
 
-With the displacement d_n that the wrapped optimizer would add to the parameters theta::
+d_n is the displacement that the wrapped optimizer would add to the parameters theta::
 
     s_n   ~  law, independent, E s = 1
     theta <- theta + s_n d_n
 
-One scalar a step, shared by all parameters and groups; the optimizer's state, its momentum too, never sees it.  For
-s ~ Exp(1), and for no other of these laws, every smooth f has E[f(theta + s d)] - f(theta) = E<grad f(theta + s d), d>,
-from which the paper gets its rates; one scalar for each coordinate would break that.
+All parameters and groups share one scalar per step.  It never enters the optimizer's state or momentum.  For
+s ~ Exp(1), and for no other of these laws, every smooth f has E[f(theta + s d)] - f(theta) = E<grad f(theta + s d), d>.
+The paper derives its rates from this identity.  One scalar per coordinate would break it.
 
 ===========  ================  =======  ==========================
 law          s                 E s^2    source
@@ -18,11 +18,12 @@ uniform      U(0, 2)           4/3      ours
 gamma        Gamma(k), over k  1 + 1/k  ours; k = 1 is exponential
 ===========  ================  =======  ==========================
 
-SGD's learning rate must be tuned again: on a quadratic of curvature a, with momentum zeta, the mean of theta_n is the
-unscaled run's, but its variance stays bounded only for lr a < 2 (1 - zeta) (1 + zeta)/(m (1 + zeta) - 2 zeta), where
-m = E s^2 (ours): 1 - zeta^2 for Exp(1), 2 (1 + zeta) without scaling.
+SGD's learning rate must be tuned again.  On a quadratic of curvature a, with momentum zeta, the mean of theta_n is
+that of the run without scaling.  Its variance stays bounded only for
+lr a < 2 (1 - zeta) (1 + zeta)/(m (1 + zeta) - 2 zeta), where m = E s^2 (ours).  The bound is 1 - zeta^2 for Exp(1) and
+2 (1 + zeta) without scaling.
 
-Source: Zhang and Cutkosky, ICML 2024, https://arxiv.org/abs/2405.09742.  Its learner multiplies weight decay as well.
+Source: Zhang and Cutkosky, ICML 2024, https://arxiv.org/abs/2405.09742.  Its learner multiplies weight decay by s too.
 """
 
 from __future__ import annotations
@@ -58,31 +59,31 @@ def _zero() -> Tensor:
 
 
 def draw_scale(law: Law, shape: float, generator: torch.Generator) -> float:
-    """A draw of s from a law of the module's docstring; ``shape`` is k.  ``none`` draws nothing."""
-    # above 0 by so much that a weight decay divided by it is finite in float32: gamma laws of small k come close to 0
+    """A draw of s from a law of :data:`LAWS`; ``shape`` is k, above 0, for ``gamma``.  ``none`` gives 1, undrawn."""
+    # Gamma laws of small k come close to 0: the bound keeps a weight decay divided by s finite in float32.
     return max(LAWS[law](shape, generator), 1e-30)
 
 
 class RandomScaling(Optimizer):
-    """Any torch optimizer with random step lengths, as the docstring of :mod:`tuner.optimizers.random_scaling` says.
+    """Any torch optimizer with random step lengths; equations are in :mod:`tuner.optimizers.random_scaling`.
 
-    The wrapped step is taken with every group's learning rate multiplied by s, so that it is scaled exactly where it
-    is proportional to the learning rate, as in SGD, AdamW, LPSGD and Lion.  ``param_groups``, ``state``, ``defaults``
-    and the hooks on state dicts are the wrapped optimizer's own, which may go on being used.
+    The wrapped optimizer takes its step with every group's learning rate multiplied by s.  The scaling is exact if the
+    step is proportional to the learning rate, as in SGD, AdamW, LPSGD and Lion.  ``param_groups``, ``state``,
+    ``defaults`` and the hooks on state dicts are those of the wrapped optimizer, which may still be used directly.
 
-    Scalars come from a generator of its own, on the CPU: replicas on several workers draw the same ones from the same
-    ``seed`` (of which torch takes the lowest 32 bits).  A step that ``torch.amp.GradScaler`` skips draws nothing, a
-    step that raises has drawn.  The state dict has the generator and the settings, which loading it brings back.
+    Scalars come from a generator of this object's own, on the CPU.  Replicas on several workers draw the same scalars
+    from the same ``seed``, of which torch takes the lowest 32 bits.  A step that ``torch.amp.GradScaler`` skips draws
+    nothing; a step that raises has drawn.  The state dict holds the generator and the settings; loading restores both.
 
     ====================  ==========================================================================================
     ``law``, ``shape``    law of s, and k, above 0, for ``gamma``
-    ``num_active_steps``  s = 1, nothing drawn, from this step on (counted from 0); None for never
-    ``scale_decay``       False takes s out of weight decay, which must be decoupled then: AdamW, LPSGD, Lion
+    ``num_active_steps``  from this step on (counted from 0) s = 1 and nothing is drawn; None for never; at least 0
+    ``scale_decay``       False takes s out of weight decay, which must then be decoupled: AdamW, LPSGD, Lion
     ``last_scale``        s of the last step
     ``next_step``         number of the next step, from 0
     ====================  ==========================================================================================
 
-    Raises ValueError for a setting out of its range, and for ``scale_decay=False`` where decay is in the gradient.
+    Raises ValueError for a setting out of its range, and for ``scale_decay=False`` if decay is part of the gradient.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class RandomScaling(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Draws s and takes the wrapped step, with ``closure`` if given; returns what that returns."""
+        """Draws s, takes the wrapped optimizer's step, with ``closure`` if given, and returns what that returns."""
         groups = self.param_groups
         self._check_decay(groups)
         before = [{name: group[name] for name in _SCALED if name in group} for group in groups]
@@ -150,7 +151,7 @@ class RandomScaling(Optimizer):
                 group.update(values)
 
     def seek(self, step: int, seed: int) -> None:
-        """Makes the next step number ``step`` (from 0), drawn from ``seed``: to take a step again with the same s."""
+        """Makes ``step`` (from 0) the next step and draws from ``seed``, so a step can be repeated with the same s."""
         self.next_step = step
         self.generator.manual_seed(seed)
 
@@ -160,12 +161,12 @@ class RandomScaling(Optimizer):
         self.optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's, and under ``random_scaling`` what this adds."""
+        """The wrapped optimizer's state dict; its key ``random_scaling`` holds the generator and the settings."""
         own = {name: getattr(self, name) for name in _SETTINGS}
         return {**self.optimizer.state_dict(), "random_scaling": {**own, "generator": self.generator.get_state()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up a state, settings included; ValueError for one that is not of a RandomScaling."""
+        """Restores a state, settings included.  Raises ValueError for a state dict that is not of a RandomScaling."""
         if "random_scaling" not in state_dict:
             raise ValueError("the state dict has no 'random_scaling': load it into the wrapped optimizer")
         wrapped = dict(state_dict)
@@ -176,7 +177,7 @@ class RandomScaling(Optimizer):
         self.generator.set_state(own["generator"].cpu())
 
     def __getstate__(self) -> dict[str, Any]:
-        # no hooks, as in torch's optimizers, and not the step that a schedule of the learning rate has put in place
+        # Hooks are left out, as in torch's optimizers, and so is the step that a learning rate scheduler has wrapped.
         return {name: getattr(self, name) for name in ("optimizer", "generator", "last_scale", *_SETTINGS)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

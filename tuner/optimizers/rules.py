@@ -1,4 +1,4 @@
-"""Update rules by name, and the one place where a schedule's values reach an optimizer.
+"""Update rules by name, and the one place that writes a schedule's values into an optimizer.
 
 Biases and BatchNorm's weights get the same weight decay as every other parameter, as in the papers' experiments.
 """
@@ -19,7 +19,7 @@ from tuner.optimizers.random_scaling import RandomScaling
 
 
 def _momentum(spec: OptimizerSpec) -> float:
-    # above 0 under a schedule, so that set_hyperparameters knows a rule that keeps a buffer from one that has none
+    # Above 0 under a schedule: set_hyperparameters sees by it whether the rule keeps a buffer.
     return spec.momentum.value if spec.momentum.schedule == "constant" else spec.momentum.cap
 
 
@@ -52,10 +52,11 @@ RULES: dict[Rule, Callable[[ParamsT, OptimizerSpec], Optimizer]] = {
 
 
 def make_optimizer(parameters: ParamsT, spec: OptimizerSpec, *, num_steps: int | None = None) -> Optimizer:
-    """The optimizer that the spec describes, at its peak learning rate and first p; schedules are the caller's.
+    """The optimizer that the spec describes, at its peak learning rate and first p.
 
-    Before each step, :func:`set_hyperparameters` gives it that step's values.  ``num_steps``, at least 1, is the length
-    of the training; random scaling may be active for a fraction of it.  None leaves it active.
+    Schedules are up to the caller: before each step, :func:`set_hyperparameters` sets that step's values.
+    ``num_steps``, at least 1, is the length of the training; random scaling may be active for a fraction of it.
+    With None it is always active.
     """
     optimizer = RULES[spec.rule](parameters, spec)
     if spec.scaling.law == "none":
@@ -72,11 +73,12 @@ def make_optimizer(parameters: ParamsT, spec: OptimizerSpec, *, num_steps: int |
 def set_hyperparameters(
     optimizer: Optimizer, *, lr: float | Tensor, momentum: float, p: float, rescale: Rescale = "none"
 ) -> None:
-    """Set a step's learning rate, then momentum and p where the rule has them, on every parameter group.
+    """Sets the learning rate of a step, and momentum and p if the rule has them, on every parameter group.
 
-    The momentum is beta_1 in AdamW and Lion.  An optimizer made with momentum gets the smallest normal float for 0:
-    the step is the same, but SGD and LPSGD leave their buffer out of date at exactly 0 and would later take it up
-    again.  ``rescale`` is that of :class:`tuner.core.optimizer_spec.MomentumSpec`, from the learning rate that is set.
+    The momentum is beta_1 in AdamW and Lion.  An optimizer made with momentum gets the smallest normal float in place
+    of 0.  The step is the same, but at exactly 0 torch's SGD would not update its buffer and LPSGD would not create
+    one.  ``rescale`` multiplies the buffer as :class:`tuner.core.optimizer_spec.MomentumSpec` describes; a is the
+    group's learning rate before the call, b is ``lr``.
     """
     for group in optimizer.param_groups:
         before, group["lr"] = group["lr"], lr
@@ -89,7 +91,7 @@ def set_hyperparameters(
             group["p"] = p
         if rescale != "none" and before != lr:
             for parameter in group["params"]:
-                # asked by get: the table makes an empty state for every parameter that it is indexed with
+                # get, since indexing would make an empty state for a parameter that has none
                 buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
                 if buffer is not None:
                     buffer *= (before / lr) ** RESCALES[rescale]

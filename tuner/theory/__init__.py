@@ -1,21 +1,23 @@
-"""The wind tunnel: SGD on diagonal linear networks, and theory that says before a training how its risk falls.
+"""SGD on diagonal linear networks: simulation, and theory that predicts before a training how its risk falls.
 
 In reading order:
 
-    __main__       the command: what theory says of a way of running SGD
-    pictures       the risk as it falls, and what is left of it
-    coverage       an OptimizerSpec as the limit sees it, and what it does not cover
-    prediction     critical rate, plateau, rate and time to a goal, of one way of running SGD
+    __main__       the command that prints the predictions for given settings of SGD
+    pictures       plots of the risk over time and of the final risk over the learning rate
+    coverage       an OptimizerSpec as a setting of the limit, and the specs that the limit does not cover
+    prediction     critical learning rate, plateau, rate and time to a goal for given settings of SGD
     closure        the limit with Gaussian densities: fast, for moderate learning rates
     sde            the limit as stochastic differential equations
-    pde            the limit as densities, whose equations densities solves
+    pde            the limit as partial differential equations for densities
+    densities      the numerical solution of these equations
     sgd            SGD itself, many runs at a time
-    steps          how SGD is run, and what of it is left in the limit
-    trajectory     what all of them give: risk, curvature and norms over time
+    steps          the settings of SGD, and the settings that remain in the limit
+    trajectory     the result of every simulation and solver: risk, curvature and norms over time
     stability      closed forms: critical learning rate, plateau, rate
-    problem        what is trained: types of coordinates
+    problem        the network and its data: types of coordinates
 
-Imports go down the list.  The closed forms are here; sgd, sde and coverage need torch, and are imported by their names.
+A module imports only from modules below it in the list.  This package exports the closed forms.  sgd, sde and coverage
+need torch; import them by their names.
 """
 
 from tuner.theory.problem import Problem, grid_problem, make_problem, standard_problem

@@ -1,14 +1,17 @@
-"""A fast surrogate of the limit: theta of each type taken as Gaussian, of mean m and variance c.
+"""A fast approximation of the limit: theta of each type is taken as Gaussian, with mean m and variance c.
 
-With the symbols of :mod:`tuner.theory.pde`, and S = q e^(c/2) cosh(m), beta = q e^(c/2) sinh(m)/2 in the mean::
+Symbols are those of :mod:`tuner.theory.pde`.  The means over theta are S = q e^(c/2) cosh(m) and
+beta = q e^(c/2) sinh(m)/2::
 
     m'       = -2 gamma lambda (beta - beta*)
     c'       = -2 gamma lambda S c + 8 nu gamma^2 lambda P
     (log q)' = -2 (nu gamma^2 lambda P + gamma w)
 
-Moments of (u, v) do not close, these do, at a price.  Of 40 random problems (benchmarks/theory.py)
-it is within 2% of the PDE's risk in the mean over time up to .1 of the critical rate, 5% at worst; at .3 up to 44% off,
-most from small or uneven first weights.  Of the standard problem it is within 4% up to .3.  Ours.
+The moments of (u, v) do not close; those of a Gaussian theta do, but approximately.  The closure is ours.
+
+Accuracy beside the PDE (benchmarks/theory.py): on 40 random problems the risk differs by 2% or less in the mean over
+time, and by 5% at worst, up to .1 of the critical rate.  At .3 of it the risk differs by up to 44%, most for small or
+uneven initial weights.  On the standard problem it differs by 4% or less up to .3.
 """
 
 from __future__ import annotations
@@ -22,14 +25,14 @@ from tuner.theory.steps import EffectiveSgd, at
 from tuner.theory.trajectory import Trajectory, require_times
 
 WIDEST = 50.0
-"""Variance of theta from which on nothing is left of the closure; its weights would be of e^25."""
+"""Variance of theta above which the closure fails; the weights would be of order e^25."""
 LEFT = "the closure leaves its range: take a smaller learning rate, or the PDE"
 
 
 def solve_closure(problem: Problem, sgd: EffectiveSgd, times: Numbers, *, tolerance: float = 1e-5) -> Trajectory:
     """Risk, curvature and norms at the times (one run), by scipy's LSODA at a relative ``tolerance``.
 
-    Raises :class:`InvalidInput` where |u| = |v| for some type, and where the closure leaves what can be computed.
+    Raises :class:`InvalidInput` if |u| = |v| for some type, and if the closure leaves the range that can be computed.
     """
     from scipy.integrate import solve_ivp  # slow to import
 
@@ -39,7 +42,7 @@ def solve_closure(problem: Problem, sgd: EffectiveSgd, times: Numbers, *, tolera
 
     def rates(time: float, state: Floats) -> Floats:
         mean, variance, log_q = state.reshape(3, -1)
-        # Not left to the solver, which may try the same step for ever.
+        # Checked here, since the solver may try the same step for ever.
         if not variance.max() <= WIDEST:
             raise InvalidInput(LEFT)
         lr, nu = at(sgd.lr, time), at(sgd.nu, time)
@@ -60,7 +63,7 @@ def solve_closure(problem: Problem, sgd: EffectiveSgd, times: Numbers, *, tolera
             rates, (0.0, max(checked[-1], 1e-12)), start, method="LSODA", t_eval=checked, rtol=tolerance, atol=1e-12
         )
         mean, variance, log_q = solved.y.reshape(3, len(lam), -1)
-        # Known to the solver's tolerance, so that it may be below 0.
+        # The variance is accurate to the solver's tolerance, so it may be below 0.
         _, size, distance = _means(mean, np.maximum(variance, 0), log_q, target[:, None])
     if not solved.success or not np.isfinite(distance).all():
         raise InvalidInput(LEFT)
@@ -73,9 +76,9 @@ def solve_closure(problem: Problem, sgd: EffectiveSgd, times: Numbers, *, tolera
 
 
 def _means(mean: Floats, variance: Floats, log_q: Floats, target: Floats) -> tuple[Floats, Floats, Floats]:
-    """beta, S and delta^2 in the mean over a Gaussian theta."""
+    """The means of beta, S and delta^2 over a Gaussian theta."""
     scale = np.exp(log_q + variance / 2)
     beta, size = scale * np.sinh(mean) / 2, scale * np.cosh(mean)
-    # A square and a variance, not differences, of which near the end rounding would be left, of either sign.
+    # A sum of a square and a variance: near the end a difference would leave rounding errors of either sign.
     spread = np.exp(2 * log_q) / 8 * np.expm1(variance) * (np.exp(variance) * np.cosh(2 * mean) + 1)
     return beta, size, (beta - target) ** 2 + spread

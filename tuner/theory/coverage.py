@@ -1,9 +1,10 @@
-"""Which ways of running SGD, as :class:`tuner.core.trial_spec.OptimizerSpec` says them, the limit covers, and as what.
+"""Which :class:`tuner.core.trial_spec.OptimizerSpec` the limit covers, and its settings in the limit.
 
-Covered is the rule ``sgd``, with any schedule of the learning rate, any momentum that follows from the spec alone,
-Nesterov's too (with as little memory on the scale of time as the other), weight decay, and random factors.  So is
-backward composition with constant settings: its iterate after n steps has the law of the forward one, as the samples
-are independent; what it pays for replays is not the limit's concern.
+The limit covers the rule ``sgd`` with any schedule of the learning rate, weight decay and random factors.  It covers
+any momentum that follows from the spec alone, Nesterov's included, whose memory vanishes in the limit too.
+
+It covers backward composition if the settings are constant.  Samples are independent, so the backward iterate after n
+steps has the law of the forward one.  The cost of replays does not enter the limit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tuner.theory.steps import EffectiveSgd
 
 
 def not_covered(spec: OptimizerSpec) -> str | None:
-    """Why the limit says nothing of it; None where it does."""
+    """Why the limit does not cover the spec; None if it does."""
     if spec.rule != "sgd":
         return f"the direction of {spec.rule} is not the gradient's"
     if spec.average.decay > 0:
@@ -36,9 +37,9 @@ def not_covered(spec: OptimizerSpec) -> str | None:
 def limit_of(
     spec: OptimizerSpec, *, dimension: int, batch: int, num_steps: int, steps_per_epoch: int, squares: bool = False
 ) -> EffectiveSgd:
-    """What is left of a training of ``num_steps`` steps in the limit; ``squares`` is for beta = u^2 - v^2.
+    """The settings in the limit of a training of ``num_steps`` steps; ``squares`` is for beta = u^2 - v^2.
 
-    Raises :class:`InvalidInput` where it is not covered.
+    Raises :class:`InvalidInput` if the limit does not cover the spec.
     """
     reason = not_covered(spec)
     if reason:
@@ -54,13 +55,13 @@ def limit_of(
         nus.append(noise_factor(batch, law=law, shape=shape, momentum=knobs.momentum, nesterov=nesterov))
 
     def line(values: list[float]) -> Callable[[float], float]:
-        # Not steps, at each of which a solver would look twice.
+        # Linear between steps: a solver would shorten its step at every jump of a step function.
         places = (np.arange(num_steps) + 0.5) / dimension
         return lambda time: float(np.interp(time, places, values))
 
     return EffectiveSgd(
         lr=line(lrs),
         nu=line(nus),
-        # Per step it is lr w u: of the square's u and v half as much for the same lr.
+        # The decay per step is lr w u, and lr is doubled above for squares.
         decay=spec.decay.weight * dimension / (2 if squares else 1),
     )

@@ -1,18 +1,21 @@
-"""Densities of all types of coordinates at one time, on grids that move with them, and their steps.
+"""Densities of all types of coordinates at one time, on grids that move with them, and their time steps.
 
-The equations are those of :mod:`tuner.theory.pde`; the numerics are ours but for the parts named.  As the noise dies
-with the risk, densities become ever narrower.  So each has its own frame theta = m + s z, where m and s follow its mean
-and deviation, and z is cut into equal cells::
+The equations are those of :mod:`tuner.theory.pde`.  The numerics are ours except for the parts named below.  The noise
+vanishes with the risk, so densities become ever narrower.  So each density has its own frame theta = m + s z, where m
+and s follow its mean and standard deviation, and z is divided into equal cells::
 
     d_t rho = d_z[((a + m' + z s')/s) rho] + (D/s^2) d_z^2 rho
 
-- space: exponentially fitted fluxes (Scharfetter and Gummel, 1969): of second order, positive, nothing leaves;
-- time: the two equal implicit stages of Alexander's SDIRK (SIAM J. Numer. Anal. 14, 1977) at the values of the middle
-  of the step, of second order and L-stable; its explicit part is limited flux by flux where it would empty a cell;
-- the step is the size of a cell times a part of the fastest contraction or spread: half the cells, half the steps.
+- Space: exponentially fitted fluxes (Scharfetter and Gummel, 1969).  They are of second order, keep densities positive
+  and conserve mass.
+- Time: the two equal implicit stages of Alexander's SDIRK (SIAM J. Numer. Anal. 14, 1977), with coefficients at the
+  middle of the step.  They are of second order and L-stable.  The explicit part is limited flux by flux if it would
+  empty a cell.
+- Step: a fraction of the cell's size over the rate of the fastest contraction or spread.  Half the cells take half the
+  steps.
 
-A Gaussian stands still in its frame, so the start may be as narrow as one likes.  Where a density comes near the end of
-the grid, as the skewed ones of large learning rates do, the grid is made longer.
+A Gaussian does not move in its frame, so the initial densities may be arbitrarily narrow.  If a density comes near the
+end of its grid, as the skewed densities of large learning rates do, the grid is extended.
 """
 
 from __future__ import annotations
@@ -29,27 +32,27 @@ from tuner.theory.problem import Floats, Problem
 from tuner.theory.steps import EffectiveSgd, at
 
 STAGE = 1 - math.sqrt(0.5)
-"""The implicit part of each stage."""
+"""Implicit fraction of each stage."""
 START = 1e-6
-"""Deviation of theta at the start, in place of 0; what it adds to the risk is its square."""
+"""Standard deviation of theta at the start, in place of 0; it adds to the risk in proportion to its square."""
 STEPS = 0.6
-"""Over the size of a cell: the part that a step takes of the time in which the fastest variance contracts by e."""
+"""A step, times the rate of the fastest contraction or spread, divided by the size of a cell."""
 REACH = 10.0
-"""Deviations to either side at the start."""
+"""Length of the initial grids to either side, in standard deviations."""
 EDGE = 1e-10
-"""Share of a type's mass, or of the risk, next to an end of the grid from which the grid is too short."""
+"""Share of a type's mass, or of the risk, in the last cell above which the grid is too short."""
 EXPLODED = 1e4
-"""Risk over the first, or that of zero weights, from which on it is taken to have exploded."""
+"""Growth of the risk that counts as an explosion, relative to the larger of the first risk and that of zero weights."""
 FASTEST = 1e6
-"""Cells a step at which velocities are cut off."""
+"""Cells per step at which velocities are cut off."""
 WIDTH = 80.0
-"""Deviations that grids reach to either side at most, where nothing else is said."""
+"""Default of the largest length of grids to either side, in standard deviations."""
 LARGEST = 100.0
-"""Logarithm at which beta is cut off: no density is there."""
+"""Logarithm of q e^|theta| at which beta is cut off; no density reaches it."""
 
 
 class GridLeft(InvalidInput):
-    """A density has come to an end of its grid."""
+    """A density has reached the end of its grid."""
 
 
 class Exploded(InvalidInput):
@@ -57,11 +60,14 @@ class Exploded(InvalidInput):
 
 
 def hyperbolic_start(problem: Problem) -> tuple[Floats, Floats]:
-    """theta and log q of each type at the start, (K,) both; InvalidInput where |u| = |v| and for immense weights."""
+    """theta and log q of each type at the start, both (K,).
+
+    Raises :class:`InvalidInput` if |u| = |v| for some type, and for weights of order e^50 or larger.
+    """
     sum_, difference = np.abs(problem.u + problem.v), np.abs(problem.u - problem.v)
     if (sum_ == 0).any() or (difference == 0).any():
         raise InvalidInput("u and v: must differ in size, as q = u^2 - v^2 = 0 has no theta")
-    # Not the logarithms of quotient and product, which leave the range of numbers first.
+    # Not the logarithms of quotient and product, which overflow earlier.
     theta, log_q = np.log(sum_) - np.log(difference), np.log(sum_) + np.log(difference)
     if (log_q + np.abs(theta)).max() > LARGEST:
         raise InvalidInput(f"u and v: must be below {math.exp(LARGEST / 2):.0e}")
@@ -70,7 +76,7 @@ def hyperbolic_start(problem: Problem) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True, slots=True)
 class _Moments:
-    """What a step needs to know of the densities, (K,) each but the risk."""
+    """Properties of the densities that a step needs; all but the risk and its rate are (K,)."""
 
     risk: float
     risk_rate: float
@@ -96,7 +102,7 @@ class Densities:
         self.deviation = np.full_like(self.mean, START)
         mass = np.diff(ndtr(self.faces))
         self.mass = np.tile(mass / mass.sum(), (len(self.mean), 1))
-        """Of each type in each cell, (K, N)."""
+        """Mass of each type in each cell, (K, N); sums to 1 over the cells."""
         self._evaluate()
 
     def _cut(self) -> None:
@@ -104,19 +110,19 @@ class Densities:
         self.centers = (self.faces[1:] + self.faces[:-1]) / 2
 
     def _evaluate(self) -> None:
-        """delta, beta and S of each type in each cell, (K, N) all."""
+        """Sets delta, beta and S of each type in each cell, all (K, N)."""
         theta = self.mean[:, None] + self.deviation[:, None] * self.centers
         self.beta, self.size = _beta_and_size(theta, self.log_q[:, None])
         self.delta = self.beta - self.problem.target[:, None]
 
     def advance(self, sgd: EffectiveSgd, latest: float) -> None:
-        """One step, not beyond ``latest``."""
+        """Takes one step, not beyond the time ``latest``."""
         time = self.time
         now = self._moments(at(sgd.lr, time), at(sgd.nu, time), sgd.decay)
         lr = at(sgd.lr, time)
         spreads = 4 * at(sgd.nu, time) * lr**2 * float(self.problem.lam.max()) * now.risk
         fastest = max(float(now.contraction.max()), spreads, lr * float(self.problem.lam.max()) * 1e-3, 1e-9)
-        # Widths grow as the root of time at first, which equal steps would follow with less than second order.
+        # At first, widths grow as the root of time.  With equal steps that would cost the second order.
         step = STEPS * self.cell / fastest
         step = min(step, self.cell * (time + self.cell * step), latest - time)
         if time + step > latest - 1e-3 * step:
@@ -137,7 +143,7 @@ class Densities:
         self._lengthen()
 
     def observe(self) -> Floats:
-        """Risk, curvature, norm and distance now, (4, 1)."""
+        """Risk, curvature, norm and distance at the current time, (4, 1)."""
         size = (self.mass * self.size).sum(axis=1)
         distance = (self.mass * self.delta**2).sum(axis=1)
         share, lam = self.problem.share, self.problem.lam
@@ -149,7 +155,7 @@ class Densities:
         risk = (self.problem.share @ (self.mass * lam * delta**2).sum(axis=1) + self.problem.noise**2) / 2
         diffusion = 4 * nu * lr**2 * lam * risk
         drift = 2 * lr * lam * delta
-        # Of delta^2 along the densities and as q falls, by Ito: d beta/d theta = S/2, d^2 beta/d theta^2 = beta.
+        # Rate of the mean of delta^2, by Ito and as q falls: d beta/d theta = S/2, d^2 beta/d theta^2 = beta.
         falls = diffusion / 2 + 2 * lr * decay
         rate = -drift * delta * size + diffusion * (size**2 / 2 + 2 * delta * self.beta) - 2 * delta * self.beta * falls
         mean_z = (self.mass * self.centers).sum(axis=1)
@@ -166,7 +172,7 @@ class Densities:
         )
 
     def _frame(self, now: _Moments, diffusion: Floats, step: float) -> tuple[Floats, Floats]:
-        """Mean and deviation after the step, as if the drift were linear; a frame need not be exact."""
+        """Mean and standard deviation after the step for a linear drift; a frame need not be exact."""
         gone = -np.expm1(-now.contraction * step)
         waits = np.where(now.contraction * step > 1e-12, gone / np.maximum(now.contraction, 1e-300), step)
         half = np.maximum(now.contraction / 2, 1e-300)
@@ -177,9 +183,9 @@ class Densities:
     def _transport(self, velocity: Floats, diffusion: Floats, step: float) -> None:
         """The densities after a step of d_t rho = d_z[velocity rho] + diffusion d_z^2 rho; velocity at the faces."""
         strength = np.maximum(diffusion, 1e-300)[:, None] / self.cell**2
-        # In cells that are left at once, faster would only cost digits, and with them signs.
+        # Mass leaves such cells at once.  A higher speed would only add rounding errors, and with them wrong signs.
         speed = np.clip(velocity[:, 1:-1] / self.cell, -FASTEST / step, FASTEST / step)
-        # What crosses an inner face from the left cell, and from the right one, of their masses a unit of time.
+        # Shares of the left and the right cell's mass that cross the inner face between them per unit of time.
         against = strength * _bernoulli(np.abs(speed) / strength)
         rightwards, leftwards = against + np.maximum(-speed, 0), against + np.maximum(speed, 0)
         net = leftwards * self.mass[:, 1:] - rightwards * self.mass[:, :-1]  # to the left
@@ -195,7 +201,7 @@ class Densities:
         self.mass = solve_banded((1, 1), system, stage, overwrite_ab=True, check_finite=False).reshape(shape)
 
     def _shares_of_risk(self) -> Floats:
-        """What each cell adds to the excess risk, as a share of it, (K, N)."""
+        """Share of each cell in the excess risk, (K, N)."""
         parts: Floats = (self.problem.share * self.problem.lam)[:, None] * self.mass * self.delta**2
         risk = float(parts.sum())
         if not risk <= 2 * EXPLODED * max(self.problem.first_risk, self.problem.risk(np.zeros_like(self.mean))):
@@ -235,18 +241,21 @@ def _exp(x: Floats) -> Floats:
 
 
 def _bernoulli(x: Floats) -> Floats:
-    """x/(e^x - 1) of x >= 0."""
+    """x/(e^x - 1) for x >= 0."""
     bounded = np.clip(x, 1e-8, 700.0)
     return np.where(x < 1e-8, 1 - x / 2, bounded / np.expm1(bounded))
 
 
 def _limited(net: Floats, mass: Floats) -> Floats:
-    """What cells gain from net flows over inner faces (K, N - 1), to the left, none giving more than it has."""
+    """Gain of each cell, (K, N), from net flows to the left over inner faces, (K, N - 1).
+
+    No cell gives more than it has.
+    """
     left, right = np.maximum(net, 0), np.maximum(-net, 0)
     given = np.zeros_like(mass)
     given[:, 1:] += left
     given[:, :-1] += right
-    # Less than all, by more than rounding, so that nothing negative is left.
+    # Slightly less than all, by more than rounding, so no mass becomes negative.
     part = np.minimum(1.0, (1 - 1e-14) * mass / np.maximum(given, 1e-300))
     left, right = left * part[:, 1:], right * part[:, :-1]
     gain = np.zeros_like(mass)

@@ -7,8 +7,8 @@ With q = |u^2 - v^2|, beta = q sinh(theta)/2 and S = u^2 + v^2 = q cosh(theta), 
     q'      = -2 (nu gamma^2 lambda P + gamma w) q
     P       = avg lambda int (q sinh(theta)/2 - beta*)^2 rho/2 + sigma^2/2
 
-w is the weight decay (:mod:`tuner.theory.steps`).  The types meet in the risk P alone.  The equations are ours; that
-such a limit exists: https://arxiv.org/abs/2605.17177.  How they are solved is said in :mod:`tuner.theory.densities`.
+w is the weight decay (:mod:`tuner.theory.steps`).  The types interact only through the risk P.  The equations are ours.
+That such a limit exists is shown in https://arxiv.org/abs/2605.17177.  :mod:`tuner.theory.densities` solves them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tuner.theory.steps import EffectiveSgd
 from tuner.theory.trajectory import Trajectory, from_rows, require_times
 
 MOST_STEPS = 100_000
-"""Of one solution, which takes some thousands where rates and times are of order 1."""
+"""Largest number of steps of one solution; rates and times of order 1 take some thousands."""
 
 
 def solve_pde(
@@ -30,9 +30,11 @@ def solve_pde(
 ) -> Trajectory:
     """Risk, curvature and norms of the limit at the times (one run).
 
-    ``cell``, in (0, .5], is the size of a cell in deviations of a density, ``width``, at least 10, how far grids may
-    reach to either side.  Raises :class:`InvalidInput` where |u| = |v| for some type, whose theta is infinite, and as
-    :func:`follow` does, :class:`GridLeft` where a density reaches farther.
+    ``cell``, in (0, .5], is the size of a cell in standard deviations of a density.  ``width``, at least 10, is the
+    largest length of the grids to either side, in the same unit.
+
+    Raises :class:`InvalidInput` if |u| = |v| for some type, whose theta is infinite, and in the cases of
+    :func:`follow`; :class:`GridLeft` if a density reaches farther than ``width``.
     """
     if not 0 < cell <= 0.5:
         raise InvalidInput(f"cell = {cell}: must be in (0, 0.5] deviations")
@@ -42,10 +44,11 @@ def solve_pde(
 
 
 def follow(densities: Densities, sgd: EffectiveSgd, times: Numbers) -> Trajectory:
-    """Takes densities to the times, none of which is before theirs.
+    """Advances the densities to each of the times, none of which is before their own.
 
-    Raises :class:`InvalidInput` where that takes more than :data:`MOST_STEPS`, :class:`GridLeft`, and :class:`Exploded`
-    where the risk grows without bound, as it does from the standard start from about 1.8 times the critical rate on.
+    Raises :class:`InvalidInput` if that takes more than :data:`MOST_STEPS` steps, :class:`GridLeft` if a density
+    reaches the end of its grid, and :class:`Exploded` if the risk grows without bound.  From the standard start it does
+    so from about 1.8 times the critical rate on.
     """
     checked = require_times(times)
     rows: list[Floats] = []

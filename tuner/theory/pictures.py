@@ -1,4 +1,4 @@
-"""Two pictures of a prediction: the risk as it falls, and what is left of it against the learning rate."""
+"""Two pictures of a prediction: the risk over time, and the final risk against the learning rate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tuner.theory.trajectory import Trajectory
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#595959"
 LOWEST = 1e-12
-"""Of the first risk: what is drawn as 0."""
+"""Fraction of the initial risk below which the risk is not drawn lower."""
 
 
 def risk_over_time(prediction: Prediction, sde: Trajectory | None, runs: Trajectory | None, dimension: int) -> Figure:
@@ -47,7 +47,10 @@ def risk_over_time(prediction: Prediction, sde: Trajectory | None, runs: Traject
 
 
 def plateau_against_lr(problem: Problem, critical: float, nu: float, measured: Mapping[float, Floats]) -> Figure:
-    """What is left of the risk against gamma_e: the closed form, its kink, and late means of SGD's runs (R,) each."""
+    """The final risk against gamma_e: the closed form, its kink, and the late mean risk of each run of SGD.
+
+    ``measured`` maps gamma_e to these means, (R,).
+    """
     figure, axes = _frame("effective learning rate", "risk that is left")
     lrs = np.unique([*np.linspace(0.02, 2, 200), 1.0]) * critical
     axes.plot(lrs, [plateau(problem, float(lr), nu=nu) for lr in lrs], color=BLUE, linewidth=1.8, label="closed form")

@@ -1,4 +1,4 @@
-"""What theory says of a way of running SGD, before it is run: critical rate, plateau, rate and time to a goal."""
+"""Predictions for given settings of SGD: critical learning rate, plateau, rate and time to a goal."""
 
 from __future__ import annotations
 
@@ -26,48 +26,53 @@ from tuner.theory.steps import EffectiveSgd, Sgd, at
 from tuner.theory.trajectory import Trajectory, require_times
 
 MODERATE = 0.1
-"""Part of the critical rate up to which the closure stands for the PDE: of 40 random problems within 2% of the risk in
-the mean over time, 5% at worst (benchmarks/theory.py)."""
+"""Fraction of the critical rate up to which the closure replaces the PDE.  On 40 random problems the risks differ by 2%
+or less in the mean over time, and by 5% at worst (benchmarks/theory.py)."""
 SHORTEST, HOPELESS, LONGEST = 6.0, 24.0, 96.0
-"""Times that are looked at: at least, where the goal lies below the plateau, and at most."""
+"""Ends of a trajectory, in steps/d: the first; the last without the goal reached, if the goal is not above the plateau;
+the last without the goal reached, if it is above."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """Of constant settings.  Times are in steps/d."""
+    """The prediction for constant settings.  Times are in steps/d."""
 
     effective_lr: float
+    """gamma_e = gamma/(1 - mu)."""
     nu: float
+    """Noise factor."""
     critical_lr: float
-    """The learning rate, as it is set, from which on the risk stays at a plateau."""
+    """Learning rate gamma above which the risk stays at a plateau; inf if there is none."""
     first_critical_lr: float
-    """Likewise the one from which on the risk rises at first, and runs may diverge before it falls."""
+    """Learning rate gamma above which the risk rises at first, and runs may diverge before it falls."""
     linearised_critical_lr: float
-    """Likewise of the network linearised where it ends, with all its steps' memory; d counts here."""
+    """Critical learning rate gamma of the network linearised at the end, with momentum; it depends on d."""
     overdamped: bool
-    """Whether no direction swings under this momentum where it ends: h <= (1 - sqrt mu)^2.  Else d is too small for the
-    limit to know of its memory."""
+    """Whether no direction oscillates under this momentum at the end: h <= (1 - sqrt mu)^2.  If one does, d is too
+    small for the limit, which has no momentum."""
     plateau: float
-    """What noise leaves of the risk in the end; weight decay, which leaves more, apart."""
+    """Final risk that noise leaves; the further risk that weight decay leaves is not included."""
     rate: float | None
-    """rho of P ~ exp(-rho t), late; None where it does not fall to 0."""
+    """rho of P ~ exp(-rho t) at late times; None if the risk does not fall to 0 exponentially."""
     goal: float
-    """The risk that is to be reached."""
+    """The risk to be reached."""
     time_to_goal: float
-    """inf where it is not reached by the trajectory's end."""
+    """First time at which the risk is at most ``goal``; inf if the trajectory ends before."""
     trajectory: Trajectory
-    """The PDE's."""
+    """The solution of the PDE."""
 
 
 def predict(problem: Problem, sgd: Sgd, *, dimension: int, goal: float, horizon: float | None = None) -> Prediction:
-    """What becomes of ``sgd``, of constant learning rate, on ``dimension`` coordinates.
+    """The prediction for ``sgd``, with a constant learning rate, on ``dimension`` coordinates.
 
-    ``goal`` is a risk above 0.  The trajectory ends at ``horizon``, by default a quarter later than the goal is met,
-    and no earlier than 6.  Raises :class:`InvalidInput` for a schedule, for a dimension that has no room for all types,
-    and as :func:`tuner.theory.pde.solve_pde` does.
+    ``goal`` is a risk above 0.  The trajectory ends at ``horizon``.  By default it ends at 1.25 times the time to the
+    goal, and not before 6.
+
+    Raises :class:`InvalidInput` for a schedule, for a goal out of range, for a dimension too small for all types, and
+    in the cases of :func:`tuner.theory.pde.solve_pde`.
     """
     if callable(sgd.lr):
-        raise InvalidInput("lr: must be a constant, of which alone there is a critical value")
+        raise InvalidInput("lr: must be a constant, since a schedule has no critical value")
     if not 0 < goal < math.inf:
         raise InvalidInput(f"goal = {goal}: must be above 0")
     counts = problem.counts_of(dimension)
@@ -81,7 +86,7 @@ def predict(problem: Problem, sgd: Sgd, *, dimension: int, goal: float, horizon:
         trajectory, time_to_goal = _until(densities, limit, goal, horizon, left)
     except Exploded as error:
         less_noise = " or less noise in the labels" if problem.noise > 0 else ""
-        rates = f"{critical * memory:.4g} is critical, and {first * memory:.4g} at the first weights"
+        rates = f"{critical * memory:.4g} is critical, and {first * memory:.4g} at the initial weights"
         raise Exploded(f"{error}{less_noise}: {rates}") from None
     q = np.exp(densities.log_q)
     rate = None
@@ -108,12 +113,15 @@ def predict(problem: Problem, sgd: Sgd, *, dimension: int, goal: float, horizon:
 
 
 def solve_limit(problem: Problem, sgd: EffectiveSgd, times: Numbers, *, moderate: float = MODERATE) -> Trajectory:
-    """The limit, of any schedules: by the PDE, or the closure up to ``moderate`` times the critical rate."""
+    """The limit for any schedules: by the closure up to ``moderate`` times the critical rate, else by the PDE.
+
+    Raises :class:`InvalidInput` in the cases of :func:`tuner.theory.pde.solve_pde`.
+    """
     ends = require_times(times)
     looked_at = np.linspace(0, ends[-1], 201)
     strongest = max(at(sgd.lr, time) * at(sgd.nu, time) for time in looked_at)
     if strongest <= moderate * critical_lr_of(problem):
-        with suppress(InvalidInput):  # short and strong bursts of the learning rate may take it out of its range
+        with suppress(InvalidInput):  # short bursts of the learning rate may take the closure out of its range
             return solve_closure(problem, sgd, ends)
     return solve_pde(problem, sgd, ends, cell=0.2)
 
@@ -133,7 +141,7 @@ def _until(
 
 
 def _late_rate(problem: Problem, q: Floats, lr: float, nu: float, risk: float) -> tuple[float | None, Floats]:
-    """The rate, and q in the end: what is left of the risk, P/rho in all, still takes some of it."""
+    """The rate rho and the final q: the remaining risk, whose time integral is P/rho, still lowers q."""
     rate = None
     for _ in range(20):
         last = q * np.exp(-2 * nu * lr**2 * problem.lam * (risk / rate if rate else 0.0))

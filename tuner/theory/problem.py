@@ -1,4 +1,4 @@
-"""What is trained in the wind tunnel: a diagonal linear network on Gaussian data.
+"""The problem that :mod:`tuner.theory` is about: a diagonal linear network on Gaussian data.
 
 ::
 
@@ -6,8 +6,8 @@
     loss = r^2/2,   r = <x, delta> - sigma eps
     risk P = sum_i lambda_i delta_i^2/(2 d) + sigma^2/2
 
-The d coordinates are of K types, each with its own lambda, beta* and start; in theory a type is known by its share of
-the coordinates, and d does not occur.
+The d coordinates are of K types, each with its own lambda, beta* and initial weights.  In the limit only the share of
+each type counts, and d does not occur.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Problem:
     """K types of coordinates.  Raises :class:`InvalidInput` for shapes that differ and for values out of range."""
 
     lam: Floats
-    """Eigenvalues of d E[x x^T], (K,): at least 0, one above."""
+    """Eigenvalues lambda of d E[x x^T], (K,): at least 0, at least one above 0."""
     target: Floats
-    """beta*, (K,)."""
+    """Target weights beta*, (K,)."""
     share: Floats
-    """Share of the coordinates that is of each type, (K,): positive, of sum 1."""
+    """Share of each type in the coordinates, (K,): positive, with sum 1."""
     u: Floats
-    """First weights u, (K,)."""
+    """Initial weights u, (K,)."""
     v: Floats
-    """First weights v, (K,)."""
+    """Initial weights v, (K,)."""
     noise: float = 0.0
     """Standard deviation sigma of the labels' noise, at least 0."""
 
@@ -57,22 +57,25 @@ class Problem:
 
     @property
     def first_risk(self) -> float:
-        """P at the start."""
+        """The risk P of the initial weights."""
         return self.risk(self.u * self.v)
 
     def risk(self, beta: Floats) -> float:
-        """P where all coordinates of a type have the same beta, (K,)."""
+        """The risk P if all coordinates of a type have the same beta, (K,)."""
         return float(self.share @ (self.lam * (beta - self.target) ** 2) + self.noise**2) / 2
 
     def types_of(self, dimension: int) -> NDArray[np.int64]:
-        """The type of each of d coordinates, (d,), in blocks; counts are the shares' to within one.
+        """The type of each of d coordinates, (d,), in blocks; each type has its share of them, to within one.
 
-        Raises :class:`InvalidInput` where a type would have no coordinate.
+        Raises :class:`InvalidInput` if a type would have no coordinate.
         """
         return np.repeat(np.arange(self.lam.size), self.counts_of(dimension))
 
     def counts_of(self, dimension: int) -> NDArray[np.int64]:
-        """How many of d coordinates are of each type, (K,); InvalidInput as :meth:`types_of`."""
+        """The number of coordinates of each type among d, (K,).
+
+        Raises :class:`InvalidInput` if a type would have no coordinate.
+        """
         ends = np.rint(np.cumsum(self.share) * dimension).astype(np.int64)
         counts = np.diff(ends, prepend=0)
         if (counts < 1).any():
@@ -89,7 +92,11 @@ def make_problem(
     v: float | Numbers = 0.0,
     noise: float = 0.0,
 ) -> Problem:
-    """A problem from aligned sequences of K numbers; ``share`` by default equal, ``u`` and ``v`` one number for all."""
+    """A problem from sequences of K numbers, one per type.
+
+    Shares are equal by default.  ``u`` and ``v`` may be one number for all types.  Raises :class:`InvalidInput` for
+    sequences of different lengths and for values out of range.
+    """
     rates, wanted = np.array(lam, dtype=np.float64), np.array(target, dtype=np.float64)
     require_spectrum(rates, wanted)
 
@@ -102,13 +109,13 @@ def make_problem(
 
 
 def grid_problem(lams: Numbers, targets: Numbers, *, u: float = 1.0, v: float = 0.0, noise: float = 0.0) -> Problem:
-    """A problem of all pairs of an eigenvalue and a target, in equal shares."""
+    """A problem with one type per pair of an eigenvalue and a target, in equal shares."""
     pairs = np.array(np.meshgrid(lams, targets, indexing="ij"), dtype=np.float64).reshape(2, -1)
     return make_problem(pairs[0], pairs[1], u=u, v=v, noise=noise)
 
 
 def standard_problem(*, noise: float = 0.0) -> Problem:
-    """Twenty types: lambda of .2, .5, 1, 1.5, 1.8 by beta* of -1, 0, .5, 1.5, from u = 1 and v = 0; ours."""
+    """Twenty types (ours): every lambda of .2, .5, 1, 1.5, 1.8 with every beta* of -1, 0, .5, 1.5; u = 1, v = 0."""
     return grid_problem([0.2, 0.5, 1.0, 1.5, 1.8], [-1.0, 0.0, 0.5, 1.5], noise=noise)
 
 
@@ -121,4 +128,4 @@ def require_spectrum(lam: Floats, target: Floats) -> None:
     if not np.isfinite(lam).all() or not np.isfinite(target).all():
         raise InvalidInput("lam and target: must be finite")
     if not (lam >= 0).all() or not (lam > 0).any():
-        raise InvalidInput("lam: eigenvalues must be at least 0, and one above 0")
+        raise InvalidInput("lam: eigenvalues must be at least 0, and at least one above 0")

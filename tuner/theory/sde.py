@@ -1,11 +1,11 @@
 """The limit as stochastic differential equations, one for each coordinate, many runs at a time.
 
-u and v of a coordinate are driven by the *same* noise, as one gradient moves both::
+The *same* noise drives u and v of a coordinate, since one gradient moves both::
 
     dU = -gamma V dZ - gamma w U dt,   dV = -gamma U dZ - gamma w V dt
     dZ = lambda delta dt + sqrt(2 nu P lambda) dB,   P = avg lambda delta^2/2 + sigma^2/2
 
-and in hyperbolic form, with q = |u^2 - v^2|, beta = q sinh(theta)/2 and S = q cosh(theta)::
+In hyperbolic form, with q = |u^2 - v^2|, beta = q sinh(theta)/2 and S = q cosh(theta)::
 
     d theta = -2 gamma lambda (q sinh(theta)/2 - beta*) dt - 2 gamma sqrt(2 nu P lambda) dB
     d log q = -2 (nu gamma^2 lambda P + gamma w) dt
@@ -15,9 +15,9 @@ For directions sign(z) |z|^a in place of the gradient z, with M_p = E|N(0, 1)|^p
     dU = -f(V) dZ,   dV = -f(U) dZ
     dZ = gamma ((2 P)^((a - 1)/2) lambda^((a + 1)/2) M_(a + 1)^2 delta dt + (2 P)^(a/2) lambda^(a/2) M_(2 a) dB)
 
-Integrated by Euler and Maruyama; in hyperbolic form the noise is additive.  The equations are ours (that such a limit
-exists: https://arxiv.org/abs/2605.17177), and with independent noise for u and v they are wrong: ``shared=False`` is
-there to show it.
+They are integrated by the Euler-Maruyama method.  In hyperbolic form the noise is additive.  The equations are ours;
+that such a limit exists is shown in https://arxiv.org/abs/2605.17177.  With independent noise for u and v the equations
+are wrong: ``shared=False`` demonstrates it.
 """
 
 from __future__ import annotations
@@ -48,10 +48,13 @@ def simulate_sde(
     power: float = 1.0,
     seed: int = 0,
 ) -> Trajectory:
-    """``num_runs`` runs of ``num_particles`` coordinates each, whose risk is their own mean; steps of at most ``step``.
+    """``num_runs`` runs of ``num_particles`` coordinates each, in steps of at most ``step`` > 0 of time.
 
-    ``power`` is a, in [0, 1]; below 1 it goes with nu = 1 and no decay.  It and ``shared=False`` go with the form in
-    (u, v) alone.  Raises :class:`InvalidInput` otherwise, and in hyperbolic form where |u| = |v|.
+    The risk of a run is the mean over its own coordinates.  ``power`` is a, in [0, 1]; below 1 it needs nu = 1 and no
+    decay.  A ``power`` below 1 and ``shared=False`` need the form in (u, v).
+
+    Raises :class:`InvalidInput` for values out of range and for other combinations, and in hyperbolic form if |u| = |v|
+    for some type.
     """
     checked = require_times(times)
     if num_runs < 1 or not 0 < step < math.inf:
@@ -74,7 +77,7 @@ def simulate_sde(
 
 
 class _Cloud:
-    """Coordinates of all runs, (R, N): u and v, or theta and log q."""
+    """Coordinates of all runs, (R, N): u and v, or in hyperbolic form theta and log q."""
 
     def __init__(
         self,
@@ -118,7 +121,7 @@ class _Cloud:
         self.first, self.second = u * shrink - self._direction(v) * to_u, v * shrink - self._direction(u) * to_v
 
     def _coefficients(self, nu: float, risk: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of delta dt and of dB in dZ, without the learning rate."""
+        """Coefficients of delta dt and of dB in dZ, without the learning rate."""
         a = self.power
         drift = (2 * risk) ** ((a - 1) / 2) * self.lam ** ((a + 1) / 2) * _moment(a + 1) ** 2
         return drift, math.sqrt(nu) * (2 * risk * self.lam) ** (a / 2) * _moment(2 * a)

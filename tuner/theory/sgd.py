@@ -1,4 +1,4 @@
-"""SGD itself on a diagonal linear network, many runs at a time."""
+"""Simulation of SGD on a diagonal linear network, many runs at a time."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ def simulate_sgd(
     parametrization: Parametrization = "product",
     dtype: torch.dtype = torch.float32,
 ) -> Trajectory:
-    """``num_runs`` runs of SGD on ``dimension`` coordinates, every sample new, up to the last of the times.
+    """``num_runs`` runs of SGD on ``dimension`` coordinates with fresh samples, up to the last of the times.
 
-    ``product`` is beta = u v.  ``squares`` is beta = u^2 - v^2 from where u + v and u - v are the u and v of the
-    product: with half the learning rate it is the same run, step by step.  Norm and curvature are the product's in
-    both.  Times are rounded to whole steps of 1/d.  One generator draws the data of all runs: it is the same for the
-    same seed, dimension, batch, number of runs and dtype.
+    ``product`` is beta = u v.  ``squares`` is beta = u^2 - v^2; its u + v and u - v start as the u and v of the
+    product.  With half the learning rate it is the same run, step by step.  Norm and curvature are those of the product
+    in both.  Times are rounded to whole steps of 1/d.  One generator draws the data of all runs, so the data is the
+    same for the same seed, dimension, batch, number of runs and dtype.
+
+    Raises :class:`InvalidInput` if ``num_runs`` is below 1, for an unknown parametrization, and for a dimension too
+    small for all types.
     """
     checked = require_times(times)
     if num_runs < 1:
@@ -61,7 +64,7 @@ def simulate_sgd(
 
 
 class Networks:
-    """Weights of all runs, (R, d) each, and their steps."""
+    """The weights of all runs, (R, d) each, and their steps."""
 
     def __init__(
         self,
@@ -95,7 +98,7 @@ class Networks:
         return beta.sub_(self.target)
 
     def step(self, inputs: Tensor, noise: Tensor, length: Tensor) -> None:
-        """One step on inputs (R, B, d) with noise (R, B) in the labels, of a length of each run (R, 1)."""
+        """One step on inputs (R, B, d), with noise (R, B) in the labels and a step length of each run, (R, 1)."""
         residual = (inputs @ self.delta()[:, :, None]).squeeze(2) - noise
         g = (residual[:, None] @ inputs).squeeze(1) / self.sgd.batch
         gradients = (2 * g * self.u, -2 * g * self.v) if self.squares else (g * self.v, g * self.u)

@@ -1,7 +1,7 @@
-"""Closed forms: which learning rate is too large, what the risk comes to there, and how fast it falls below.
+"""Closed forms: the critical learning rate, the plateau of the risk above it, and the rate of the fall below it.
 
-Symbols as in :mod:`tuner.theory.problem`; gamma is the learning rate, B the batch size, mu the momentum, s the random
-factor of a step, of mean 1, and avg the mean over coordinates::
+Symbols are those of :mod:`tuner.theory.problem`.  gamma is the learning rate, B the batch size, mu the momentum, s the
+random factor of a step, of mean 1, and avg the mean over coordinates::
 
     nu = E[s^2]/B                      noise factor, time in steps/d
     gamma_e = gamma/(1 - mu)           effective learning rate under heavy-ball momentum
@@ -15,12 +15,13 @@ factor of a step, of mean 1, and avg the mean over coordinates::
         with Nesterov's step  h_i N_i/((1 - mu (1 - h_i))(2 (1 + mu) - (1 + 2 mu) h_i)),
         N_i = (1 + 2 mu + 2 mu^2)(1 + mu (1 - h_i)) - 2 mu (1 + mu)^2 (1 - h_i)
 
-With momentum a step's factor multiplies what is left of earlier gradients too: a gradient moves the weights by
-gamma sum_k mu^k s_k, whose square has the mean gamma_e^2 (1 + Var[s] (1 - mu)/(1 + mu)).  That is what stands for
-E[s^2] there.  Nesterov's step weighs a gradient by 1 + mu, mu^2, mu^3, ..., and its variance 1 + 2 mu - 2 mu^3 times.
+With momentum, the factor of a step also multiplies the rest of earlier gradients.  So a gradient moves the weights by
+gamma sum_k mu^k s_k, whose square has the mean gamma_e^2 (1 + Var[s] (1 - mu)/(1 + mu)).  The bracket then takes the
+place of E[s^2].  Nesterov's step weights a gradient by 1 + mu, mu^2, mu^3, ..., which multiplies Var[s] in the bracket
+by 1 + 2 mu - 2 mu^3.
 
-All are ours, and checked against simulation.  That SGD on diagonal linear networks has such a limit: Garcia
-Malaxechebarria, Paquette, Fazel and Drusvyatskiy, 2026, https://arxiv.org/abs/2605.17177.
+All formulas are ours and checked against simulation.  That SGD on diagonal linear networks has such a limit is shown by
+Garcia Malaxechebarria, Paquette, Fazel and Drusvyatskiy, 2026, https://arxiv.org/abs/2605.17177.
 """
 
 from __future__ import annotations
@@ -36,32 +37,34 @@ from tuner.theory.problem import Floats, Numbers, Problem, make_problem, require
 
 
 def critical_lr(lam: Numbers, target: Numbers, *, nu: float = 1.0) -> float:
-    """gamma_c, above which the risk no longer goes to 0; inf where lambda |beta*| is 0 everywhere.
+    """gamma_c, above which the risk no longer goes to 0; inf if lambda |beta*| is 0 everywhere.
 
-    ``lam`` and ``target`` are aligned, of equal weights; ``nu`` is above 0.  InvalidInput otherwise.
+    ``lam`` and ``target`` have one value per type, in equal shares; ``nu`` is above 0 and finite.  Raises
+    :class:`InvalidInput` otherwise.
     """
     return critical_lr_of(make_problem(lam, target), nu=nu)
 
 
 def critical_lr_of(problem: Problem, *, nu: float = 1.0) -> float:
-    """gamma_c of a problem; the same as :func:`critical_lr` with the types' shares."""
+    """gamma_c of a problem: :func:`critical_lr` with the shares of its types."""
     _require_noise_factor(nu)
     strength = nu * float(problem.share @ (problem.lam * np.abs(problem.target)))
     return 1 / strength if strength > 0 else math.inf
 
 
 def frozen_critical_lr(problem: Problem, size: Floats, *, nu: float = 1.0) -> float:
-    """gamma_f where ``size``, S of each type (K,), stands still: above it the risk rises there; inf where S is 0."""
+    """gamma_f for fixed ``size``, S of each type (K,): above gamma_f the risk rises; inf if lambda S is 0."""
     _require_noise_factor(nu)
     strength = nu * float(problem.share @ (problem.lam * size))
     return 2 / strength if strength > 0 else math.inf
 
 
 def plateau(problem: Problem, lr: float, *, nu: float = 1.0) -> float:
-    """The risk that is left in the end: 0 up to the critical rate where the labels have no noise.
+    """The final risk: 0 up to the critical rate if the labels have no noise.
 
-    It is where a run ends that survives.  From the standard start the limit's own risk explodes on the way from about
-    1.8 times the critical rate on, and at a finite d single runs diverge below that.
+    ``lr`` is the effective learning rate gamma_e, above 0; ``nu`` is above 0.  Raises :class:`InvalidInput` otherwise.
+    Runs that do not diverge end at the plateau.  From the standard start, the risk of the limit explodes first from
+    about 1.8 times the critical rate on.  At a finite d, single runs diverge below that.
     """
     _require_lr(lr)
     _require_noise_factor(nu)
@@ -71,8 +74,8 @@ def plateau(problem: Problem, lr: float, *, nu: float = 1.0) -> float:
         reach = np.minimum(strength * risk, sizes)
         return problem.noise**2 + float(problem.share @ (problem.lam * (2 * reach * sizes - reach**2))) - 2 * risk
 
-    largest = problem.risk(np.zeros_like(sizes))  # reached where the noise holds all weights at 0
-    # Concave from excess(0) >= 0: the one root above 0, if there is one, is where it falls.
+    largest = problem.risk(np.zeros_like(sizes))  # the plateau if the noise holds all weights at 0
+    # excess is concave with excess(0) >= 0, so it has at most one root above 0, where it falls.
     if problem.noise == 0 and lr <= critical_lr_of(problem, nu=nu):
         return 0.0
     lowest = largest
@@ -84,12 +87,14 @@ def plateau(problem: Problem, lr: float, *, nu: float = 1.0) -> float:
 
 
 def convergence_rate(problem: Problem, size: Floats, lr: float, *, nu: float = 1.0) -> float:
-    """rho of P ~ exp(-rho t), late, where ``size`` is S of each type (K,) and no longer moves.
+    """rho of P ~ exp(-rho t) at late times, when ``size``, S of each type (K,), no longer moves.
 
-    In the end q = u^2 - v^2 stands still and S = sqrt(q^2 + 4 beta*^2) (:func:`final_size`).  Of one type it is within
-    18% from early on; of several, the slowest has to be all that is left, and before the risk falls faster.  Types with
-    lambda S = 0 take no part.  For one type, rho = 2 gamma lambda S - nu (gamma lambda S)^2.
-    Raises :class:`InvalidInput` at or above the rate where the risk rises, and where the labels have noise.
+    ``lr`` is gamma_e.  At the end q = u^2 - v^2 is constant and S = sqrt(q^2 + 4 beta*^2) (:func:`final_size`).  Types
+    with lambda S = 0 do not contribute.  For one type, rho = 2 gamma lambda S - nu (gamma lambda S)^2, which is within
+    18% of the true rate from early on.  With several types, rho holds once only the slowest is left; before that the
+    risk falls faster.
+
+    Raises :class:`InvalidInput` if ``lr`` is not below the rate at which the risk rises, and if the labels have noise.
     """
     _require_lr(lr)
     if problem.noise > 0:
@@ -104,17 +109,20 @@ def convergence_rate(problem: Problem, size: Floats, lr: float, *, nu: float = 1
         return float(share @ (nu * drift**2 / (2 * drift - rho))) - 1
 
     slowest = 2 * float(drift.min()) * (1 - 1e-12)
-    # Without noise to speak of the root is nearer to the drift of the slowest type than numbers tell.
+    # With very little noise, rounding cannot tell the root from the drift of the slowest type.
     return slowest if excess(slowest) <= 0 else _root(excess, 0.0, slowest)
 
 
 def final_size(target: Floats, q: Floats) -> Floats:
-    """S = u^2 + v^2 where u v = beta* and u^2 - v^2 = q: sqrt(q^2 + 4 beta*^2)."""
+    """S = u^2 + v^2 = sqrt(q^2 + 4 beta*^2) for u v = beta* and u^2 - v^2 = q."""
     return np.hypot(q, 2 * target)
 
 
 def effective_lr(lr: float, momentum: float = 0.0) -> float:
-    """gamma_e = gamma/(1 - mu), with which SGD without momentum moves alike (d large: 1/(1 - mu) steps are no time)."""
+    """gamma_e = gamma/(1 - mu): SGD without momentum moves alike with it, if d is much larger than 1/(1 - mu).
+
+    ``lr`` is gamma, above 0 and finite; ``momentum`` is mu, in [0, 1).  Raises :class:`InvalidInput` otherwise.
+    """
     _require_lr(lr)
     _require_momentum(momentum)
     return lr / (1 - momentum)
@@ -123,9 +131,10 @@ def effective_lr(lr: float, momentum: float = 0.0) -> float:
 def noise_factor(
     batch: float = 1, *, law: Law = "none", shape: float = 2.0, momentum: float = 0.0, nesterov: bool = False
 ) -> float:
-    """nu = (1 + Var[s] (1 - mu)/(1 + mu))/B, with ``nesterov`` Var[s] times 1 + 2 mu - 2 mu^3.
+    """nu = (1 + Var[s] (1 - mu)/(1 + mu))/B; with ``nesterov``, Var[s] is multiplied by 1 + 2 mu - 2 mu^3.
 
-    ``law`` and ``shape`` as in :class:`tuner.optimizers.RandomScaling`.
+    ``batch`` is B, at least 1; ``momentum`` is mu, in [0, 1).  ``law`` and ``shape`` are those of
+    :class:`tuner.optimizers.RandomScaling`.  Raises :class:`InvalidInput` for values out of range.
     """
     if not batch >= 1:
         raise InvalidInput(f"batch = {batch}: must be at least 1")
@@ -146,16 +155,22 @@ def linearised_critical_lr(
     counts: Numbers | None = None,
     nesterov: bool = False,
 ) -> float:
-    """The critical learning rate of a model that is linear in its weights, with large batches and momentum.
+    """The critical learning rate of a model that is linear in its weights, with batches of any size and momentum.
 
-    ``kappa``, (n,), are the eigenvalues of its Hessian, at least 0, one above, each ``counts`` times; ``factor`` is
-    E[s^2] or what stands for it, at least 1.  About 2 B (1 - mu)/(E[s^2] sum kappa) where batches are small, and
-    2 (1 + mu)/max kappa where they are infinite (``batch = math.inf``), with ``nesterov`` 1/(1 + 2 mu) of that.
-    Each term is kappa^2 times the variance of a coordinate whose gradients have noise of variance 1.  Left out is what
-    ``factor`` does to the mean gradient, and at small batches its square over B: h is taken as small where they count.
-    So it is too high: beside the exact recursion of second moments on Gaussian inputs by 2% (60 like eigenvalues) to 7%
-    (20) at B = 1 to 4, and 21% with one five times as large; with Exp(1) factors by 6 to 31%, and with both twofold.
-    At B = 1000 by 2%.
+    ``kappa``, (n,), are the eigenvalues of its Hessian, at least 0 and at least one above 0; each occurs ``counts``
+    times.  ``factor`` is E[s^2], or what takes its place under momentum, at least 1.
+
+    For small batches the result is about 2 B (1 - mu)/(E[s^2] sum kappa).  For infinite batches (``batch = math.inf``)
+    it is 2 (1 + mu)/max kappa, with ``nesterov`` 1/(1 + 2 mu) of that.  Each term of the equation is kappa^2 times the
+    variance of a coordinate whose gradients have noise of variance 1.
+
+    The equation leaves out the effect of ``factor`` on the mean gradient and, at small batches, its square over B: h is
+    taken as small.  So the result is too high.  Beside the exact recursion of second moments on Gaussian inputs, at
+    B = 1 to 4, it is too high by 2% for 60 equal eigenvalues, by 7% for 20, and by 21% if one is five times as large.
+    With Exp(1) factors it is too high by 6 to 31%, and with both it is twice as large.  At B = 1000 it is too high by
+    2%.
+
+    Raises :class:`InvalidInput` for values out of range.
     """
     eigenvalues = np.array(kappa, dtype=np.float64)
     require_spectrum(eigenvalues, eigenvalues)

@@ -1,4 +1,4 @@
-"""What every simulation and every theory gives: the risk and its company as functions of time."""
+"""The result of every simulation and every solver: risk, curvature and norms as functions of time."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from tuner.theory.problem import Floats, Numbers
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Trajectory:
-    """R runs at T times; R is 1 where nothing is random.  All but the times are means over coordinates, (R, T).
+    """R runs at T times; R is 1 if nothing is random.  All fields but the times are means over coordinates, (R, T).
 
-    A run that diverged has the risk inf from then on, and its other numbers say nothing.
+    A run that diverged has the risk inf from then on; its other numbers are meaningless.
     """
 
     times: Floats
-    """Steps over the dimension d, (T,), rising from 0 on."""
+    """Times in steps/d, (T,), at least 0 and increasing."""
     risk: Floats
-    """P = avg lambda delta^2/2 + sigma^2/2."""
+    """Risk P = avg lambda delta^2/2 + sigma^2/2; inf for a run that has diverged."""
     curvature: Floats
     """Trace of the Hessian of P in (u, v): avg lambda S, S = u^2 + v^2."""
     norm: Floats
-    """avg S."""
+    """Squared norm of the weights: avg S, S = u^2 + v^2."""
     distance: Floats
-    """avg delta^2, delta = beta - beta*."""
+    """Squared distance to the target: avg delta^2, delta = beta - beta*."""
 
     @property
     def diverged(self) -> NDArray[np.bool_]:
@@ -38,11 +38,11 @@ class Trajectory:
 
     @property
     def median(self) -> Floats:
-        """The risk's median over runs, (T,); diverged runs are the largest."""
+        """The median of the risk over runs, (T,); diverged runs count as the largest."""
         return np.median(self.risk, axis=0)
 
     def time_to(self, risk: float) -> Floats:
-        """The first time at which each run's risk is at most this, (R,), log-linear between times; inf for never."""
+        """The first time at which each run's risk is at most ``risk``, (R,); log-linear between times, inf if never."""
         found = np.full(len(self.risk), math.inf)
         for run, curve in enumerate(self.risk):
             below = np.flatnonzero(curve <= risk)
@@ -57,25 +57,25 @@ class Trajectory:
         return found
 
     def followed_by(self, later: Trajectory) -> Trajectory:
-        """Both, of as many runs, one after the other."""
+        """This trajectory and a ``later`` one of the same number of runs, joined in time."""
         names = ("risk", "curvature", "norm", "distance")
         joined = {name: np.concatenate([getattr(self, name), getattr(later, name)], axis=1) for name in names}
         return Trajectory(times=np.concatenate([self.times, later.times]), **joined)
 
     def gap_to(self, other: Trajectory) -> Floats:
-        """Mean over time of |P - P'|/P' for each run's P beside one run P' at the same times, (R,)."""
+        """Mean over time of |P - P'|/P' for each run's P, where P' is ``other``, one run at the same times, (R,)."""
         return np.asarray(np.abs(self.risk / other.risk - 1).mean(axis=1))
 
 
 def from_rows(times: Floats, rows: Iterable[NDArray[np.floating]]) -> Trajectory:
-    """The trajectory whose risk, curvature, norm and distance at each time are a row (4, R)."""
+    """The trajectory from one row (4, R) per time, of risk, curvature, norm and distance."""
     table = np.stack(list(rows), axis=-1).astype(np.float64)
     risk = np.where(np.isfinite(table[0]), table[0], np.inf)
     return Trajectory(times=times, risk=risk, curvature=table[1], norm=table[2], distance=table[3])
 
 
 def require_times(times: Numbers) -> Floats:
-    """The times as an array; InvalidInput unless they rise from 0 or later."""
+    """The times as an array.  Raises :class:`InvalidInput` unless they are finite, at least 0 and increasing."""
     checked = np.array(times, dtype=np.float64)
     if checked.ndim != 1 or not checked.size or not np.isfinite(checked).all():
         raise InvalidInput("times: must be a sequence of finite numbers")

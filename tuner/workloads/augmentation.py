@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """What may happen to a training image: "4 pixels are padded on each side, and a random crop is sampled from the
+    """The random changes of a training image: "4 pixels are padded on each side, and a random crop is sampled from the
     padded image or its horizontal flip" (He et al., arXiv 1512.03385, section 4.2, for CIFAR).
     """
 
@@ -22,9 +22,9 @@ class Augmentation:
 
 
 def draw(batch: int, augmentation: Augmentation, *, seed: int) -> Tensor:
-    """Row offset, column offset, flip of each image: int64, shape (3, batch), on the CPU.
+    """Row offset, column offset and flip of each image: int64, shape (3, batch), on the CPU.
 
-    Offsets are uniform in [0, 2 padding], flips in {0, 1}.  A function of the arguments alone.
+    Offsets are uniform in [0, 2 padding], flips in {0, 1}.  The draws depend only on the arguments.
     """
     # A generator on the CPU gives the same draws whatever the device, and needs no kernel launches.
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +39,7 @@ def apply(images: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
     rows, columns, flips = draws
     if augmentation.padding > 0:
         padded = F.pad(images, (augmentation.padding,) * 4)
-        # A view of every possible crop, of which each image's one is gathered: (B, C, rows, columns, H, W).
+        # A view of every possible crop, (B, C, rows, columns, H, W): only the chosen crops are copied.
         crops = padded.unfold(2, height, 1).unfold(3, width, 1)
         images = crops[torch.arange(len(images), device=images.device), :, rows, columns]
     if augmentation.flip:

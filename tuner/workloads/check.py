@@ -1,6 +1,6 @@
-"""What can be known about a workload before anything starts.
+"""Checks of a workload before a search starts.
 
-A driver asks here, so torch is not imported: it would cost the driver seconds and some hundred MB for nothing.
+Nothing here imports torch: in the driver, which does not need it, torch would cost seconds and some hundred MB.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NUM_TRAIN = {
 """Size of the training split, known without reading the data."""
 
 SOURCES = {"digits": "scikit-learn", "diagonal": "tuner.theory.problem"}
-"""Name of data that needs no folder -> what it comes with."""
+"""Name of data that needs no folder -> the package or module that provides it."""
 
 TRY = """
 import json, sys, torch
@@ -67,11 +67,11 @@ except InvalidInput as error:
 num_classes = data.model_arguments.get("num_classes")
 print(json.dumps({"digest": data.digest, "sizes": data.sizes, "num_classes": num_classes}))
 """
-"""Fetches the data where it is missing, tries the model on it, and says what the data is."""
+"""A program that downloads missing data, builds the model for it, and prints digest, sizes and number of classes."""
 
 
 class Described(Protocol):
-    """What a search has to know of its data."""
+    """The properties of its data that a search needs."""
 
     @property
     def digest(self) -> str: ...
@@ -88,27 +88,27 @@ WITHOUT_TORCH: dict[str, Callable[[WorkloadSpec], Described]] = {
     "fashion-mnist": load_fashion_mnist,
     "diagonal": describe_diagonal,
 }
-"""Name of the data -> what reads it, where it is there, without torch."""
+"""Name of the data -> function that reads it without torch, once it is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is known of the data before a search starts."""
+    """Properties of the data, known before a search starts."""
 
     note: str
-    """One sentence on how its splits are made, and on what was left out."""
+    """One sentence on how the splits are made and which images were left out."""
     stream: Literal["auto", "always", "never"]
-    """Whether images are read batch by batch: decided here, as free memory differs from trial to trial."""
+    """Whether images are read batch by batch; decided once, since free memory differs from trial to trial."""
     digest: str
-    """That of the loaded data (:class:`tuner.workloads.data.Data`)."""
+    """SHA-256 of data and splits, equal to ``digest`` of the loaded :class:`tuner.workloads.data.Data`."""
     sizes: Mapping[str, int]
     """Split -> number of samples."""
     num_classes: int | None
-    """None where nothing is classified."""
+    """Number of classes; None for regression."""
 
 
 def check_workload(spec: WorkloadSpec) -> None:
-    """Raises :class:`InvalidInput` where the data is not there, or the model is of other data; reads no image."""
+    """Raises :class:`InvalidInput` if the data is missing or the model is not for this data; reads no image."""
     if spec.data not in CHECKS:
         raise unknown("data", spec.data, CHECKS)
     check_model(spec.data, spec.model)
@@ -120,11 +120,14 @@ def check_workload(spec: WorkloadSpec) -> None:
 def prepare(spec: WorkloadSpec) -> Prepared:
     """Makes the data ready for the trials.
 
-    What is missing is fetched if ``download`` allows.  Data known by name is read.  The images of an image folder are
-    read: all of each where training would hold them in memory, which fills the cache that the workers read, the header
-    alone of others.  A model that is not of our own is tried on the data.
-    Raises :class:`InvalidInput` for an image that cannot be read, unless ``skip_corrupt``, for a batch larger than the
-    training split, and for a model that is unknown or cannot be built.
+    - Missing data is downloaded if ``download`` is set.
+    - Data known by name is read.
+    - Images of an image folder are decoded if training would hold them in memory; this fills the cache that the workers
+      read.  Otherwise only their headers are read.
+    - A model that is not one of :data:`KNOWN_MODELS` is built for the data, in a process of its own.
+
+    Raises :class:`InvalidInput` for an image that cannot be read, unless ``skip_corrupt`` is set; for a batch larger
+    than the training split; and for a model that is unknown or cannot be built.
     """
     if spec.data != "imagefolder":
         return _prepare_known(spec)
@@ -167,7 +170,7 @@ def _check_batch_size(spec: WorkloadSpec, num_train: int) -> None:
 
 
 def _try(spec: WorkloadSpec) -> dict[str, Any]:
-    """Runs :data:`TRY` in a process of its own, which may import torch and what the user wrote."""
+    """Runs :data:`TRY` in a process of its own, which may import torch and the user's code."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     command = [sys.executable, "-c", TRY, to_json(spec)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -180,7 +183,7 @@ def _try(spec: WorkloadSpec) -> dict[str, Any]:
 
 
 def is_there(spec: WorkloadSpec) -> bool:
-    """Whether a data set known by name is where it is looked for."""
+    """Whether a data set known by name is in the folder where it is looked for."""
     if spec.data == "fashion-mnist":
         return find_fashion_mnist(data_folder(spec)) is not None
     if spec.data not in CIFAR_FOLDERS:
@@ -208,4 +211,4 @@ CHECKS: dict[str, Callable[[WorkloadSpec], None]] = {
     "cifar100": _check_published,
     "imagefolder": _check_image_folder,
 }
-"""Name of the data -> what looks whether it is there; the keys of :data:`tuner.workloads.data.DATA`."""
+"""Name of the data -> function that checks that it is there; same keys as :data:`tuner.workloads.data.DATA`."""

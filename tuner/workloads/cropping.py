@@ -1,4 +1,4 @@
-"""One image file to one square of pixels: which part of it, and at which scale.  Nothing here imports torch."""
+"""Reads one image file as one square of pixels: choice of the crop, and scaling.  Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Box: TypeAlias = tuple[float, float, float, float]
-"""Left, top, width, height in pixels."""
+"""Left, top, width and height in pixels."""
 
 CENTER = 224 / 256
-"""Part of the shorter side that evaluation sees; ImageNet's usual one."""
+"""Part of the shorter side that evaluation sees; the usual value for ImageNet."""
 
 AREA = (0.08, 1.0)
 """Part of the image's area that a random crop takes (Szegedy et al., arXiv 1409.4842, section 6)."""
 
 ASPECT = (3 / 4, 4 / 3)
-"""Width over height of a random crop (the same)."""
+"""Width over height of a random crop (Szegedy et al., arXiv 1409.4842, section 6)."""
 
 TRIES = 10
-"""Crops drawn that may stick out of the image, before the center is taken."""
+"""Random crops that are drawn until one fits into the image; then the center is taken."""
 
 
 def center_box(width: int, height: int) -> Box:
@@ -33,9 +33,9 @@ def center_box(width: int, height: int) -> Box:
 
 
 def random_box(width: int, height: int, generator: np.random.Generator) -> Box:
-    """A rectangle inside the image: its area uniform in AREA, the logarithm of its aspect uniform in ASPECT.
+    """A rectangle inside the image: its area is uniform in AREA, the logarithm of its aspect is uniform in ASPECT.
 
-    Where TRIES draws do not fit, as in a very long image, the largest central rectangle of allowed aspect.
+    If none of TRIES draws fits, as in a very long image, it is the largest central rectangle of allowed aspect.
     """
     for _ in range(TRIES):
         area = width * height * generator.uniform(*AREA)
@@ -50,16 +50,16 @@ def random_box(width: int, height: int, generator: np.random.Generator) -> Box:
 
 
 def read_square(path: Path, side: int, generator: np.random.Generator | None) -> NDArray[np.uint8]:
-    """The image's center, or with a generator a random crop, mirrored with probability 1/2: shape (side, side, 3).
+    """The center of the image or, with a generator, a random crop, mirrored with probability 1/2.
 
-    Resized with a triangle filter as wide as the reduction.  Raises one of
-    :data:`tuner.workloads.decoding.READ_ERRORS`.
+    The result is uint8 of shape (side, side, 3).  It is resized with a triangle filter as wide as the reduction.
+    Raises one of :data:`tuner.workloads.decoding.READ_ERRORS`.
     """
     with Image.open(path) as image:
         width, height = image.size
         box = center_box(width, height) if generator is None else random_box(width, height, generator)
         left, top, box_width, box_height = box
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the time: as small as the crop allows.
+        # A JPEG decodes at 1/2, 1/4 or 1/8 of its size in a fraction of the time: take the least that the crop allows.
         image.draft("RGB", (math.ceil(width * side / box_width), math.ceil(height * side / box_height)))
         across, down = image.width / width, image.height / height
         corners = (

@@ -24,15 +24,15 @@ from tuner.workloads.task import Task
 
 
 class Data(Protocol):
-    """What a training asks of its data: inputs with labels in three splits, ``train``, ``validation`` and ``test``."""
+    """The data of a training: inputs with labels in three splits, ``train``, ``validation`` and ``test``."""
 
     @property
     def task(self) -> Task:
-        """What a model's outputs are held against."""
+        """Loss and score of a model's outputs."""
 
     @property
     def model_arguments(self) -> Mapping[str, int]:
-        """What a model is built for, by the names under which its builder is told."""
+        """Keyword arguments for the builder of a model, such as the number of classes."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -47,25 +47,25 @@ class Data(Protocol):
 
     @property
     def digest(self) -> str:
-        """Equal where the data and the split are."""
+        """SHA-256; equal if data and splits are equal."""
 
     @property
     def num_skipped(self) -> int:
-        """Unreadable images that were left out so far."""
+        """Number of unreadable images that were left out so far."""
 
     @property
     def loading_seconds(self) -> float:
-        """Time that the caller has waited for data so far."""
+        """Seconds that the caller has waited for data so far."""
 
     def train_batches(self, batches: Iterable[Batch], part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs (B, ...), float, and labels (B,), on the device.
+        """Inputs (B, ...), float, and labels (B,), on the device, in the order of the batches.
 
-        They come in the order of the batches; the same batch gives the same bits at every call, and a ``part`` of each
-        batch, from its start on or from a place in it, the same as in the whole.
+        The same batch gives the same bits at every call.  ``part`` selects consecutive samples of each batch, which
+        have the same bits as in the whole batch.
         """
 
     def evaluation_batches(self, split: str, part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole split, or a part of it, without augmentation, the last batch short.
+        """The whole split, or a ``part`` of it, without augmentation; the last batch may be short.
 
         Raises :class:`SealedSplit` for the test split of sealed data.
         """
@@ -76,7 +76,7 @@ class Images(Data, Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; a label is a place among them."""
+        """Names of the classes; a label is a position among them."""
 
     @property
     def num_classes(self) -> int: ...
@@ -90,11 +90,11 @@ class Images(Data, Protocol):
 
     @property
     def mean(self) -> Tensor:
-        """Of each channel's pixels, from 0 to 255, in ``train``: float32 (C, 1, 1); what normalization takes off."""
+        """Mean of each channel's pixels (0 to 255) over ``train``, float32 (C, 1, 1); normalization subtracts it."""
 
     @property
     def deviation(self) -> Tensor:
-        """Standard deviation, likewise; what normalization divides by."""
+        """Standard deviation of each channel's pixels over ``train``, float32 (C, 1, 1); normalization's divisor."""
 
 
 def are_images(data: Data) -> TypeGuard[Images]:
@@ -102,17 +102,17 @@ def are_images(data: Data) -> TypeGuard[Images]:
 
 
 def require_images(data: Data) -> Images:
-    """The data itself.  Raises :class:`InvalidInput` where it has no images."""
+    """Returns the data itself.  Raises :class:`InvalidInput` if it has no images."""
     if not are_images(data):
         raise InvalidInput("this data has no images")
     return data
 
 
 def load_data(spec: WorkloadSpec, device: torch.device, *, sealed: bool = True) -> Data:
-    """The workload's data, ready for the device; the test split can be had only where ``sealed`` is False.
+    """The workload's data, ready for the device; the test split can be read only if ``sealed`` is False.
 
-    Raises :class:`InvalidInput` for an unknown name, for data that is not there or cannot be read, and for a batch
-    larger than the training split.
+    Raises :class:`InvalidInput` for an unknown name, for data that is missing or cannot be read, and for a batch larger
+    than the training split.
     """
     if spec.data not in DATA:
         raise unknown("data", spec.data, DATA)
@@ -127,7 +127,7 @@ def load_data(spec: WorkloadSpec, device: torch.device, *, sealed: bool = True) 
 
 
 cached_data = lru_cache(maxsize=1)(load_data)
-"""A worker trains many trials on the same data, and then tests on it: one copy at a time."""
+"""Caches one copy: a worker trains many trials on the same data and then tests on it."""
 
 
 def _resident(
@@ -151,7 +151,7 @@ def _resident(
 
 
 def _image_folder(spec: WorkloadSpec, device: torch.device) -> Images:
-    """Folder of images: held on the device where they are small, of one size, and fit; else streamed."""
+    """Images of a folder: held on the device if they are small, of one size, and fit; otherwise streamed."""
     listing = folders.scan(spec.data_dir)
     splits, note = folders.split(listing)
     sizes = decoding.sample_sizes(listing)
@@ -163,7 +163,7 @@ def _image_folder(spec: WorkloadSpec, device: torch.device) -> Images:
         unreadable = decoded.unreadable
         decoding.require_readable(listing, unreadable, skip_corrupt=spec.skip_corrupt)
     else:
-        # Without skip_corrupt the first unreadable image that is met stops the training: no need to look at all.
+        # Without skip_corrupt the first unreadable image stops the training, so the headers need not be read.
         unreadable = decoding.unreadable_headers(listing) if spec.skip_corrupt else np.empty(0, dtype=np.int64)
     splits = folders.without(splits, unreadable)
     digest = folders.digest(listing, splits)
@@ -181,7 +181,7 @@ def _image_folder(spec: WorkloadSpec, device: torch.device) -> Images:
             device=device,
             num_skipped=len(unreadable),
         )
-    # An eighth of the side, as 4 of CIFAR's 32 pixels.
+    # An eighth of the side, in proportion to the usual 4 of CIFAR's 32 pixels.
     padding = decoded.pixels.shape[1] // 8
     return ResidentImages(
         decoded.pixels,
@@ -206,7 +206,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 DATA: dict[str, Callable[[WorkloadSpec, torch.device], Data]] = {
-    # A mirrored digit is no digit.
+    # No flips: a mirrored digit is not a digit.
     "digits": partial(_resident, load_digits, Augmentation(padding=1)),
     "fashion-mnist": partial(_resident, load_fashion_mnist, Augmentation(padding=2, flip=True)),
     "cifar10": partial(_resident, load_cifar, Augmentation(padding=4, flip=True)),
@@ -214,4 +214,4 @@ DATA: dict[str, Callable[[WorkloadSpec, torch.device], Data]] = {
     "imagefolder": _image_folder,
     "diagonal": _diagonal,
 }
-"""Name -> what loads it."""
+"""Name of the data -> function that loads it."""

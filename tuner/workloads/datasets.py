@@ -20,7 +20,7 @@ from tuner.core.trial_spec import WorkloadSpec
 from tuner.workloads.splits import Labels, Splits, split_off
 
 VALIDATION_FRACTION = 0.1
-"""Part of a published training set that serves as validation; 5,000 of CIFAR's 50,000 images."""
+"""Part of a published training set that becomes the validation split; 5,000 of CIFAR's 50,000 images."""
 
 FASHION_MNIST_FILES = (
     "train-images-idx3-ubyte",
@@ -46,10 +46,10 @@ SPLITS_NOTES = {
     "fashion-mnist": _PUBLISHED,
     "cifar10": _PUBLISHED,
     "cifar100": _PUBLISHED,
-    "diagonal": "train is drawn afresh for every batch; validation and test are both the whole population, of which "
-    "nothing is a sample, so nothing is fitted to one; accuracy is R^2, 1 - (mean r^2) / (mean y^2), at least 0",
+    "diagonal": "train is drawn afresh for every batch; validation and test are both the whole population, not a "
+    "sample of it, so no model is fitted to them; accuracy is R^2, 1 - (mean r^2) / (mean y^2), at least 0",
 }
-"""Name of the data -> how its splits are made."""
+"""Name of the data -> sentence on how its splits are made."""
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
@@ -60,9 +60,9 @@ class LabeledImages:
     pixels: NDArray[np.uint8]
     """Shape (N, H, W, C)."""
     labels: Labels
-    """Shape (N,): places in ``classes``."""
+    """Shape (N,); each label is a position in ``classes``."""
     classes: tuple[str, ...]
-    """Their names."""
+    """Names of the classes."""
     splits: Splits
     splits_note: str
     """One sentence on how the splits were made."""
@@ -94,7 +94,7 @@ def load_digits(spec: WorkloadSpec) -> LabeledImages:
 
     The pixels, 0 to 16 as published, are scaled to 0 to 255.
     """
-    # What sklearn.datasets.load_digits reads, without the two seconds that its import takes in every worker.
+    # The file that sklearn.datasets.load_digits reads; importing that takes two seconds in every worker.
     package = find_spec("sklearn")
     assert package is not None and package.submodule_search_locations is not None
     with gzip.open(Path(package.submodule_search_locations[0]) / "datasets/data/digits.csv.gz") as file:
@@ -150,7 +150,10 @@ def load_cifar(spec: WorkloadSpec) -> LabeledImages:
 
 
 def find_fashion_mnist(folder: Path) -> list[Path] | None:
-    """The four IDX files, packed or not, in the folder itself (Debian's layout) or where torchvision puts them."""
+    """The four IDX files, compressed or not, in the folder itself (Debian's layout) or where torchvision puts them.
+
+    None if one of them is missing.
+    """
     for place in (folder, folder / "FashionMNIST" / "raw"):
         found = [
             path for name in FASHION_MNIST_FILES for path in (place / name, place / f"{name}.gz") if path.is_file()
@@ -162,14 +165,14 @@ def find_fashion_mnist(folder: Path) -> list[Path] | None:
 
 
 def missing(spec: WorkloadSpec) -> InvalidInput:
-    """The error for a data set that is not, or not whole, in its folder."""
+    """The error for a data set that is missing from its folder or incomplete."""
     return InvalidInput(
         f"{spec.data} is not in {spec.data_dir}: give its folder with --data-dir, or fetch it there with --download"
     )
 
 
 def data_folder(spec: WorkloadSpec) -> Path:
-    """``data_dir``, without which the data set cannot be found or fetched."""
+    """The folder ``data_dir``.  Raises :class:`InvalidInput` if it is not given."""
     if spec.data_dir is None:
         raise InvalidInput(f"{spec.data} needs --data-dir: the folder that holds it, or into which --download puts it")
     return Path(spec.data_dir)
@@ -183,7 +186,7 @@ def _published(pixels: NDArray[np.uint8], labels: Labels, *, num_train: int, cla
 
 
 def _read_idx(file: Path) -> NDArray[np.uint8]:
-    # The format is described at the foot of MNIST's own page: two zero bytes, type code, rank, big-endian sizes.
+    # MNIST's own page describes the format: two zero bytes, type code, rank, big-endian sizes.
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         zeros, code, rank = struct.unpack_from(">HBB", content)
@@ -197,7 +200,7 @@ def _read_idx(file: Path) -> NDArray[np.uint8]:
 
 @contextmanager
 def _downloading(name: str, folder: Path) -> Iterator[None]:
-    # Workers that share a folder would write the same archive at once.
+    # Without the lock, workers that share a folder would write the same archive at once.
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f".{name}.lock").open("w") as lock:

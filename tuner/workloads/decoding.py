@@ -25,40 +25,40 @@ from tuner.workloads.folders import Listing
 from tuner.workloads.splits import Positions, where
 
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow's decoders raise for a damaged file."""
+"""Errors that Pillow's decoders raise for a damaged file."""
 
 SAMPLE = 1000
-"""Headers read to learn the size of a folder's images."""
+"""Number of headers that are read to learn the size of a folder's images."""
 
 RESIDENT_SIDE = 64
-"""Images up to this side, in pixels, are worth holding in memory whole (1.3 million of them are 16 GB)."""
+"""Largest side, in pixels, of images that are held in memory (1.3 million such images take 16 GB)."""
 
 RESIDENT_FRACTION = 0.25
-"""Part of the free memory that decoded images may take; the rest is for the model and for other workers."""
+"""Part of the free memory that decoded images may take; the rest is for the model and other workers."""
 
 THREADS = 8
-"""Files read at once: decoders work outside Python's lock, and disks answer faster to several requests."""
+"""Files read at once: decoders release Python's lock, and disks serve several requests faster."""
 
 CHUNK = 256
-"""Files a task of the thread pool, so that a million files do not make a million futures."""
+"""Files per task of the thread pool: a million files must not make a million futures."""
 
 LOCK = "lock"
-"""File in the cache's folder that its writer holds locked."""
+"""Name of the file in the cache's folder that the writer locks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the headers of a sample say."""
+    """Image sizes, from the headers of a sample."""
 
     common_side: int
     """The most frequent length of the shorter side, in pixels."""
     square: int | None
-    """The side, where all are squares of one size."""
+    """The side in pixels if all images are squares of one size, else None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """All images of a folder of squares of one size."""
+    """All images of a folder whose images are squares of one size."""
 
     pixels: NDArray[np.uint8]
     """Shape (N, S, S, 3), in the order of the listing, mapped from a file; unreadable images are black."""
@@ -66,13 +66,16 @@ class Decoded:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Width and height from the header alone."""
+    """Width and height in pixels, from the header alone."""
     with Image.open(path) as image:
         return image.size
 
 
 def sample_sizes(listing: Listing) -> Sizes:
-    """Sizes in a sample that is spread evenly over the listing; unreadable files are left out."""
+    """Image sizes in a sample that is spread evenly over the listing; unreadable files are left out.
+
+    Raises :class:`InvalidInput` if no file of the sample can be read.
+    """
     positions = np.linspace(0, len(listing.names) - 1, min(len(listing.names), SAMPLE)).astype(int)
     counts: Counter[tuple[int, int]] = Counter()
     for position in positions.tolist():
@@ -87,23 +90,23 @@ def sample_sizes(listing: Listing) -> Sizes:
 
 
 def fits(listing: Listing, sizes: Sizes, free_bytes: int) -> bool:
-    """Whether the images are small, of one size, and together small against the free memory."""
+    """Whether the images are small, of one size, and take at most RESIDENT_FRACTION of the free memory."""
     if sizes.square is None or sizes.square > RESIDENT_SIDE:
         return False
     return len(listing.names) * sizes.square**2 * 3 <= RESIDENT_FRACTION * free_bytes
 
 
 def free_memory() -> int:
-    """Bytes of main memory that could be had without swapping (proc(5), MemAvailable)."""
+    """Bytes of main memory that are available without swapping (proc(5), MemAvailable)."""
     with Path("/proc/meminfo").open() as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def decode(listing: Listing, side: int) -> Decoded | None:
-    """The decoded images, from the cache where it has them; None where one is not a square of that side.
+    """The decoded images, from the cache if it has them; None if an image is not a square of side ``side``.
 
-    The cache is a file that is mapped, not read, so that processes on one machine hold it in memory once.  It is
-    written by the first process that asks, under a lock, and replaced when a file of the folder changes.
+    The cache is a file that is mapped, not read, so processes on one machine share it in memory.  The first process
+    that needs it writes it, under a lock.  It is replaced when a file of the folder changes.
     """
     with _cache(listing) as folder:
         pixels_file, notes_file = folder / f"{listing.key()}.npy", folder / f"{listing.key()}.json"
@@ -122,12 +125,12 @@ def decode(listing: Listing, side: int) -> Decoded | None:
         notes = json.loads(notes_file.read_text())
         if notes["odd"] is not None:
             return None
-        # Copy on write: torch wants an array that it may write to.
+        # Copy on write, since torch needs a writable array.
         return Decoded(np.load(pixels_file, mmap_mode="c"), np.array(notes["unreadable"], dtype=np.int64))
 
 
 def unreadable_headers(listing: Listing) -> Positions:
-    """Positions of the files whose header cannot be read; from the cache where it has them."""
+    """Positions of the files whose header cannot be read, from the cache if it has them."""
     with _cache(listing) as folder:
         notes_file = folder / f"{listing.key()}-headers.json"
         if not notes_file.exists():
@@ -146,7 +149,7 @@ def unreadable_headers(listing: Listing) -> Positions:
 
 
 def require_readable(listing: Listing, unreadable: Positions, *, skip_corrupt: bool) -> None:
-    """Raises :class:`InvalidInput` that names the first unreadable file, unless such files are to be left out."""
+    """Raises :class:`InvalidInput`, naming the first unreadable file, unless ``skip_corrupt`` is set."""
     if len(unreadable) > 0 and not skip_corrupt:
         raise corrupt(listing.path(int(unreadable[0])), len(unreadable))
 
@@ -154,11 +157,11 @@ def require_readable(listing: Listing, unreadable: Positions, *, skip_corrupt: b
 def corrupt(path: Path, count: int = 1) -> InvalidInput:
     """The error for a file that cannot be read."""
     others = f" ({count} such files)" if count > 1 else ""
-    return InvalidInput(f"cannot read image {path}{others}: mend it, or leave such files out with --skip-corrupt")
+    return InvalidInput(f"cannot read image {path}{others}: repair it, or skip such files with --skip-corrupt")
 
 
 def _decode_into(pixels: NDArray[np.uint8], listing: Listing) -> dict[str, Any]:
-    """Fills the array; gives the positions of unreadable files and one whose size is not the array's."""
+    """Fills the array; returns the positions of unreadable files, and of one image of another size if there is one."""
     bad, odd = np.zeros(len(pixels), dtype=np.bool_), np.zeros(len(pixels), dtype=np.bool_)
 
     def read(position: int) -> None:
@@ -187,9 +190,9 @@ def _for_each(count: int, work: Callable[[int], None]) -> None:
 
 @contextmanager
 def _cache(listing: Listing) -> Iterator[Path]:
-    """The cache's folder for a folder of images, held by this process alone."""
+    """The cache's folder for a folder of images, locked for this process."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    # Machines that share a home may have copies of the images that differ in their times: each keeps its own.
+    # One cache per machine: machines that share a home may have copies of the images with different times.
     place = f"{platform.node()}:{listing.root.resolve()}"
     folder = Path(home) / "tuner" / sha256(os.fsencode(place)).hexdigest()[:16]
     try:
@@ -203,7 +206,7 @@ def _cache(listing: Listing) -> Iterator[Path]:
 
 
 def _forget(folder: Path, *, keep: str) -> None:
-    """Removes what earlier states of the images left; a process that has mapped it keeps it."""
+    """Removes cached files of earlier states of the images; a process that has mapped one can still read it."""
     for path in folder.iterdir():
         if path.name != LOCK and not path.name.startswith(keep):
             path.unlink()

@@ -1,14 +1,16 @@
-"""The workload ``diagonal``: a diagonal linear network on Gaussian data, of which theory says how its risk falls.
+"""The workload ``diagonal``: a diagonal linear network on Gaussian data, whose risk theory predicts.
 
-The models, with the weights as parameters of shape (d,) and inputs x (B, d) -> <x, beta>, (B,)::
+The models have weights of shape (d,) and map inputs x (B, d) to <x, beta>, (B,)::
 
     diagonal            beta = u v
     diagonal-squares    beta = u^2 - v^2
 
-With a = u + v and b = u - v the second is the first in a and b, and a step of SGD with the learning rate gamma on the
-second is one with 2 gamma on the first.  So both start where a, b, or u, v, are the problem's first weights; nothing is
-drawn.  Source: the parametrization of Garcia Malaxechebarria et al. (2026), arXiv 2605.17177; the data is
-:mod:`tuner.workloads.population`'s.
+With a = u + v and b = u - v the second model is beta = a b, which is the first model in a and b.  A step of SGD on the
+second with the learning rate gamma is a step on the first with 2 gamma.  Nothing is drawn: u and v of the first model,
+and a and b of the second, start as the problem's initial weights.
+
+The parametrization is that of Garcia Malaxechebarria et al. (2026), arXiv 2605.17177.  The data comes from
+:mod:`tuner.workloads.population`.
 """
 
 from __future__ import annotations
@@ -49,20 +51,22 @@ class DiagonalSamples:
     def train_batches(self, batches: Iterable[Batch], part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs (B, d), float32, and labels <x, beta*>, (B,), float64, in the order of the batches.
 
-        A batch's seed draws it, and only its length is asked of its indices: there is no set of samples to choose from.
-        The same batch gives the same bits at every call and on every device, and a ``part`` the same as in the whole.
+        Samples are drawn from the seed of their batch; only the number of its indices counts, since there is no set of
+        samples to choose from.  The same batch gives the same bits at every call and on every device.  A ``part`` of a
+        batch has the same bits as in the whole batch.
         """
         for batch in batches:
             generator = torch.Generator().manual_seed(batch.seed)
             inputs = torch.randn(len(batch.indices), len(self._target), generator=generator).mul_(self._deviation)
-            # Of the whole batch, as a product of a part may be summed in another order.
+            # Labels of the whole batch, since the product of a part may be summed in another order.
             labels = inputs.double() @ self._target
             yield inputs[part].to(self._device), labels[part].to(self._device)
 
     def evaluation_batches(self, split: str, part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs sqrt(lambda_i) e_i, (B, d), and labels, (B,), both float64, in one batch: all d, or a part of them.
+        """Inputs sqrt(lambda_i) e_i, (B, d), and labels, (B,), both float64, in one batch: all d or a ``part`` of them.
 
-        Raises :class:`SealedSplit` for the test split of sealed data, and ValueError for ``train``, which is no set.
+        Raises :class:`SealedSplit` for the test split of sealed data, and ValueError for ``train``, which has no fixed
+        samples.
         """
         refuse_sealed(split, self.sealed)
         if split == "train":
@@ -74,29 +78,29 @@ class Diagonal(nn.Module):
     """beta = u v."""
 
     def __init__(self, u: Floats, v: Floats) -> None:
-        """First weights, (d,)."""
+        """``u`` and ``v`` are the initial weights, (d,)."""
         super().__init__()
         self.u, self.v = _parameter(u), _parameter(v)
 
     def beta(self) -> Tensor:
-        """(d,)."""
+        """The coefficients beta, (d,)."""
         return self.u * self.v
 
     def forward(self, x: Tensor) -> Tensor:
-        # No matrix product, which autocast would make in half precision.
+        # Not a matrix product, which autocast would compute in half precision.
         return (x * self.beta()).sum(1)
 
 
 class DiagonalSquares(nn.Module):
-    """beta = u^2 - v^2, from where u + v and u - v are the first weights of the product."""
+    """beta = u^2 - v^2; u + v and u - v start as the initial weights of the product."""
 
     def __init__(self, u: Floats, v: Floats) -> None:
-        """First weights of the product, (d,)."""
+        """``u`` and ``v`` are the initial weights of the product, (d,)."""
         super().__init__()
         self.u, self.v = _parameter((u + v) / 2), _parameter((u - v) / 2)
 
     def beta(self) -> Tensor:
-        """(d,)."""
+        """The coefficients beta, (d,)."""
         return self.u.square() - self.v.square()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,13 +108,13 @@ class DiagonalSquares(nn.Module):
 
 
 def diagonal(*, dimension: int) -> Diagonal:
-    """``diagonal`` on d coordinates, from the first weights of the problem."""
+    """The model ``diagonal`` on ``dimension`` coordinates, with the problem's initial weights."""
     population = make_population(dimension)
     return Diagonal(population.u, population.v)
 
 
 def diagonal_squares(*, dimension: int) -> DiagonalSquares:
-    """``diagonal-squares`` likewise."""
+    """The model ``diagonal-squares`` on ``dimension`` coordinates, with the problem's initial weights."""
     population = make_population(dimension)
     return DiagonalSquares(population.u, population.v)
 

@@ -1,4 +1,4 @@
-"""Folders of image files, train/<class>/*: scan, classes, split.  Nothing here imports torch."""
+"""Folders of image files, train/<class>/*: listing, classes, splits.  Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tuner.core.errors import InvalidInput
 from tuner.workloads.splits import Labels, Splits, split_off
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Those of torchvision's ImageFolder."""
+"""The extensions that torchvision's ImageFolder reads."""
 
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
-"""Split -> names its folder may have; ``val`` is what ImageNet's is usually called."""
+"""Split -> names that its folder may have; ``val`` is the usual name in ImageNet."""
 
 SPLIT_OFF_FRACTION = 0.1
-"""Part of ``train`` that stands in for each of ``validation`` and ``test`` where there is no such folder."""
+"""Part of ``train`` that becomes ``validation`` or ``test`` if the folder of that split is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class Listing:
 
     root: Path
     classes: tuple[str, ...]
-    """Sorted names; a label is a position in them."""
+    """Names of the classes, sorted; a label is a position in them."""
     names: NDArray[np.bytes_]
-    """Paths relative to the root, shape (N,): in one block, as a million strings are slow to send to a process."""
+    """Paths relative to the root, shape (N,); one array, since a million strings are slow to send to a process."""
     labels: Labels
     file_sizes: NDArray[np.int64]
-    """Bytes, shape (N,)."""
+    """Sizes of the files in bytes, shape (N,)."""
     modified: NDArray[np.int64]
     """Modification times, ns since 1970, shape (N,)."""
     parts: Splits
@@ -47,7 +47,7 @@ class Listing:
         return self.root / os.fsdecode(self.names[position].tobytes().rstrip(b"\0"))
 
     def key(self) -> str:
-        """Changes when a file is added, removed, renamed or written."""
+        """A hash that changes when a file is added, removed, renamed or written."""
         state = hashlib.sha256()
         for column in (self.names, self.file_sizes, self.modified):
             state.update(f"{column.shape} {column.dtype} ".encode())
@@ -58,8 +58,8 @@ class Listing:
 def scan(data_dir: str | None) -> Listing:
     """All images under the folder.
 
-    Raises :class:`InvalidInput` where there is no train/<class>/, where a class has no image, and where the classes
-    of validation or test are not those of train.
+    Raises :class:`InvalidInput` if there is no train/<class>/, if a class has no image, and if the classes of
+    validation or test are not those of train.
     """
     root = require_folder(data_dir)
     classes: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ def split(listing: Listing) -> tuple[Splits, str]:
     """Train, validation and test, and one sentence on how they were made."""
     parts = dict(listing.parts)
     absent = [name for name in ("validation", "test") if name not in parts]
-    # The second part is taken from what the first has left, so that both are a tenth of the whole.
+    # The second part is taken from the rest after the first; the larger fraction makes both a tenth of the whole.
     for num_taken, name in enumerate(absent):
         fraction = SPLIT_OFF_FRACTION / (1 - num_taken * SPLIT_OFF_FRACTION)
         parts["train"], parts[name] = split_off(parts["train"], listing.labels, fraction)
@@ -108,7 +108,7 @@ def split(listing: Listing) -> tuple[Splits, str]:
 
 
 def without(splits: Splits, excluded: NDArray[np.int64]) -> Splits:
-    """The same splits less some positions: an image that cannot be read must not move the others about."""
+    """The splits without some positions.  Splits are made first, so an unreadable image changes no other's split."""
     return {name: positions[~np.isin(positions, excluded)] for name, positions in splits.items()}
 
 
@@ -123,7 +123,7 @@ def digest(listing: Listing, splits: Splits) -> str:
 
 
 def require_folder(data_dir: str | None) -> Path:
-    """The folder of the images, or :class:`InvalidInput` with the nearest name that there is."""
+    """The folder of the images.  Raises :class:`InvalidInput`, with the closest existing name, if it is missing."""
     if data_dir is None:
         raise InvalidInput("imagefolder needs --data-dir: the folder that holds train/<class>/*")
     root = Path(data_dir)
@@ -138,7 +138,7 @@ def require_folder(data_dir: str | None) -> Path:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Split -> its folder, for those that exist; train must."""
+    """Split -> its folder, for the folders that exist.  Raises :class:`InvalidInput` if train/ is missing."""
     found: dict[str, Path] = {}
     for name, spellings in SPLIT_FOLDERS.items():
         here = [root / spelling for spelling in spellings if (root / spelling).is_dir()]
@@ -152,7 +152,7 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Sorted names of the classes; hidden folders are none."""
+    """Sorted names of the classes; hidden folders do not count."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not names:
@@ -163,9 +163,9 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 def _require_same_classes(folder: Path, expected: tuple[str, ...], found: tuple[str, ...]) -> None:
     absent, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if absent:
-        raise InvalidInput(f"{folder} has no class {absent[0]!r}, which train has ({len(absent)} such)")
+        raise InvalidInput(f"{folder} has no class {absent[0]!r}, but train has ({len(absent)} such classes)")
     if surplus:
-        raise InvalidInput(f"{folder} has a class {surplus[0]!r}, which train has not ({len(surplus)} such)")
+        raise InvalidInput(f"{folder} has a class {surplus[0]!r}, but train does not ({len(surplus)} such classes)")
 
 
 def _images(folder: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -1,4 +1,4 @@
-"""Data that lives on the device as bytes: a batch costs a gather and no copy from the host."""
+"""Images that are held on the device as bytes: a batch costs a gather and no copy from the host."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tuner.workloads.splits import Labels, Splits, refuse_sealed
 from tuner.workloads.task import CLASSIFICATION
 
 EVALUATION_BATCH = 256
-"""Images a forward pass in evaluation, at least: a small training batch would waste a GPU."""
+"""Least number of images per forward pass in evaluation: a small training batch would waste a GPU."""
 
 WHOLE = slice(None)
-"""The part of a batch or of a split that is all of it."""
+"""The ``part`` that selects a whole batch or split."""
 
 STATISTICS_CHUNK = 4096
-"""Images whose sums are taken at once: bounds the memory of the statistics to some tens of MB."""
+"""Images that the statistics read at once; this bounds their memory to some tens of MB."""
 
 
 class ResidentImages:
-    """Images of one size on the device, normalized to mean 0 and standard deviation 1 a channel over ``train``."""
+    """Images of one size on the device; over ``train``, each channel has mean 0 and standard deviation 1."""
 
     loading_seconds = 0.0
-    """Nobody waits for data that is there."""
+    """Always 0: the data is on the device."""
     task = CLASSIFICATION
 
     def __init__(
@@ -45,7 +45,7 @@ class ResidentImages:
         device: torch.device,
         num_skipped: int = 0,
     ) -> None:
-        """``pixels`` (N, S, S, C) and ``labels`` (N,) are of all images, ``splits`` says whose each is.
+        """``pixels`` (N, S, S, C) and ``labels`` (N,) cover all images; ``splits`` assigns them to the splits.
 
         On the CPU the pixels are not copied, so processes that map one file share its memory.
         """
@@ -77,18 +77,21 @@ class ResidentImages:
     def train_batches(self, batches: Iterable[Batch], part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, S, S), float32, channels_last, and labels (B,), int64, in the order of the batches.
 
-        The same batch gives the same bits at every call, and a ``part`` of each batch the same as in the whole.
+        The same batch gives the same bits at every call.  A ``part`` of a batch has the same bits as in the whole.
         """
         for batch in batches:
             draws = draw(len(batch.indices), self._augmentation, seed=batch.seed)
-            # One small copy that the host does not wait for.
+            # One small copy, for which the host does not wait.
             numbers = torch.cat([batch.indices[None], draws])[:, part].to(self._device, non_blocking=True)
             positions = self._positions["train"][numbers[0]]
             images = apply(self._pixels[positions], numbers[1:], self._augmentation)
             yield normalize(images, self.mean, self.deviation), self._labels[positions]
 
     def evaluation_batches(self, split: str, part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole split, or a part of it, as it is, in order, the last batch short."""
+        """The whole split, or a ``part`` of it, in order, without augmentation; the last batch may be short.
+
+        Raises :class:`SealedSplit` for the test split of sealed data.
+        """
         refuse_sealed(split, self.sealed)
         for positions in torch.split(self._positions[split][part], self._evaluation_batch):
             yield normalize(self._pixels[positions], self.mean, self.deviation), self._labels[positions]
@@ -102,8 +105,8 @@ def normalize(images: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
 def channel_statistics(chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel over uint8 chunks (B, C, H, W): float32 (C, 1, 1), on the CPU.
 
-    Values are counted, so the result is the same bits on every device.  A channel that is constant gets the
-    deviation 1 in place of 0.
+    The values are counted, so every device gives the same bits.  A constant channel gets the deviation 1 in place
+    of 0.
     """
     counts = torch.zeros((), dtype=torch.int64)
     for chunk in chunks:

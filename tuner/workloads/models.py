@@ -17,21 +17,21 @@ from tuner.workloads.diagonal import diagonal, diagonal_squares
 from tuner.workloads.resnet import ResNet
 
 SMALL_SIDE = 64
-"""Below this side in pixels a stem that divides the sides by 4 leaves the residual blocks too little to see."""
+"""Side in pixels below which a stem that divides the sides by 4 leaves too little for the residual blocks."""
 
 
 Builder: TypeAlias = Callable[..., nn.Module]
-"""Makes a model with fresh weights, drawn from torch's global generator, from the data's ``model_arguments`` by name:
-``num_classes``, ``channels`` and ``image_size`` of images, ``dimension`` of the workload diagonal."""
+"""Makes a model with fresh weights from torch's global generator.  Its keyword arguments are the data's
+``model_arguments``: ``num_classes``, ``channels`` and ``image_size`` for images, ``dimension`` for diagonal."""
 
 
 def build_model(spec: WorkloadSpec, **model_arguments: int) -> nn.Module:
-    """The workload's model, channels_last: of images (B, channels, image_size, image_size) -> logits (B, num_classes),
-    of the workload diagonal (B, dimension) -> predictions (B,).
+    """The workload's model, in channels_last.
 
-    Its weights come from torch's global generator: seed that first.
-    Raises :class:`InvalidInput` for an unknown name, for a model of other data, and for a torchvision model that cannot
-    take such images.
+    A model of images maps (B, channels, image_size, image_size) to logits (B, num_classes).  A model of the workload
+    diagonal maps (B, dimension) to predictions (B,).  The weights come from torch's global generator: seed it first.
+    Raises :class:`InvalidInput` for an unknown name, for a model that is not for this data, and for a torchvision model
+    that cannot take images of this size.
     """
     check_model(spec.data, spec.model)
     model = find_model(spec.model)(**model_arguments)
@@ -41,7 +41,10 @@ def build_model(spec: WorkloadSpec, **model_arguments: int) -> nn.Module:
 
 
 def find_model(name: str) -> Builder:
-    """A key of :data:`MODELS`, a torchvision classifier, or ``package.module:function`` -> what builds it."""
+    """The builder of a model: ``name`` is a key of :data:`MODELS`, a torchvision classifier or ``module:function``.
+
+    Raises :class:`InvalidInput` for an unknown name.
+    """
     if name in MODELS:
         return MODELS[name]
     if ":" in name:
@@ -80,7 +83,7 @@ def _torchvision(name: str, *, num_classes: int, channels: int, image_size: int)
 
 
 def _torchvision_resnet(name: str, *, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """torchvision's ResNet; images below SMALL_SIDE meet a 3x3 convolution of stride 1 first, and no pooling."""
+    """torchvision's ResNet; below SMALL_SIDE its stem is a 3x3 convolution of stride 1 without pooling."""
     from torchvision.models import get_model
 
     model: nn.Module = get_model(name, weights=None, num_classes=num_classes)
@@ -92,7 +95,7 @@ def _torchvision_resnet(name: str, *, num_classes: int, channels: int, image_siz
 
 
 class RepeatGrey(nn.Module):
-    """(B, 1, H, W) -> (B, 3, H, W), three times the same: torchvision's models are left as they were published."""
+    """(B, 1, H, W) -> (B, 3, H, W) by repetition, so torchvision's models need no change for grey images."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.expand(-1, 3, -1, -1)
@@ -105,7 +108,7 @@ def _color(model: nn.Module, channels: int) -> nn.Module:
 
 
 def _require_logits(model: nn.Module, name: str, num_classes: int, image_size: int) -> nn.Module:
-    """The model itself; InvalidInput where it cannot take such images.  Shapes alone are computed, on no device."""
+    """Returns the model.  Raises InvalidInput if it cannot take such images; only shapes are computed (device meta)."""
     state = {key: value.to("meta") for key, value in model.state_dict(keep_vars=True).items()}
     image = torch.empty(1, 3, image_size, image_size, device="meta")
     try:
@@ -129,10 +132,10 @@ MODELS: dict[str, Builder] = {
     "diagonal": diagonal,
     "diagonal-squares": diagonal_squares,
 }
-"""Name -> what builds it; ``find_model`` knows all other classifiers of torchvision too."""
+"""Name -> builder; :func:`find_model` knows all other classifiers of torchvision too."""
 
 OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
-    # Auxiliary classifiers would make the output in training a tuple.
+    # With auxiliary classifiers the output in training would be a tuple.
     "googlenet": lambda side: {"aux_logits": False, "init_weights": True},
     "inception_v3": lambda side: {"aux_logits": False, "init_weights": True},
     # Position embeddings and windows are made for one size of image.
@@ -143,4 +146,4 @@ OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "vit_l_16": lambda side: {"image_size": side},
     "vit_l_32": lambda side: {"image_size": side},
 }
-"""torchvision model -> keyword arguments for images of a side, where its defaults do not do."""
+"""torchvision model -> keyword arguments for images of a side, for models whose defaults do not fit."""

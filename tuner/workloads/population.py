@@ -1,13 +1,12 @@
-"""The workload ``diagonal`` as numbers, without torch: the population that its samples are drawn from.
+"""The population that the samples of the workload ``diagonal`` are drawn from, as numbers, without torch.
 
 ::
 
     x_i ~ N(0, lambda_i/d),   y = <x, beta*>
     risk P(beta) = E (<x, beta> - y)^2/2 = sum_i lambda_i (beta_i - beta*_i)^2/(2 d)
 
-It is :func:`tuner.theory.problem.standard_problem` on d coordinates.  Ours: as the samples are Gaussian, the mean of
-r^2/2 over the d inputs sqrt(lambda_i) e_i with their y = sqrt(lambda_i) beta*_i is P, whatever beta; they serve as
-``validation`` and as ``test``.
+It is :func:`tuner.theory.problem.standard_problem` on d coordinates.  ``validation`` and ``test`` are the d inputs
+sqrt(lambda_i) e_i with labels y = sqrt(lambda_i) beta*_i.  The mean of r^2/2 over them is P for every beta (ours).
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from tuner.core.trial_spec import WorkloadSpec
 from tuner.theory.problem import Floats, standard_problem
 
 DIMENSION = 400
-"""Coordinates, d: twenty of each type.  A training is off its limit by about 5% of the risk (median over seeds)."""
+"""Coordinates, d: twenty of each type.  A training's risk differs from the limit's by about 5% (median over seeds)."""
 NUM_TRAIN = 6400
-"""Samples that are called an epoch: a hundred batches of 64."""
+"""Samples per epoch: a hundred batches of 64."""
 LAW = "x = float32(N(0, 1)) sqrt(lambda/d), drawn by the seed of the batch"
-"""What the digest says of the draws, beside the numbers: another law would be other data."""
+"""The law of the draws; it is part of the digest, since another law would give other data."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,8 +37,9 @@ class Population:
     target: Floats
     """beta*."""
     u: Floats
-    """First weights of the product u v; the next likewise."""
+    """Initial u of the product u v."""
     v: Floats
+    """Initial v of the product u v."""
 
     num_classes = None
 
@@ -58,7 +58,7 @@ class Population:
         return float(np.mean(self.lam * self.target**2))
 
     def risk(self, beta: Floats) -> float:
-        """P(beta), beta (d,)."""
+        """The risk P(beta), for beta of shape (d,)."""
         return float(np.mean(self.lam * (beta - self.target) ** 2)) / 2
 
     @property
@@ -71,12 +71,12 @@ class Population:
 
 
 def make_population(dimension: int = DIMENSION) -> Population:
-    """The standard problem on d coordinates.  Raises :class:`InvalidInput` where d is below the number of its types."""
+    """The standard problem on ``dimension`` coordinates.  Raises :class:`InvalidInput` if it has fewer than types."""
     problem = standard_problem()
     types = problem.types_of(dimension)
     return Population(problem.lam[types], problem.target[types], problem.u[types], problem.v[types])
 
 
 def describe_diagonal(spec: WorkloadSpec) -> Population:
-    """What a driver asks of the data; the spec changes nothing about it."""
+    """Digest and sizes of the data for a driver; they do not depend on the spec."""
     return make_population()

@@ -4,13 +4,13 @@ r"""Residual networks for small images: He, Zhang, Ren, Sun, "Deep Residual Lear
 
     x -> 3x3 conv, 16 -> [n blocks of 16] -> [n of 32] -> [n of 64] -> mean over positions -> linear
 
-A block is y = relu(F(x) + S(x)) with F = batch norm, 3x3 conv, relu, batch norm, 3x3 conv read from right to left.
-The first block of the second and third group halves the sides; its shortcut S takes every second row and column and
-adds channels of zeros ("option A": no parameters).  With n blocks a group there are 6n + 2 layers with weights:
-ResNet-20 has n = 3.  ResNet-8 (n = 1) is not in the paper.
+A block is y = relu(F(x) + S(x)), where F is 3x3 conv, batch norm, relu, 3x3 conv, batch norm, in this order.  The
+first block of the second and third group halves the sides.  Its shortcut S takes every second row and column and adds
+channels of zeros ("option A": no parameters).  With n blocks per group there are 6n + 2 layers with weights: ResNet-20
+has n = 3.  ResNet-8 (n = 1) is not in the paper.
 
-We leave the paper in this: convolutions are drawn from N(0, 2 / fan_in) as there (its reference 13), but the linear
-layer is torch's own; and any side of at least 4 pixels is taken, not 32 alone.
+Convolutions are drawn from N(0, 2 / fan_in), as in the paper (its reference 13).  Two things differ from the paper: the
+linear layer has torch's own initialization, and images may have any side of at least 4 pixels, not only 32.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Block(nn.Module):
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         if self.new_channels > 0:
-            # Zeros on both sides: a block then adds to the channels in the middle.
+            # Zeros on both sides, so the old channels stay in the middle.
             x = F.pad(x, (0, 0, 0, 0, self.new_channels // 2, self.new_channels - self.new_channels // 2))
         return F.relu(residual + x)
 

@@ -1,4 +1,4 @@
-"""The fixed split of a data set into train, validation and test: ours, stratified, the same in every process."""
+"""The fixed split of a data set into train, validation and test: stratified, the same in every process (ours)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SPLIT_SEED = 0
 
 
 def stratified_mask(labels: Labels, fraction: float) -> NDArray[np.bool_]:
-    """Which images a random part of round(fraction * n) of n images takes; fraction in [0, 1].
+    """A mask over n images that selects round(fraction * n) of them at random; ``fraction`` is in [0, 1].
 
-    Images are laid out by class, in random order within each, and taken at even distances.  So a class of m images
-    gives the floor or the ceiling of m * (part's size / n).  Random bits, not shuffles, are drawn: numpy promises
-    that its bit generators give the same bits in every release.
+    Images are sorted by class, in random order within each class, and taken at even distances.  So a class of m images
+    contributes the floor or the ceiling of m * (part's size / n).  The order comes from random bits, not from a
+    shuffle: numpy promises that its bit generators give the same bits in every release.
     """
     num_images = len(labels)
     num_taken = round(fraction * num_images)
@@ -33,7 +33,7 @@ def stratified_mask(labels: Labels, fraction: float) -> NDArray[np.bool_]:
 
 
 def split_off(positions: Positions, labels: Labels, fraction: float) -> tuple[Positions, Positions]:
-    """The positions that stay and the stratified fraction of them that leaves; ``labels`` are those of all images."""
+    """The positions that stay, and a stratified fraction that is split off; ``labels`` are those of all images."""
     mask = stratified_mask(labels[positions], fraction)
     return positions[~mask], positions[mask]
 
@@ -44,7 +44,7 @@ def where(mask: NDArray[Any]) -> Positions:
 
 
 class SealedSplit(RuntimeError):
-    """The test split was asked for before its time: a fault of the program, not of its input."""
+    """The test split was read while sealed: an error in the program, not in its input."""
 
 
 def refuse_sealed(split: str, sealed: bool) -> None:

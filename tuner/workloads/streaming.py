@@ -1,4 +1,4 @@
-"""Images that are read from disk batch by batch, by processes that work ahead of the training by a few batches."""
+"""Images that processes read from disk batch by batch, a few batches ahead of the training."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from tuner.workloads.splits import Splits, refuse_sealed
 from tuner.workloads.task import CLASSIFICATION
 
 STREAMED_SIDE = 224
-"""Side of the images that a model sees, where the files are not smaller; ImageNet's usual one."""
+"""Side in pixels of the images that a model sees, unless the files are smaller; the usual value for ImageNet."""
 
 REPLACEMENTS = 10
-"""Images drawn in place of an unreadable one before the search is given up: nine in ten would have to be unreadable."""
+"""Images that are drawn in place of an unreadable one before an error; all of them fail only if most are unreadable."""
 
 AHEAD = 2
-"""Batches that each process reads ahead: bounds the memory to about loader_workers * (AHEAD + 1) batches."""
+"""Batches that each process reads ahead; this bounds the memory to about loader_workers * (AHEAD + 1) batches."""
 
 STATISTICS_SAMPLE = 512
-"""Training images whose mean and deviation stand for all: 25 million pixels at 224 x 224."""
+"""Training images over which mean and deviation are computed: 25 million pixels at 224 x 224."""
 
 
 class Request(NamedTuple):
@@ -44,10 +44,10 @@ class Request(NamedTuple):
     indices: NDArray[np.int64]
     """Positions in the split."""
     seed: int | None
-    """Draws the crops, and the images that take the place of unreadable ones; None leaves those out."""
+    """Seeds the crops and the images that replace unreadable ones; with None unreadable images are left out."""
     augment: bool
     first: int = 0
-    """Place in the batch of the first image: each image is drawn by its place."""
+    """Position in the batch of the first image; the draws of an image depend on its position."""
 
 
 class Loaded(NamedTuple):
@@ -60,14 +60,15 @@ class Loaded(NamedTuple):
     unreadable: list[str]
     """Files that could not be read."""
     problem: str | None = None
-    """Why there is no batch: as text, since an exception from another process arrives with its whole trace."""
+    """Why there is no batch; a text, since an exception from another process would bring its whole traceback."""
 
 
 class StreamedImages:
-    """Images of a folder, cropped to one size as they are read, normalized over a sample of ``train``.
+    """Images of a folder, cropped to one size as they are read, and normalized over a sample of ``train``.
 
-    In training with ``augment`` each image is a random resized crop, mirrored with probability 1/2; else, and in
-    evaluation, the center.  One iteration over training batches and one over evaluation batches may go on at a time.
+    In training with ``augment`` each image is a random resized crop, mirrored with probability 1/2.  In training
+    without it, and in evaluation, the image is its center.  One iteration over training batches and one over evaluation
+    batches can be active at a time.
     """
 
     task = CLASSIFICATION
@@ -87,7 +88,7 @@ class StreamedImages:
         device: torch.device,
         num_skipped: int = 0,
     ) -> None:
-        """``splits`` has no position that is known to be unreadable; ``num_skipped`` says how many were taken out."""
+        """``splits`` contains no image known to be unreadable; ``num_skipped`` is the number of those left out."""
         self.sealed = True
         self.classes = listing.classes
         self.num_classes = len(listing.classes)
@@ -106,22 +107,22 @@ class StreamedImages:
         self._files = _Files(listing, splits, side, skip_corrupt)
         mean, deviation = channel_statistics([self._sample()])
         self.mean, self.deviation = mean.to(device), deviation.to(device)
-        # Two sets of processes, so that an evaluation in the middle of an epoch does not end it.
+        # Two sets of processes, so an evaluation in the middle of an epoch does not end the epoch's iteration.
         self._training = _Feed(self._files, loader_workers, device)
         self._evaluation = _Feed(self._files, loader_workers, device)
 
     @property
     def num_skipped(self) -> int:
-        """Unreadable images that were left out so far."""
+        """Number of unreadable images that were left out so far."""
         return self._num_excluded + len(self._met)
 
     def train_batches(self, batches: Iterable[Batch], part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, S, S), float32, channels_last, and labels (B,), int64, in the order of the batches.
 
-        The same batch gives the same bits at every call, with any number of workers, and a ``part`` of each batch the
-        same as in the whole, of which the rest is not read.  ``batches`` is read ahead.
-        An unreadable image raises :class:`tuner.core.errors.InvalidInput`; with ``skip_corrupt`` another image, drawn
-        with the batch's seed, takes its place.
+        The same batch gives the same bits at every call, with any number of workers.  A ``part`` of a batch has the
+        same bits as in the whole; the rest is not read.  ``batches`` is read ahead.
+        An unreadable image raises :class:`tuner.core.errors.InvalidInput`.  With ``skip_corrupt`` another image, drawn
+        from the batch's seed, replaces it.
         """
         requests = (
             Request("train", batch.indices[part].numpy(), batch.seed, self._augment, first=part.start or 0)
@@ -130,8 +131,11 @@ class StreamedImages:
         return self._deliver(self._training, requests)
 
     def evaluation_batches(self, split: str, part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
-        """The centers of the whole split, or of a part of it, in order, the last batch short; unreadable images are
-        left out or raise."""
+        """The centers of the whole split, or of a ``part`` of it, in order; the last batch may be short.
+
+        An unreadable image raises :class:`tuner.core.errors.InvalidInput`; with ``skip_corrupt`` it is left out.
+        Raises :class:`SealedSplit` for the test split of sealed data.
+        """
         refuse_sealed(split, self.sealed)
         batches = torch.split(torch.arange(self.sizes[split])[part], self._evaluation_batch)
         return self._deliver(self._evaluation, [Request(split, batch.numpy(), None, False) for batch in batches])
@@ -153,7 +157,7 @@ class StreamedImages:
         self._met.update(loaded.unreadable)
 
     def _sample(self) -> Tensor:
-        """Centers of training images at even distances, (B, 3, S, S)."""
+        """Centers of training images at even distances in the split, (B, 3, S, S)."""
         size = self.sizes["train"]
         positions = np.linspace(0, size - 1, min(size, STATISTICS_SAMPLE)).astype(np.int64)
         requests = (Request("train", part, None, False) for part in np.array_split(positions, THREADS))
@@ -165,7 +169,7 @@ class StreamedImages:
 
 
 class _Files(Dataset[Loaded]):
-    """Request -> batch; what each loading process holds."""
+    """Maps a request to its batch; every loading process has a copy."""
 
     def __init__(self, listing: Listing, splits: Splits, side: int, skip_corrupt: bool) -> None:
         self._listing = listing
@@ -179,7 +183,7 @@ class _Files(Dataset[Loaded]):
         labels: list[int] = []
         for place, index in enumerate(request.indices.tolist(), start=request.first):
             for attempt in range(1 + REPLACEMENTS):
-                # Every image has a generator of its own, so that one that is replaced does not move the others'.
+                # Every image has its own generator, so a replaced image does not change the draws of the others.
                 generator = None if request.seed is None else np.random.default_rng((request.seed, place, attempt))
                 if attempt > 0 and generator is not None:
                     index = int(generator.integers(len(self._splits[request.split])))
@@ -203,18 +207,18 @@ class _Files(Dataset[Loaded]):
 
     def _batch(self, squares: list[NDArray[np.uint8]], labels: list[int], unreadable: list[str]) -> Loaded:
         pixels = np.stack(squares) if squares else np.empty((0, self._side, self._side, 3), dtype=np.uint8)
-        # One row of pixels after the other, three bytes each, is what torch calls channels_last.
+        # Rows of pixels of three bytes each are torch's channels_last.
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         return Loaded(images, torch.tensor(labels, dtype=torch.int64), unreadable)
 
 
 class _Feed:
-    """A loader whose processes live on from one iteration to the next."""
+    """A loader whose processes stay alive from one iteration to the next."""
 
     def __init__(self, files: _Files, num_workers: int, device: torch.device) -> None:
         context = None
         if num_workers > 0:
-            # Not fork: a process that runs CUDA, or has threads as Ray's workers have, must not be copied.
+            # Not fork: a process that uses CUDA or has threads, as Ray's workers do, must not be copied.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["torch", "PIL.Image"])
         self.pending: Iterator[Request] = iter(())
@@ -228,16 +232,16 @@ class _Feed:
             persistent_workers=num_workers > 0,
             pin_memory=device.type == "cuda",
             multiprocessing_context=context,
-            # A loader draws a seed for its processes: from torch's own generator that would change the training.
+            # A loader draws a seed for its processes; a draw from torch's global generator would change the training.
             generator=torch.Generator(),
         )
-        # Python tears the parts of a cycle down in any order, and a loader that finds its queues gone waits five
-        # seconds for each process.  So no cycle may hold the loader: this list does, and is emptied in time.
+        # Python destroys the parts of a reference cycle in any order, and a loader whose queues are gone waits five
+        # seconds for each process.  So the loader must not be part of a cycle: only this list holds it.
         self._loader = [loader]
         weakref.finalize(self, self._loader.clear)
 
     def load(self, requests: Iterable[Request]) -> Iterator[Loaded]:
-        """The batches in order; an iteration that another has overtaken raises RuntimeError."""
+        """The batches in order.  An iteration raises RuntimeError once a later one has begun."""
         self._turn += 1
         turn = self._turn
         self.pending = iter(requests)
@@ -248,7 +252,7 @@ class _Feed:
 
 
 class _Requests(Sampler[Request]):
-    """What a loader is to read next; it does not keep the feed alive."""
+    """The requests that a loader reads next; it does not keep the feed alive."""
 
     def __init__(self, feed: _Feed) -> None:
         self._feed = weakref.ref(feed)

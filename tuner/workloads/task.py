@@ -1,6 +1,6 @@
-"""What a model's outputs are held against: the loss that is trained, and the score that is called accuracy.
+"""Loss and score of a model's outputs: the loss is minimized, the score is reported as accuracy.
 
-Sums are over samples, so that replicas and batches add up.
+Sums are over samples, so the sums of replicas and of batches add up.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Task(Protocol):
     def score_sum(self, outputs: Tensor, labels: Tensor) -> Tensor: ...
 
     def score(self, total: float, num_samples: int) -> float:
-        """In [0, 1], from the sum of ``score_sum`` over that many samples."""
+        """The score in [0, 1], from the total of ``score_sum`` over ``num_samples`` samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """Logits (B, num_classes) for labels int64: cross-entropy, and the share that is right."""
+    """Logits (B, num_classes) and int64 labels: the loss is the cross-entropy, the score the share that is correct."""
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(outputs, labels)
@@ -46,15 +46,15 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """Predictions (B,) for labels of any float type, with r their difference::
+    """Predictions (B,) and labels y (B,) of any float type; r is their difference::
 
-        loss = mean of r^2/2,   score = R^2 = 1 - (mean of r^2) / E y^2,   0 where that is negative
+        loss = mean of r^2/2,   score = R^2 = 1 - (mean of r^2) / E y^2, or 0 if that is negative
 
-    Labels of mean 0 are meant, of which E y^2 is the variance.  ValueError where the two have not one shape.
+    The labels are assumed to have mean 0, so E y^2 is their variance.  Raises ValueError if the shapes differ.
     """
 
     label_square: float
-    """E y^2 over the population, not over what is scored; above 0."""
+    """E y^2 over the population, not over the scored samples; above 0."""
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return _residuals(outputs, labels).square().mean() / 2
@@ -66,7 +66,7 @@ class Regression:
         return len(labels) - _residuals(outputs, labels).double().square().sum() / self.label_square
 
     def score(self, total: float, num_samples: int) -> float:
-        # In this order: of NaN, where a training has diverged, max() hands on the first.
+        # In this order, since max() returns its first argument if the second is NaN, as in a diverged training.
         return max(0.0, total / num_samples)
 
 
@@ -75,8 +75,8 @@ CLASSIFICATION = Classification()
 
 def _residuals(outputs: Tensor, labels: Tensor) -> Tensor:
     if outputs.shape != labels.shape:
-        # (B, 1) less (B,) would be (B, B), and trained on without a word.
+        # (B, 1) - (B,) would be (B, B) without an error.
         raise ValueError(f"outputs of shape {tuple(outputs.shape)} for labels of shape {tuple(labels.shape)}")
-    # Autocast's half precision has no digits left for a difference.
+    # Autocast's half precision has too few digits for a difference.
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     return outputs - labels.to(outputs.dtype)
