@@ -73,8 +73,8 @@ def test_what_was_spent_is_what_the_logs_say() -> None:
 def test_equal_budgets_are_called_equal() -> None:
     search = simulated()
     assert budgets(search).sentences == (
-        "Trials that ended without failing: sgdm 4, critical 4; each might spend 160 gradient evaluations.",
-        "All 18 confirmed runs that came to their end spent 160.",
+        "Trials that ended without failing: sgdm 4, critical 4. Each could spend 160 gradient evaluations.",
+        "All 18 confirmed runs that came to their end spent 160 gradient evaluations.",
         "The budgets are equal.",
     )
 
@@ -82,7 +82,7 @@ def test_equal_budgets_are_called_equal() -> None:
 def test_what_is_not_equal_is_named() -> None:
     search = simulated()
     search.trials_of("critical")[0].status = "failed"
-    assert "sgdm 4, critical 3;" in said(budgets(search)) and said(budgets(search)).endswith(
+    assert "sgdm 4, critical 3." in said(budgets(search)) and said(budgets(search)).endswith(
         "The budgets are not equal."
     )
     rows = {row[:2]: row[2:] for row in budgets(search).tables[0].rows}
@@ -91,7 +91,7 @@ def test_what_is_not_equal_is_named() -> None:
     run = search.confirmed("critical")[0]
     del run.history[-1]
     assert budgets(search).sentences[1:] == (
-        f"Confirmed runs that came to their end spent 160, but for {run.name} 144.",
+        f"Confirmed runs that came to their end spent 160 gradient evaluations, except {run.name} 144.",
         "The budgets are not equal.",
     )
     search = simulated()
@@ -174,7 +174,7 @@ def test_what_has_not_ended_is_told() -> None:
         next(record for record in search.trials_of(name) if record is not search.best(name)).status = status
     search.confirmed("critical")[0].status = "running"
     text = limits(search).sentences
-    assert "sgdm: 3 of 4 trials have ended, the rest may change everything." in text
+    assert "sgdm: 3 of 4 trials have ended. The rest may change the result." in text
     assert "critical: 1 trials failed and are left out." in text
     assert "critical: 5 of 6 fresh seeds of the best settings ended." in text
     assert not any("have ended" in sentence or "fresh seeds" in sentence for sentence in limits(simulated()).sentences)
@@ -185,7 +185,7 @@ def test_few_seeds_and_none_are_told() -> None:
     assert "decide nothing" not in said(limits(simulated(confirm_seeds=6))), "one comparison"
     many = SearchSpec(name="x", variants=("sgdm", "adamw", "critical", "lpsgdm"), trials=4, confirm_seeds=6)
     told = said(limits(simulate(many, dict.fromkeys(many.variants, Truth()))))
-    assert "6 fresh seeds decide nothing" in told and "3 comparisons 7 are the fewest" in told
+    assert "6 fresh seeds decide nothing" in told and "3 comparisons need at least 7" in told
     assert "Nothing was confirmed" in said(limits(simulated(confirm_seeds=0)))
 
 
@@ -196,9 +196,9 @@ def test_misses_ties_and_the_grid_are_told() -> None:
     assert "All confirmed runs reached 95% at the same evaluation" in said(limits(tied))
     fair = limits(simulated()).sentences
     assert fair == (
-        "An epoch is 16 gradient evaluations and ends in an evaluation: finer differences are not seen.",
-        "A miss is one within 10 epochs: of longer trainings nothing is known.",
-        "It is one workload (digits, resnet8): of others nothing is known.",
+        "There is one evaluation per epoch of 16 gradient evaluations, so finer differences are not seen.",
+        "A miss means that the target was not reached within 10 epochs. Longer trainings were not tested.",
+        "The search covers one workload (digits, resnet8). It shows nothing about other workloads.",
     )
 
 

@@ -79,7 +79,7 @@ def test_every_trial_is_counted_once_where_it_belongs(searched: Callable[..., Se
     # trials; above: diverged, did not; below: diverged, did not; stopped
     assert counts.rows[0] == ("sgd", "4", "1", "0", "0", "1", "2 (1 above)", "1.000")
     assert counts.rows[1] == ("sgdm", "3", "1", "1", "1", "0", "0 (0 above)", "0.500")
-    assert "Of 7 trials with a prediction 3 diverged, 2 finished without, and 2 had not" in said(section)
+    assert "7 trials have a prediction: 3 diverged, 2 finished without diverging, and 2 had not" in said(section)
     (of_one,) = critical_lr(searched([*MIXED[:5], ("sgdm", None, "finished")])).tables[0].rows
     assert of_one[0] == "sgd", "a variant without a prediction has no row"
     assert [(row[0], row[3], row[4]) for row in missed.rows] == [
@@ -90,7 +90,7 @@ def test_every_trial_is_counted_once_where_it_belongs(searched: Callable[..., Se
 
 def test_what_pruning_would_have_cost_is_said_at_the_factor_asked(searched: Callable[..., Search]) -> None:
     assert "3 trials lay above 3 times" in said(critical_lr(searched(MIXED)))
-    assert "would have been pruned: 1 diverged, 1 were stopped before they had, and for 1 that finished" in said(
+    assert "would have been pruned: 1 diverged, 1 were stopped before diverging, and 1 finished, for" in said(
         critical_lr(searched(MIXED))
     )
     asked = critical_lr(searched(MIXED, prune_above_critical=4.5))
@@ -105,16 +105,16 @@ def test_trials_that_were_stopped_take_no_part_in_the_correlation(searched: Call
     without = critical_lr(searched([trial for trial in MIXED if trial[2] != "stopped"])).sentences[1:4]
     assert with_stopped == without
     # Of 3 diverged and 2 others: 2 > .5, .7 > .5, 50 > .5, 50 > 5; within sgd 1 of 1, within sgdm 1 of 2.
-    assert "with probability 0.667" in with_stopped[0] and "66.7% of 3" in with_stopped[2]
-    assert "smallest ratio that diverged is 0.7, the largest that did not 5" in with_stopped[1]
+    assert "with probability 0.667" in with_stopped[0] and "66.7% of 3 pairs" in with_stopped[2]
+    assert "diverged is 0.7. The largest ratio of a trial that did not is 5." in with_stopped[1]
 
 
 @pytest.mark.parametrize(
     ("trials", "says"),
     [
-        ([("sgd", 1.0, "finished"), ("sgd", 9.0, "finished")], "No trial diverged: "),
-        ([("sgd", 1.0, "diverged"), ("sgdm", 9.0, "diverged")], "All trials diverged: "),
-        ([("sgd", 2.0, "diverged"), ("sgdm", 2.0, "finished")], "All trials have one ratio: "),
+        ([("sgd", 1.0, "finished"), ("sgd", 9.0, "finished")], "No trial diverged, so "),
+        ([("sgd", 1.0, "diverged"), ("sgdm", 9.0, "diverged")], "All trials diverged, so "),
+        ([("sgd", 2.0, "diverged"), ("sgdm", 2.0, "finished")], "All trials have the same ratio, so "),
         ([("sgd", 2.0, "stopped")], "1 had not diverged when they were stopped early"),
     ],
 )

@@ -118,7 +118,7 @@ def test_every_colour_stands_out_from_white() -> None:
 def test_convergence_is_the_median_over_seeds_in_a_band_from_the_smallest_to_the_largest(four: Search) -> None:
     picture = convergence(four)
     (axes,) = axes_of(picture)
-    assert picture and "n = 6" in picture.title and "smallest to largest" in picture.title
+    assert picture and "n = 6" in picture.title and "from the smallest to the largest" in picture.title
     bands = [band for band in axes.collections if not isinstance(band, LineCollection)]
     for name, band in zip(FOUR, bands, strict=True):
         histories = [record.history for record in four.confirmed(name).values()]
@@ -165,7 +165,7 @@ def test_unconfirmed_variants_of_a_search_are_named() -> None:
     for name in [name for name, record in search.records.items() if record.variant == "sgdm" and "/" in name]:
         del search.records[name]
     picture = convergence(search)
-    assert picture and "Not confirmed, and not drawn: sgdm." in picture.title
+    assert picture and "Variants without confirmed runs are not drawn: sgdm." in picture.title
     assert "sgdm" not in {line.get_label() for line in axes_of(picture)[0].lines}
 
 

@@ -82,8 +82,8 @@ def test_divergence_is_counted_by_arm_without_what_failed() -> None:
     # Clopper and Pearson's interval of 2 in 5, from their tables
     assert row[2] == "40% [5%, 85%] (95%)"
     assert section.sentences == (
-        "sgdm: above lr.peak 0.3 2 of 2 trials diverged, below lr.peak 0.1 0 of 2 trials diverged, "
-        "from 0.1 to 0.3 1 of 3 trials diverged.",
+        "sgdm: 2 of 2 trials above lr.peak 0.3 diverged, 0 of 2 trials below lr.peak 0.1 diverged, "
+        "1 of 3 trials from 0.1 to 0.3 diverged.",
     )
 
 
@@ -91,9 +91,10 @@ def test_the_limit_of_a_simulated_learning_rate_is_found() -> None:
     """It diverges from about .1 on, half of the range of sgdm: .01 to 1."""
     spec = SearchSpec(name="x", variants=("sgdm", "adamw"), trials=60, early_stopping=False)
     section = divergence(simulate(spec, {"sgdm": Truth(lr_limit=0.1), "adamw": Truth()}))
-    match = re.match(r"sgdm: above lr.peak (\S+) (\d+) of \2 .*, below lr.peak (\S+) 0 of", section.sentences[0])
-    assert match and 0.03 < float(match[3]) < 0.1 < float(match[1]) < 0.25
-    assert "; in random trials that diverged lr.peak is larger (p " in section.sentences[0]
+    pattern = r"sgdm: (\d+) of \1 trials above lr.peak (\S+) diverged, 0 of \d+ trials below lr.peak (\S+) diverged"
+    match = re.match(pattern, section.sentences[0])
+    assert match and 0.03 < float(match[3]) < 0.1 < float(match[2]) < 0.25
+    assert ". In random trials that diverged, lr.peak is larger (p " in section.sentences[0]
     assert section.sentences[1] == "No trial of adamw diverged."
     low, high = map(int, re.findall(r"(\d+)%[,\]]", section.tables[0].rows[0][2]))
     assert low < 50 < high and section.tables[0].rows[0][1].endswith(" of 30")
@@ -105,13 +106,13 @@ def test_a_setting_that_divergence_hangs_on_is_named_and_chance_is_not() -> None
     points = [{"lr.peak": lr, "momentum.value": m} for lr, m in zip(lrs.tolist(), momenta.tolist(), strict=True)]
     fell = ["diverged" if m < 0.85 else "finished" for m in momenta]
     (sentence,) = divergence(trials("sgdm", *points, statuses=fell)).sentences
-    assert "diverged momentum.value is smaller (p " in sentence and "lr.peak is" not in sentence
+    assert "diverged, momentum.value is smaller (p " in sentence and "lr.peak is" not in sentence
     (sentence,) = divergence(trials("sgdm", *points, statuses=["diverged", "finished"] * 12)).sentences
-    assert "in random trials" not in sentence
+    assert "n random trials" not in sentence
     few = [{"lr.peak": lr} for lr in (0.02, 0.03, 0.05, 0.08, 0.2, 0.3, 0.5, 0.8)]
     (sentence,) = divergence(trials("sgdm", *few, statuses=["finished"] * 4 + ["diverged"] * 4)).sentences
     # 4 of 4 above 4 of 4 has p = 2/70, which is too much for one setting of four
-    assert "in random trials" not in sentence
+    assert "n random trials" not in sentence
 
 
 def test_a_best_value_at_an_edge_comes_with_a_flag_that_widens_it() -> None:
@@ -207,7 +208,7 @@ def test_stability_is_of_the_confirmed_runs_that_finished(best_is: Callable[...,
         run.status = "running"
     section = stability(search)
     assert section.tables[0].rows[0][:5] == ("sgdm", "1", "0", "0 [0, 0]", "0.5 [0.5, 0.5]")
-    assert section.sentences[1] == "Of sgdm nothing is confirmed: there, over the trials that finished."
+    assert section.sentences[1] == "Variants without confirmed runs show their trials that finished: sgdm."
 
 
 def studied(variant: str, num_trials: int, value: Callable[[dict[str, Any]], float], **changes: Any) -> Search:
@@ -236,7 +237,7 @@ def test_the_setting_that_matters_is_the_most_important(recwarn: pytest.Warnings
     assert set(found) == set(SPACES["sgdm"].searched) and next(iter(found)) == "lr.peak"
     assert found["lr.peak"] > 0.5 and sum(found.values()) == pytest.approx(1)
     section = importance(search)
-    assert section.sentences == ("More than chance: sgdm: lr.peak.",)
+    assert section.sentences == ("Settings that matter more than chance: sgdm: lr.peak.",)
     assert [row[3] for row in section.tables[0].rows] == ["yes", "no", "no", "no", "no"]
     assert not recwarn
 
@@ -256,18 +257,19 @@ def test_conditional_settings_are_weighed_too() -> None:
 def test_an_objective_that_is_chance_makes_nothing_important() -> None:
     generator = np.random.default_rng(1)
     section = importance(studied("sgdm", 40, lambda s: float(generator.random())))
-    assert section.sentences == ("More than chance: no setting.",)
+    assert section.sentences == ("Settings that matter more than chance: none.",)
 
 
 @pytest.mark.parametrize("num_trials", [0, 1, 2, FEWEST - 1])
 def test_too_few_trials_say_nothing_of_importance(num_trials: int) -> None:
     search = studied("sgdm", num_trials, by_lr)
     assert importances(search) == {} and not importance(search).tables
-    assert importance(search).sentences[0].startswith("Nothing can be said of sgdm: that takes 11 trials")
+    assert importance(search).sentences[0].startswith("The importance is not known for sgdm: it needs 11 trials")
 
 
 def test_equal_objectives_and_no_study_say_nothing_of_importance() -> None:
     search = studied("sgdm", 40, lambda settings: 1.0)
     assert importances(search) == {}
     search.studies = {}
-    assert importances(search) == {} and importance(search).sentences[0].startswith("Nothing can be said of sgdm")
+    assert importances(search) == {}
+    assert importance(search).sentences[0].startswith("The importance is not known for sgdm")

@@ -152,7 +152,7 @@ def test_costs_and_ratios_are_those_computed_by_hand(compared: Search) -> None:
     cells = {"ours": "40 [40, 60]", "base": "90 [70, 110]", "lame": "not reached [≥90]", "none": "-"}
     assert column(compared, "to 84%") == cells
     assert column(compared, "to 50%")["ours"] == "30 [30, 50]"
-    assert ", at 97% where" in leaderboard(compared).note
+    assert ", at 97% unless" in leaderboard(compared).note
     logs = np.log(np.array(OURS) / np.array(THEIRS))
     half = stats.t.ppf(0.975, 5) * logs.std(ddof=1) / math.sqrt(6)
     expected = " ".join(f"{math.exp(x):.3g}" for x in (logs.mean(), logs.mean() - half, logs.mean() + half))

@@ -104,7 +104,7 @@ def test_two_reports_of_one_search_are_the_same_bytes(
     runs: Path, written: Path, report: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
     status, printed = report("whole", "--folder", tmp_path)
-    assert status == 0 and "Unfinished" not in printed
+    assert status == 0 and "unfinished" not in printed
     names = ("report.html", "report.md", "report", "time_to_target.csv")
     assert {path.name for path in tmp_path.iterdir()} == set(names)
     assert printed.splitlines()[-4:] == [str(tmp_path / name) for name in names]
@@ -148,17 +148,17 @@ def test_the_times_as_csv(written: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("empty", ("No trial has begun: nothing can be said yet.", "0 of 8 trials have ended")),
+        ("empty", ("No trial has begun, so there is no result yet.", "0 of 8 trials have ended")),
         (
             "unfinished",
             (
-                "Unfinished: 18 of 27 confirmed runs have ended.",
+                "The search is unfinished: 18 of 27 confirmed runs have ended.",
                 "no confirmed run of adamw's best settings has ended",
                 "3 of 6 fresh seeds",
             ),
         ),
-        ("diverged", ("no trial of adamw finished", "no trial finished, so that there are no best settings")),
-        ("one", ("sgdm is the only variant", "It is one workload")),
+        ("diverged", ("no trial of adamw finished", "no trial finished, so there are no best settings")),
+        ("one", ("sgdm is the only variant", "The search covers one workload")),
         ("unconfirmed", ("Nothing was confirmed (--confirm-seeds 0)", "no difference can be called real")),
     ],
 )
@@ -170,7 +170,7 @@ def test_of_every_search_the_report_says_what_can_be_said(
     text = (tmp_path / "report.md").read_text()
     for sentence in says:
         assert sentence in text.replace("\\", ""), sentence
-    assert "## What cannot be said" in text and not re.search(r"\bnan\b", text)
+    assert "## Limitations" in text and not re.search(r"\bnan\b", text)
     assert says[0] in printed or name == "diverged"
     header, *lines = (tmp_path / "time_to_target.csv").read_text().splitlines()
     confirmed = {"unfinished": {"sgdm", "critical"}, "one": {"sgdm"}}.get(name, set())
@@ -183,11 +183,11 @@ def test_of_every_search_the_report_says_what_can_be_said(
     [
         (["whale"], "did you mean 'whole'"),
         (["whole", "zzzzzz"], "choose from apart, diverged, empty, one, other, unconfirmed, unfinished, whole"),
-        (["whole", "whole"], "whole: is named twice"),
+        (["whole", "whole"], "whole: is given twice"),
         (["whole", "apart"], "whole apart: these searches have no variant in common"),
         (["one", "--folder", "whole/search.json/x"], "--folder"),
-        (["one", "one/"], "one: is named twice"),
-        (["../whole"], "name the search alone, whole, and its folder by --output .."),
+        (["one", "one/"], "one: is given twice"),
+        (["../whole"], "give its name alone, whole, and its folder with --output .."),
         (["one", "--storage", "nonsense"], "--storage: the studies of one cannot be read"),
         (["one", "--storage", "sqlite:///none.db"], "--storage sqlite:///none.db: holds no study of one"),
     ],
@@ -215,7 +215,7 @@ def test_several_searches_share_a_table_and_a_profile(
 ) -> None:
     before = files(runs)
     status, printed = report("whole", "other", "--folder", tmp_path)
-    assert status == 0 and "Left out, as not every search has them: sgdm, critical, lion." in printed
+    assert status == 0 and "left out, because not every search has them: sgdm, critical, lion." in printed
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"workloads.csv", "profile.png", "profile.svg"}
     with (tmp_path / "report" / "workloads.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -251,7 +251,7 @@ def test_many_verdicts_are_put_in_short_and_stand_in_full_below() -> None:
     said, full = section(made, "Result").sentences, section(made, "Which differences are real").sentences
     assert len(said) <= 3 < len(full) == len(names) - 1
     (faster,) = [sentence for sentence in said if "faster" in sentence]
-    assert faster == "Settings found that are faster by equal seeds, the variant undecided: adamw."
+    assert faster == "Settings found that are faster by equal seeds, while the variant is undecided: adamw."
     counts = Counter(name for sentence in said for name in sentence.partition(": ")[2].rstrip(".").split(", "))
     assert counts == Counter(name for name in names if name != "sgdm")
 
@@ -295,7 +295,7 @@ def test_the_page_fits_a_phone_and_a_sheet_of_paper(written: Path, tmp_path: Pat
 
 def test_how_often_the_bands_hold_is_printed(written: Path) -> None:
     text = (written / "report.md").read_text().partition("## Tuning curves")[2].partition("## ")[0]
-    assert re.search(r"\d+% band.*: it held in [\d.]+% \[[\d.]+%, [\d.]+%\] of 1,000 simulated searches", text)
+    assert re.search(r"the \d+% band held in [\d.]+% \[[\d.]+%, [\d.]+%\] of 1,000 simulated searches", text)
 
 
 def test_nothing_stale_is_left_among_the_parts(tmp_path: Path) -> None:
@@ -312,4 +312,4 @@ def test_without_its_studies_a_search_does_not_say_that_nothing_has_begun(tmp_pa
     simulate(SearchSpec(name="x", variants=("sgdm",), trials=2), {"sgdm": Truth()}, output=tmp_path)
     (tmp_path / "x" / "optuna.db").unlink()
     report, _ = write_report(load_search("x", output=str(tmp_path)))
-    assert "studies are not there" in report.sections[0].sentences[0]
+    assert "studies are missing" in report.sections[0].sentences[0]

@@ -109,8 +109,11 @@ def test_what_the_limit_said_came_true(searched: Callable[..., Search]) -> None:
     found = row(section, "sgd")
     assert found["covered"] == found["reached"] == "4" and float(found["gap"]) < 1e-6
     assert found["measured over predicted"] == "1 [1, 1]" and found["only one reached"] == "0"
-    assert "covers 4 trainings that ended; 4 reached 80% in both" in section.sentences[0]
-    assert "1.000 (Spearman, 4 trainings)" in section.sentences[1]
+    assert (
+        "covers 4 trainings that ended. Of these, 4 reached 80% both in theory and in measurement"
+        in section.sentences[0]
+    )
+    assert "is 1.000 (4 trainings)" in section.sentences[1]
     assert [picture.name for picture in section.pictures] == ["theory_times", "theory_curves"]
 
 
@@ -125,7 +128,7 @@ def test_who_reached_the_target_alone_is_counted(searched: Callable[..., Search]
     section = theory(searched([("sgd", 5.0, 1.0), ("sgd", 5.0, 500.0), ("sgd", 0.2, 1.0)]))
     found = row(section, "sgd")
     assert (found["covered"], found["reached"], found["only one reached"]) == ("3", "1", "1")
-    assert "covers 3 trainings that ended; 1 reached 80% in both" in text(section)
+    assert "covers 3 trainings that ended. Of these, 1 reached 80% both in theory and in measurement" in text(section)
 
 
 def test_none_that_reached_the_target(searched: Callable[..., Search]) -> None:
@@ -142,7 +145,7 @@ def test_what_is_not_covered_has_its_reason_and_count(searched: Callable[..., Se
     assert found["not covered"] == "the direction of adamw is not the gradient's (2)"
     assert row(section, "sgd")["not covered"] == "-"
     alone = theory(searched([("adamw", 5.0, 1.0)]))
-    assert alone.sentences == ("The limit covers none of the trainings that ended.",) and alone.pictures == ()
+    assert alone.sentences == ("The theory's limit covers none of the trainings that ended.",) and alone.pictures == ()
 
 
 def test_what_cannot_be_solved_is_no_advice(searched: Callable[..., Search], monkeypatch: pytest.MonkeyPatch) -> None:

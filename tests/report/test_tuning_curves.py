@@ -170,7 +170,7 @@ def test_a_band_that_is_too_narrow_is_found_out(monkeypatch: pytest.MonkeyPatch)
         bands._ranks.cache_clear()
         simulated_coverage.cache_clear()
     assert found.share.high < 0.5 and found.holds_from is None
-    assert curve is not None and curve.approximate and "95% band, approximate" in curve.note
+    assert curve is not None and curve.approximate and "the approximate 95% band held in" in curve.note
 
 
 def test_whole_searches_are_covered() -> None:
@@ -254,7 +254,7 @@ def test_the_same_search_gives_the_same_curve_and_says_how_sure_it_is(epoch: Epo
     np.testing.assert_array_equal([found.low, found.median, found.high], [again.low, again.median, again.high])
     assert found.coverage == again.coverage and found.note == again.note
     assert found.trials[0] > 1 and f"begins at {found.trials[0]:.0f} trials" in found.note
-    assert "95% band: it held in" in found.note and "1,000 simulated" in found.note
+    assert "the 95% band held in" in found.note and "1,000 simulated" in found.note
 
 
 def test_nothing_warns_for_any_number_of_trials() -> None:

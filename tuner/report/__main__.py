@@ -1,4 +1,4 @@
-"""The command ``python -m tuner.report NAME [NAME ...]``: the report of a search, or of several together."""
+"""The command ``python -m tuner.report NAME [NAME ...]``: the report of a search, or one report over several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tuner.report.page import write_joint_report, write_report
 from tuner.study.results import Search, load_search
 
 LONGEST_NAME = 200
-"""Characters of the name of a folder."""
+"""Most characters of a folder's name."""
 
 
 @command
@@ -23,12 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 0, 2 for bad input, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m tuner.report",
-        description="Write the report of a search into its folder; of several, side by side, into another.",
+        description="Write the report of a search into its folder; of several searches together, into a new folder.",
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="a search, as its folder is called")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="name of a search, which is the name of its folder")
     parser.add_argument("--output", default="runs", help="folder that holds the searches' folders (default: runs)")
-    parser.add_argument("--storage", help="Optuna storage URL, where the one that was kept lacks its password")
-    parser.add_argument("--folder", type=Path, help="where to write, instead of the search's own folder")
+    parser.add_argument("--storage", help="Optuna storage URL, if the stored one lacks its password")
+    parser.add_argument("--folder", type=Path, help="folder to write to, instead of the search's own")
     arguments = parser.parse_args(argv)
     # A shell completes a folder's name with a slash.
     names = [str(Path(name)) for name in arguments.names]
@@ -36,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InvalidInput("NAME: must be the name of a search")
     if apart := [name for name in names if name != Path(name).name]:
         name = Path(apart[0])
-        raise InvalidInput(f"{name}: name the search alone, {name.name}, and its folder by --output {name.parent}")
+        raise InvalidInput(f"{name}: give its name alone, {name.name}, and its folder with --output {name.parent}")
     if twice := [name for name in names if names.count(name) > 1]:
-        raise InvalidInput(f"{twice[0]}: is named twice")
+        raise InvalidInput(f"{twice[0]}: is given twice")
     joint = "-".join(["report", *names])
     if len(names) > 1 and len(joint) > LONGEST_NAME and not arguments.folder:
-        raise InvalidInput("--folder: so many searches need one to be given")
+        raise InvalidInput("--folder: is required for so many searches")
     searches = [_load(name, arguments.output, arguments.storage) for name in names]
     folder = arguments.folder or (searches[0].folder if len(names) == 1 else Path(arguments.output) / joint)
     try:

@@ -1,18 +1,19 @@
-"""Confidence bands of tuning curves, by opda, and how often they hold for searches as they are, by simulation.
+"""Confidence bands of tuning curves (opda), and how often they hold for searches of this kind, by simulation.
 
     curve(n) = median of the best of n draws from F = F^-1(1 - 2^(-1/n)), smaller being better;  F^-1(2^(-1/n)), larger
 
-The band is one of F: intervals from the Beta distributions of the order statistics, widened until all hold at once
+The band is a band of F: intervals from the Beta distributions of the order statistics, widened until all hold at once
 (Learned-Miller and DeStefano, IEEE Trans. Inf. Theory 54, 2008; Lourie, Cho and He, arXiv 2311.09480).  It is exact for
-independent draws from one continuous F.  A search's outcomes are tied, its draws may be points of a Sobol sequence, and
-rungs compare its trials with each other.  So searches that do the same are simulated on a response surface (ours):
+independent draws from one continuous F.  A search breaks these assumptions: its outcomes have ties, its draws may be
+points of a Sobol sequence, and rungs compare its trials with each other.  Searches of the same kind are therefore
+simulated on a response surface (ours):
 
     accuracy_k = 0.99 - 0.89 exp(-rate_k k / K) + 0.004 z_k
     rate_k     = 8 2^(z/6 + z' (1 - k/K) - 9 sum_j 2^-j (u_j - 1/2)^2)
 
-after evaluation k of K, at the point u of the unit cube, j from 0, all z standard normal; of u_0 the upper end diverges
-at once.  The target is 0.95; good settings come there after two fifths of the budget.  Curves cross, by z': ranks after
-a ninth and at the end correlate by 0.63.
+after evaluation k of K, at the point u of the unit cube, with j from 0 and all z standard normal.  Points at the upper
+end of u_0 diverge at once.  The target is 0.95; good settings reach it after two fifths of the budget.  Curves cross
+because of z': the rank correlation between a ninth of the budget and its end is 0.63.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ from tuner.study.objectives import OBJECTIVES
 from tuner.study.successive_halving import SuccessiveHalving
 
 NUM_SEARCHES = 1000
-"""Simulated for each policy: a share of 95% is then known to within 1.5%."""
+"""Simulated searches per policy: a share of 95% is then known to within 1.5%."""
 NUM_SAMPLES = 20_000
-"""Simulated for the width of a band: its level is then right to within 0.3%."""
+"""Samples for the width of a band: its level is then accurate to within 0.3%."""
 BATCH = 2_000_000
-"""Most evaluations that are simulated at a time: 16 MB an array."""
+"""Most evaluations that are simulated at a time: 16 MB per array."""
 TARGET = 0.95
+"""Validation accuracy that is the target in the simulation."""
 DIMENSIONS = 8
-"""Settings that matter in the simulation, at most: each weighs half of the one before."""
+"""Most settings that matter in the simulation; each has half the weight of the one before."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -45,21 +47,22 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What a band's coverage may depend on."""
+    """The properties of a search that a band's coverage may depend on."""
 
     num_trials: int
-    """At least 2."""
+    """Random trials, at least 2."""
     num_evaluations: int
-    """Of a whole training, evenly over its budget."""
+    """Evaluations of a whole training, at least 1, at equal distances over its budget."""
     objective: Objective
-    """A single one."""
+    """One with a single value, so not ``pareto``."""
     rungs: bool
+    """Whether trials are stopped early."""
     sobol: bool
-    """Else draws are independent."""
+    """Whether the draws are points of a Sobol sequence; else they are independent."""
     dimension: int
-    """Of the space, at least 1."""
+    """Dimension of the space, at least 1."""
     diverging: float
-    """Share of the space, in [0, 1]."""
+    """Share of the space that diverges, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +70,22 @@ class Coverage:
     """How often a band holds."""
 
     share: Interval
-    """Of simulated searches whose band held the policy's own curve from ``holds_from`` on; its own interval at 95%."""
+    """Share of simulated searches whose band held the policy's curve from ``holds_from`` on, with a 95% interval."""
     holds_from: int | None
-    """Fewest trials from which on this is at least the band's level; None, with the share from one on: never."""
+    """Fewest trials from which on ``share`` is at least the band's level; None if never (``share`` is then from 1)."""
 
 
 def level_of(num_draws: int) -> float:
-    """A band's level: 95%, or 80% below eight draws, where a 95% band would not bound any curve on its good side."""
+    """A band's level: 0.95, or 0.8 below eight draws, where a 95% band has no bound on the good side of the curve."""
     return 0.95 if num_draws >= 8 else 0.8
 
 
 @cache
 def levels(num_draws: int) -> tuple[Floats, Floats]:
-    """Between which values F lies at each order statistic, all at once: two rising rows of R numbers in (0, 1)."""
+    """Simultaneous lower and upper ends of F at each order statistic: two increasing rows of R numbers in (0, 1)."""
     from opda.utils import beta_equal_tailed_coverage, beta_equal_tailed_interval  # costs most of a second
 
-    # As confidence_bands(method="ld_equal_tailed"), with a fifth of its samples: it takes 3 s for 125 draws.
+    # As opda's confidence_bands(method="ld_equal_tailed"), which takes 3 s for 125 draws, with a fifth of its samples.
     samples = np.sort(np.random.default_rng(num_draws).random((NUM_SAMPLES, num_draws)), axis=1)
     ranks, widest = np.arange(1, num_draws + 1), np.zeros(NUM_SAMPLES)
     for rank, sample in zip(ranks, samples.T, strict=True):
@@ -94,15 +97,15 @@ def levels(num_draws: int) -> tuple[Floats, Floats]:
 
 @cache
 def _ranks(num_draws: int, minimize: bool) -> NDArray[np.intp]:
-    """Which order statistics are a curve's low end, median and high end after 1..R trials: shape (3, R).
+    """Ranks of the order statistics that are a curve's low end, median and high end after 1..R trials: shape (3, R).
 
-    0 stands for the lower end of the support, R + 1 for its upper end.  No outcome changes it, ties neither.
+    Rank 0 is the lower end of the support, R + 1 its upper end.  The ranks do not depend on the outcomes or their ties.
     """
     from opda.nonparametric import EmpiricalDistribution
 
     lows, highs = levels(num_draws)
     ranks, extended = np.arange(1, num_draws + 1), np.arange(num_draws + 2)
-    # Below an order statistic F is at most the high end there, from it on at least the low end there.
+    # Below an order statistic, F is at most the high end there.  From it on, F is at least the low end there.
     bands = (
         EmpiricalDistribution(extended, ws=np.diff([*highs, 1.0], prepend=0.0, append=1.0)),
         EmpiricalDistribution(ranks),
@@ -112,9 +115,9 @@ def _ranks(num_draws: int, minimize: bool) -> NDArray[np.intp]:
 
 
 def curves(outcomes: Floats, worst: float, minimize: bool) -> Floats:
-    """Low end, median and high end of tuning curves after 1..R trials: shape (3, ..., R), of outcomes (..., R).
+    """Low end, median and high end of tuning curves after 1..R trials: shape (3, ..., R), for outcomes (..., R).
 
-    No outcome is worse than ``worst``, or better than 0 where it is minimized, 1 where it is maximized.
+    No outcome is worse than ``worst``.  None is better than 0 if it is minimized, or than 1 if it is maximized.
     """
     low, high = (0.0, worst) if minimize else (worst, 1.0)
     one = outcomes[..., :1]
@@ -126,12 +129,12 @@ def curves(outcomes: Floats, worst: float, minimize: bool) -> Floats:
 def simulated_coverage(policy: Policy) -> Coverage:
     """How often the band of a search's outcomes holds the policy's own tuning curve, at all numbers of trials at once.
 
-    That curve is, for each n up to R, the median over all simulated searches of the best of their first n trials.
+    For each n up to R, that curve is the median over all simulated searches of the best of their first n trials.
     """
     minimize = OBJECTIVES[policy.objective][0].direction == "minimize"
     outcomes = np.concatenate(list(_outcomes(policy)))
     best = (np.minimum if minimize else np.maximum).accumulate(outcomes, axis=1)
-    truth = np.quantile(best, 0.5, axis=0, method="inverted_cdf")  # a value that occurs, as the band's ends do
+    truth = np.quantile(best, 0.5, axis=0, method="inverted_cdf")  # an observed value, as the band's ends are
     low, _, high = curves(outcomes, SIMULATED[policy.objective][1], minimize)
     held = (low <= truth) & (truth <= high)
     num_held = np.logical_and.accumulate(held[:, ::-1], axis=1)[:, ::-1].sum(axis=0)
@@ -156,7 +159,7 @@ def _outcomes(policy: Policy) -> Iterator[Floats]:
 
 
 def _points(policy: Policy, start: int, num_searches: int, generator: np.random.Generator) -> Floats:
-    """Points in the unit cube: (searches, trials, dimension)."""
+    """Points in the unit cube: shape (searches, trials, dimension)."""
     dimension = min(policy.dimension, DIMENSIONS)
     if policy.sobol:
         return _sobol(policy.num_trials)[start : start + num_searches, :, :dimension]
@@ -165,7 +168,7 @@ def _points(policy: Policy, start: int, num_searches: int, generator: np.random.
 
 @lru_cache(maxsize=1)
 def _sobol(num_trials: int) -> Floats:
-    # One set for all variants of a search: the first coordinates of a scrambled sequence are one of that dimension.
+    # One set serves all variants of a search: the first coordinates of a scrambled sequence are one themselves.
     from scipy.stats import qmc
 
     generator = np.random.default_rng(1)
@@ -175,7 +178,7 @@ def _sobol(num_trials: int) -> Floats:
 
 
 def _accuracies(points: Floats, num_evaluations: int, generator: np.random.Generator) -> Floats:
-    """Accuracy after each evaluation: (searches, trials, evaluations)."""
+    """Accuracy after each evaluation, in [0, 1]: shape (searches, trials, evaluations)."""
     shape = points.shape[:2]
     distances = (points - 0.5) ** 2 @ 2.0 ** -np.arange(points.shape[2])
     shares = np.arange(1, num_evaluations + 1) / num_evaluations
@@ -187,13 +190,13 @@ def _accuracies(points: Floats, num_evaluations: int, generator: np.random.Gener
 
 
 def stopped(accuracies: Floats, diverged: Bools, target: float) -> Bools:
-    """Which trials the rungs stop, of many searches at once.
+    """Which trials the rungs stop, for many searches at once: shape (searches, trials).
 
-    A search trains its trials one after the other; :class:`tuner.study.successive_halving.SuccessiveHalving` judges
-    them.
+    A search trains its trials one after the other.  The rule is that of
+    :class:`tuner.study.successive_halving.SuccessiveHalving`.
 
-    Accuracies are (searches, trials, evaluations), the rest (searches, trials).  Who diverges is judged nowhere; who
-    has reached the target is judged, and goes on.
+    ``accuracies`` has shape (searches, trials, evaluations), ``diverged`` (searches, trials).  A trial that diverges
+    takes part at no rung.  A trial that has reached the target takes part and always continues.
     """
     rungs = SuccessiveHalving()
     num_trials, num_evaluations = accuracies.shape[1:]
@@ -222,4 +225,4 @@ SIMULATED: dict[Objective, tuple[Callable[[Floats], Floats], float]] = {
     "accuracy": (lambda accuracies: accuracies[..., -1], 0.0),
     "auc": (lambda accuracies: 1 - accuracies.mean(axis=2), 1.0),
 }
-"""A single objective -> its value of accuracies (searches, trials, evaluations), and its worst; the budget is 1."""
+"""A single objective -> its value for accuracies (searches, trials, evaluations), and its worst value; budget 1."""

@@ -1,4 +1,4 @@
-"""What a search spent, what it was made with, and what it cannot say."""
+"""What a search spent, how it was made, and its limitations."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tuner.study.results import POINTS, Search, TrialRecord
 NOT_REPEATED = frozenset(
     {"name", "resume", "output", "storage", "tracking_uri", "experiment", "address", "download", "dry_run", "list"}
 )
-"""Fields of a search that say where it is kept or what is done with it, not what it is."""
+"""Fields of a search that a repeated search need not share: where it is stored and what is done with it."""
 
 
 def budgets(search: Search) -> Section:
-    """What each variant spent in each phase, by the logs of its trainings, and whether the budgets were equal."""
+    """What each variant spent in each phase, according to its trainings' logs, and whether the budgets were equal."""
     phases: dict[tuple[str, str], list[TrialRecord]] = {}
     for variant in search.variants:
         kept = {run.name: f"confirm, {p}" for p in POINTS[::-1] for run in search.confirmed(variant.name, p).values()}
@@ -43,9 +43,10 @@ def budgets(search: Search) -> Section:
         "of curvature",
     )
     note = (
-        "Counted in the logs, those of trainings that failed or have not ended too; what was lost when a program was "
-        "killed is in no log. Evaluation, compilation and curvature are no part of the seconds of training. Given up: "
-        "confirmed runs of settings that are the best no more. A run that confirms both points is counted once."
+        "The numbers come from the logs, including those of trainings that failed or have not ended. Work that was "
+        "lost when a process was killed is in no log. The seconds of training do not include evaluation, compilation "
+        'and curvature. The phase "confirm, given up" has confirmed runs of settings that are no longer the best. '
+        "A run that confirms both points is counted once."
     )
     table = Table("budgets", "What was spent", columns, tuple(rows), note)
     return Section("Budgets", _equality(search), tables=(table,))
@@ -70,23 +71,25 @@ def _equality(search: Search) -> tuple[str, ...]:
         return ("No trial has ended without failing: there is nothing to compare.",)
     may_spend = sorted({record.history[-1].budget for record in search.records.values() if record.history})
     sentences = [
-        f"Trials that ended without failing: {', '.join(f'{name} {count}' for name, count in trials.items())}; "
-        f"each might spend {' or '.join(map(str, may_spend))} gradient evaluations."
+        f"Trials that ended without failing: {', '.join(f'{name} {count}' for name, count in trials.items())}. "
+        f"Each could spend {' or '.join(map(str, may_spend))} gradient evaluations."
     ]
     equal = len(set(trials.values())) == len(may_spend) == 1
     runs = [run for run in search.records.values() if run.phase != "explore" and run.status == "finished"]
     most = max((run.gradient_evaluations for run in runs), default=0)
     if short := [f"{run.name} {run.gradient_evaluations}" for run in runs if run.gradient_evaluations < most]:
         equal = False
-        sentences.append(f"Confirmed runs that came to their end spent {most}, but for {', '.join(short)}.")
+        sentences.append(
+            f"Confirmed runs that came to their end spent {most} gradient evaluations, except {', '.join(short)}."
+        )
     elif runs:
-        sentences.append(f"All {len(runs)} confirmed runs that came to their end spent {most}.")
+        sentences.append(f"All {len(runs)} confirmed runs that came to their end spent {most} gradient evaluations.")
     sentences.append("The budgets are equal." if equal else "The budgets are not equal.")
     return tuple(sentences)
 
 
 def provenance(search: Search) -> Section:
-    """With what, on what, and how long; and the command that repeats it."""
+    """Workload, data, seeds, versions, hardware and time of the search, and the command that repeats it."""
     spec, records, programs = search.spec, list(search.records.values()), search.processes
     workload = spec.training.workload
     rows = [
@@ -105,7 +108,10 @@ def provenance(search: Search) -> Section:
         ("seconds of training", f"{sum(record.history[-1].seconds for record in records if record.history):.1f}"),
         ("command", command(spec)),
     ]
-    note = "Trial n of each variant has one seed, and so has each k-th confirmed run: equal weights and batches."
+    note = (
+        "Trial n has the same seed in every variant, and so has the k-th confirmed run. Equal seeds mean equal initial "
+        "weights and equal batches."
+    )
     table = Table("provenance", "How it was made", ("what", "how"), tuple((k, v or "not known") for k, v in rows), note)
     return Section("Provenance", tables=(table,))
 
@@ -120,7 +126,7 @@ def _versions(search: Search) -> list[tuple[tuple[str, str], ...]]:
 
 
 def wall_seconds(search: Search) -> float:
-    """Seconds that programs worked on it; of one that was killed, or still runs, up to the last epoch it saw end."""
+    """Seconds that processes worked on the search; one that was killed or still runs counts up to its last epoch."""
     epochs = [metrics.finished_at for record in search.records.values() for metrics in record.history]
     total = 0.0
     for program, after in itertools.zip_longest(search.processes, search.processes[1:]):
@@ -131,7 +137,7 @@ def wall_seconds(search: Search) -> float:
 
 
 def command(spec: SearchSpec) -> str:
-    """The command that makes the same search again, under a name of its own."""
+    """The command that makes the same search again, under a new name."""
     words = ["python", "-m", "tuner.search"]
     defaults = SearchSpec().flags()
     for name, value in spec.flags().items():
@@ -145,20 +151,20 @@ def command(spec: SearchSpec) -> str:
 
 
 def limits(search: Search) -> Section:
-    """What cannot be said."""
+    """What this search does not show: incomplete phases, too few seeds, its resolution and its one workload."""
     spec, goal = search.spec, f"{target_label(search.spec.training.targets[-1])}%"
     workload = spec.training.workload
     sentences = []
     for variant in search.variants:
         name, trials = variant.name, search.trials_of(variant.name)
         if (ended := sum(record.ended for record in trials)) < spec.trials:
-            sentences.append(f"{name}: {ended} of {spec.trials} trials have ended, the rest may change everything.")
+            sentences.append(f"{name}: {ended} of {spec.trials} trials have ended. The rest may change the result.")
         if failed := sum(record.status == "failed" for record in trials):
             sentences.append(f"{name}: {failed} trials failed and are left out.")
         for point in POINTS if spec.confirm_seeds else ():
             runs = [run for run in search.confirmed(name, point).values() if run.ended and run.status != "failed"]
             if point == "best" and search.best(name) is None:
-                sentences.append(f"{name}: no trial finished, so that there are no best settings to confirm.")
+                sentences.append(f"{name}: no trial finished, so there are no best settings to confirm.")
             elif len(runs) < spec.num_seeds(point):
                 settings = "best settings" if point == "best" else "default point"
                 sentences.append(f"{name}: {len(runs)} of {spec.num_seeds(point)} fresh seeds of the {settings} ended.")
@@ -178,26 +184,31 @@ def limits(search: Search) -> Section:
     if first:
         step = first.budget // spec.training.epochs
         sentences.append(
-            f"An epoch is {step} gradient evaluations and ends in an evaluation: finer differences are not seen."
+            f"There is one evaluation per epoch of {step} gradient evaluations, so finer differences are not seen."
         )
-    sentences.append(f"A miss is one within {spec.training.epochs} epochs: of longer trainings nothing is known.")
-    sentences.append(f"It is one workload ({workload.data}, {workload.model}): of others nothing is known.")
-    return Section("What cannot be said", tuple(sentences))
+    sentences.append(
+        f"A miss means that the target was not reached within {spec.training.epochs} epochs. Longer trainings were not "
+        "tested."
+    )
+    sentences.append(
+        f"The search covers one workload ({workload.data}, {workload.model}). It shows nothing about other workloads."
+    )
+    return Section("Limitations", tuple(sentences))
 
 
 def _of_seeds(search: Search) -> list[str]:
     if not search.spec.confirm_seeds:
         return [
-            "Nothing was confirmed (--confirm-seeds 0): each variant's best trial was chosen because it was the best, "
-            "so that it looks better than it is, and no difference can be called real."
+            "Nothing was confirmed (--confirm-seeds 0), so no difference can be called real. Each variant's best trial "
+            "was chosen for its result, so it looks better than it is."
         ]
-    # The smallest p of signs is 2 / 2^n, and Holm's correction multiplies it.
+    # The smallest p of the sign test is 2 / 2^n, and Holm's correction multiplies it.
     num_comparisons = max(1, len(search.variants) - 1)
     needed = math.ceil(math.log2(2 * num_comparisons / ERROR))
     if search.spec.confirm_seeds < needed:
         return [
             f"{search.spec.confirm_seeds} fresh seeds decide nothing where a target was missed or all costs are tied: "
-            f"with {num_comparisons} {'comparison' if num_comparisons == 1 else 'comparisons'} {needed} are the fewest "
-            "that do (--confirm-seeds)."
+            f"{num_comparisons} {'comparison needs' if num_comparisons == 1 else 'comparisons need'} at least {needed} "
+            "(--confirm-seeds)."
         ]
     return []

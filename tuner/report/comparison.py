@@ -1,12 +1,14 @@
 """Time to target of each variant, and which differences are real.
 
-Two sentences are told apart.  One about *these settings* needs the confirmed runs alone: equal seeds are pairs.  One
-about *a variant* includes the luck of its search, and needs the random arms too.  A miss, a divergence and, in an arm,
-a trial that was stopped cost inf; a training that failed or has not ended is no observation.
+There are two kinds of statements.  One about *these settings* needs the confirmed runs alone, with equal seeds as
+pairs.  One about *a variant* includes the luck of its search and needs the random arms as well.  A miss and a
+divergence cost inf, and so does a trial of an arm that was stopped.  A training that failed or has not ended is no
+observation.
 
-The trials of a random arm are not quite independent: they cover the space evenly, and rungs stop some for the sake of
-others.  Simulated with both, two names of one variant are called different in none of 400 searches; twice the speed is
-found in nine of ten searches of 32 trials, and in fewer than one of ten of 8 (``benchmarks/calibration.py``).
+The trials of a random arm are not quite independent: they cover the space evenly, and rungs stop some in favour of
+others.  In simulations with both effects, two names of one variant are called different in 0 of 400 searches.  A
+variant of twice the speed is found in 91% of searches of 32 trials and in 8% of searches of 8
+(``benchmarks/calibration.py``).
 """
 
 from __future__ import annotations
@@ -34,24 +36,26 @@ ERROR = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """What a variant's point costs to a target."""
+    """The cost of one of a variant's points to a target."""
 
     variant: str
     point: Point
     target: float
     unit: Unit
     interval: Interval
-    """Median over the confirmed runs that ended; inf where it is censored."""
+    """Median over the confirmed runs that ended without failing; inf where it is censored."""
     reached: int
+    """Runs that reached the target, in 0..num_seeds."""
     num_seeds: int
-    """Runs that ended, failed ones apart."""
+    """Runs that ended without failing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A variant against another one, to one target in one unit; ratios below 1: the variant is cheaper.
+    """A variant against a baseline, to one target in one unit.  Below a ratio of 1, the variant is cheaper.
 
-    Intervals are of one comparison, at 95% where possible; p-values and verdicts are adjusted for all that were made.
+    Intervals are of one comparison, at 95% where possible.  p-values and verdicts are adjusted for all comparisons that
+    were made together.
     """
 
     variant: str
@@ -59,19 +63,19 @@ class Comparison:
     target: float
     unit: Unit
     settings: Interval | None
-    """Ratio of the best settings' costs by pairs of seeds; None where no pair got there."""
+    """Ratio of the best settings' costs by pairs of seeds; None if no run of a pair reached the target."""
     search: Interval | None
-    """Ratio of the random arms' costs, the luck of both searches included; None where no trial got there."""
+    """Ratio of the random arms' costs, with the luck of both searches; None if no trial reached the target."""
     whole: Interval | None
-    """What covers both, estimated by the settings': what a sentence about the variants may say."""
+    """Hull of ``settings`` and ``search`` around the estimate of ``settings``: the ratio of the variants."""
     p_value: float | None
-    """Of the variants: the larger of the two p-values, Holm-adjusted."""
+    """p-value for the variants: the larger one of ``settings`` and ``search``, Holm-adjusted."""
     verdict: Verdict
-    """About the variants: adjusted p-value at most .05, both intervals at 95% and on the same side of 1."""
+    """Verdict on the variants: decided if p_value <= .05, and both intervals hold at 95% on the same side of 1."""
     settings_p_value: float | None
-    """Of these settings, Holm-adjusted."""
+    """p-value for these settings, Holm-adjusted."""
     settings_verdict: Verdict
-    """About these settings."""
+    """Verdict on these settings: decided if settings_p_value <= .05, and ``settings`` is at 95% on one side of 1."""
 
 
 def times(search: Search, point: Point = "best") -> list[Time]:
@@ -88,7 +92,7 @@ def times(search: Search, point: Point = "best") -> list[Time]:
 
 
 def write_csv(search: Search, path: Path) -> None:
-    """Writes the times of the best settings, ``inf`` where a median or an end is censored."""
+    """Writes the times of the best settings as CSV, with ``inf`` where a median or an end is censored."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["variant", "target", "unit", "median", "low", "high", "level", "reached", "num_seeds"])
@@ -104,9 +108,10 @@ def compare(
     target: float | None = None,
     baseline: str | None = None,
 ) -> list[Comparison]:
-    """Each other variant against the baseline, to the highest target unless told; adjusted over these comparisons.
+    """Compares every other variant with the baseline; p-values are adjusted over these comparisons.
 
-    Raises :class:`InvalidInput` where the search has no such variant.
+    ``target`` is the highest target and ``baseline`` the search's own unless given.  Raises :class:`InvalidInput` if
+    the search has no such variant.
     """
     against = baseline or search.baseline
     others = [variant.name for variant in search.variants if variant.name != against]
@@ -120,15 +125,15 @@ def compare_pair(
     unit: Unit = "gradient_evaluations",
     target: float | None = None,
 ) -> Comparison:
-    """One comparison that was meant from the start, such as a claim against its control: adjusted for nothing.
+    """One comparison that was planned from the start, such as a claim against its control: without adjustment.
 
-    Raises :class:`InvalidInput` where the search has no such variant.
+    Raises :class:`InvalidInput` if the search has no such variant.
     """
     return _compare(search, [variant], baseline, unit, target)[0]
 
 
 def tuned_against_default(search: Search, unit: Unit = "gradient_evaluations") -> dict[str, Interval | None]:
-    """Variant -> cost to the highest target of its best settings over that of its default point, by pairs of seeds."""
+    """Variant -> cost of its best settings over cost of its default point, to the highest target, by pairs of seeds."""
     target = search.spec.training.targets[-1]
     return {
         name: _paired(search.confirmed(name), search.confirmed(name, "default"), target, unit)
@@ -137,8 +142,10 @@ def tuned_against_default(search: Search, unit: Unit = "gradient_evaluations") -
 
 
 def ranking(search: Search) -> list[str]:
-    """Variants, the first the fastest: by the median of the gradient evaluations to the highest target, then by the
-    share that got there, by the mean area under the error curve, and by name.  Unconfirmed ones come last.
+    """The names of the variants, the fastest first.
+
+    They are ordered by the median gradient evaluations to the highest target, then by the share of runs that reached
+    it, by the mean area under the error curve, and by name.  Unconfirmed variants come last.
     """
 
     def key(name: str) -> tuple[bool, float, float, float, str]:
@@ -153,14 +160,16 @@ def ranking(search: Search) -> list[str]:
 
 
 def describe(interval: Interval, unit: str = "") -> str:
-    """An interval in words: ``64 [48, 80] epochs (97%)``, ``64 [≥48] (97%)`` where its end is censored,
-    ``not reached [≥160] (97%)`` where the median is, ``not reached (97%)`` where all of it is.
+    """An interval in words, such as ``64 [48, 80] epochs (97%)``.
+
+    It is ``64 [≥48] (97%)`` if the upper end is censored, ``not reached [≥160] (97%)`` if the median is censored, too,
+    and ``not reached (97%)`` if the whole interval is.
     """
     if interval.low == math.inf:
         shown = "not reached"
     elif (interval.low, interval.high) == (0, math.inf):
         shown = "any"
-    elif interval.high == 0:  # of a ratio: how much cheaper is not known
+    elif interval.high == 0:  # a ratio to a miss: how much cheaper is not known
         shown = "reached it alone"
     else:
         middle = "not reached" if interval.estimate == math.inf else _number(interval.estimate)
@@ -174,7 +183,7 @@ def describe(interval: Interval, unit: str = "") -> str:
 
 
 def cost(record: TrialRecord, target: float, unit: Unit) -> float:
-    """What a training spent to a target; inf where it missed it, was stopped before, or diverged, if later."""
+    """Cost of a training to a target, above 0; inf if it missed the target, was stopped before it, or ever diverged."""
     reached = None if record.status == "diverged" else time_to_target(record.history, target)
     return float(getattr(reached, unit)) if reached else math.inf
 
@@ -240,7 +249,7 @@ def _hull(settings: Interval, search: Interval) -> Interval:
 
 
 def _adjusted(intervals: list[Interval | None]) -> list[float | None]:
-    # A comparison of which nothing can be said is one of the family all the same.
+    # A comparison without data still counts for the family.
     found = [1.0 if interval is None or interval.p_value is None else interval.p_value for interval in intervals]
     return [None if interval is None else p for interval, p in zip(intervals, holm(found), strict=True)]
 

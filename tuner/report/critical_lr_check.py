@@ -1,7 +1,7 @@
-"""Whether the predicted critical learning rate tells which trials diverge: predicted against observed.
+"""Whether the predicted critical learning rate predicts which trials diverge.
 
-The ratio is ``lr.peak`` over its prediction (:mod:`tuner.train.critical_lr`); above 1 a trial is predicted to diverge.
-A perfect prediction would have all trials that diverged at larger ratios than all others.
+The ratio is ``lr.peak`` over its prediction (:mod:`tuner.train.critical_lr`); above 1, a trial is predicted to
+diverge.  If the prediction orders trials perfectly, all that diverged have larger ratios than all others.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from tuner.report.scatter import ENDINGS
 from tuner.study.results import Search, TrialRecord
 
 OFFSETS = {"diverged": -0.2, "stopped": 0.0, "finished": 0.2}
-"""How a trial ended -> how far below the middle of its variant's row it stands."""
+"""How a trial ended -> its offset below the middle of its variant's row; a row has height 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How a number goes with divergence, over trials that diverged and trials that did not."""
+    """How well a number tells trials that diverged from trials that did not."""
 
     auc: float
-    """Probability that of one trial of each kind the diverged one has the larger number, ties by half."""
+    """Probability that a trial that diverged has a larger number than one that did not; a tie counts one half."""
     spearman: float
-    """Rank correlation of the number with divergence as 0 and 1, in [-1, 1]."""
+    """Rank correlation of the number with divergence as 0 or 1, in [-1, 1]."""
     p_value: float
-    """Of "no correlation", two-sided."""
+    """Two-sided p-value of "no correlation"."""
 
 
 def agreement(fallen: Sequence[float], steady: Sequence[float]) -> Agreement | None:
-    """What the numbers of those that diverged and of the others say; None where either is empty or all are equal.
+    """How well the numbers tell ``fallen`` (diverged) from ``steady``; None if one is empty or all are equal.
 
-    With U of Mann and Whitney, the AUC is U/(n m).  The correlation of ranks with 0 and 1 is for given ranks a rising
-    linear function of U: its permutation test is theirs, exact for few trials without ties, else by the normal law.
+    With U of Mann and Whitney, the AUC is U/(n m).  For given ranks, the rank correlation with 0 and 1 is an increasing
+    linear function of U.  Its permutation test is therefore the Mann-Whitney test: exact for few trials without ties,
+    else by the normal approximation.
     """
     from scipy.stats import mannwhitneyu, spearmanr  # slow to import
 
@@ -47,15 +48,16 @@ def agreement(fallen: Sequence[float], steady: Sequence[float]) -> Agreement | N
 
 
 def critical_lr(search: Search) -> Section:
-    """Predicted against observed, over all trials that have a prediction; empty where none has."""
+    """Predicted against observed divergence, over all trials that have a prediction; empty if none has."""
     trials = predicted(search)
     if not trials:
         return Section("Predicted critical learning rate")
     decided = [record for record in trials if record.status != "stopped"]
     sentences = [
-        f"Of {len(trials)} trials with a prediction {_count(trials, 'diverged')} diverged, "
-        f"{_count(trials, 'finished')} finished without, and {_count(trials, 'stopped')} had not diverged when they "
-        "were stopped early: these are counted apart, and take no part in what is said of the others.",
+        f"{len(trials)} trials have a prediction: {_count(trials, 'diverged')} diverged, "
+        f"{_count(trials, 'finished')} finished without diverging, and {_count(trials, 'stopped')} had not diverged "
+        "when they were stopped early. Those stopped early are counted separately and left out of the comparison of "
+        "ratios.",
         *_correlations(decided),
         *_misses(search, trials),
     ]
@@ -63,7 +65,7 @@ def critical_lr(search: Search) -> Section:
 
 
 def predicted(search: Search) -> list[TrialRecord]:
-    """The trials, of all variants, that ended without failing and have a prediction."""
+    """The trials of all variants that ended without failing and have a prediction."""
     return [
         record
         for variant in search.variants
@@ -73,14 +75,14 @@ def predicted(search: Search) -> list[TrialRecord]:
 
 
 def ratio(record: TrialRecord) -> float:
-    """lr.peak over its prediction, of a trial that has one."""
+    """lr.peak over its prediction; the trial must have a prediction."""
     found = record.history[-1].lr_over_critical
     assert found is not None
     return found
 
 
 def ratios(search: Search) -> Picture | None:
-    """The ratio of each trial, a row a variant, by how it ended."""
+    """The ratio of each trial, one row per variant, marked by how the trial ended."""
     trials = predicted(search)
     if not trials:
         return None
@@ -110,9 +112,9 @@ def ratios(search: Search) -> Picture | None:
         ],
     )
     title = (
-        "Each trial's lr.peak over the predicted critical one, a row a variant. Crosses: diverged; filled: finished; "
-        "hollow: stopped early, not diverged by then. A prediction that held would have the crosses alone right of the "
-        "dashed line, at 1."
+        "Each trial's lr.peak over the predicted critical one, one row per variant. Crosses diverged, and filled marks "
+        "finished. Hollow marks were stopped early and had not diverged by then. A prediction that held would have the "
+        "crosses, and no other marks, to the right of the dashed line at 1."
     )
     return Picture("critical_lr", title, figure)
 
@@ -122,27 +124,29 @@ def _correlations(trials: Sequence[TrialRecord]) -> list[str]:
     steady = [record for record in trials if record.status != "diverged"]
     if not fallen or not steady:
         what = "No trial diverged" if not fallen else "All trials diverged"
-        return [f"{what}: whether the ratio tells which do cannot be said."] if trials else []
+        return [f"{what}, so it is not known whether the ratio predicts divergence."] if trials else []
     found = agreement(*([ratio(record) for record in some] for some in (fallen, steady)))
     if found is None:
-        return ["All trials have one ratio: whether it tells which diverge cannot be said."]
+        return ["All trials have the same ratio, so it is not known whether the ratio predicts divergence."]
     by_lr = agreement(*([record.spec.optimizer.lr.peak for record in some] for some in (fallen, steady)))
     said = [
-        f"Of one trial that diverged and one that did not the former has the larger ratio with probability "
-        f"{found.auc:.3f}{f' ({by_lr.auc:.3f} by lr.peak itself)' if by_lr else ''}; Spearman's rank correlation of "
-        f"the ratio and divergence is {found.spearman:.2f} (p {found.p_value:.1g}, Mann-Whitney).",
-        f"The smallest ratio that diverged is {min(map(ratio, fallen)):.3g}, the largest that did not "
-        f"{max(map(ratio, steady)):.3g}.",
+        f"A trial that diverged has a larger ratio than one that did not with probability {found.auc:.3f}"
+        f"{f' ({by_lr.auc:.3f} for lr.peak itself)' if by_lr else ''}. Spearman's rank correlation of the ratio with "
+        f"divergence is {found.spearman:.2f} (p {found.p_value:.1g}, Mann-Whitney).",
+        f"The smallest ratio of a trial that diverged is {min(map(ratio, fallen)):.3g}. The largest ratio of a trial "
+        f"that did not is {max(map(ratio, steady)):.3g}.",
     ]
     pairs = [(ratio(one), ratio(other)) for one in fallen for other in steady if one.variant == other.variant]
     if pairs and len({record.variant for record in trials}) > 1:
         inside = sum((one > other) + (one == other) / 2 for one, other in pairs) / len(pairs)
-        said.append(f"Of pairs of one variant the diverged one has the larger ratio in {inside:.1%} of {len(pairs)}.")
+        said.append(
+            f"Within a variant, the trial that diverged has the larger ratio in {inside:.1%} of {len(pairs)} pairs."
+        )
     return said
 
 
 def _misses(search: Search, trials: Sequence[TrialRecord]) -> list[str]:
-    """When pruning by the prediction would have been wrong."""
+    """For how many trials pruning by the prediction would have been wrong."""
     factor = search.spec.far_above_critical
     far = [record for record in trials if ratio(record) > factor]
     asked = "were pruned" if search.spec.prune_above_critical else "would have been pruned"
@@ -150,8 +154,8 @@ def _misses(search: Search, trials: Sequence[TrialRecord]) -> list[str]:
         return [f"No trial lay above {factor:g} times the predicted critical rate."]
     return [
         f"{len(far)} trials lay above {factor:g} times the predicted critical rate, where trials {asked}: "
-        f"{_count(far, 'diverged')} diverged, {_count(far, 'stopped')} were stopped before they had, and for "
-        f"{_count(far, 'finished')} that finished it would have been wrong."
+        f"{_count(far, 'diverged')} diverged, {_count(far, 'stopped')} were stopped before diverging, and "
+        f"{_count(far, 'finished')} finished, for which pruning would have been wrong."
     ]
 
 
@@ -183,9 +187,10 @@ def _table(search: Search) -> Table:
         "probability",
     )
     note = (
-        "Above: lr.peak was larger than the rate predicted from the largest and mean curvature at the first weights. "
-        "Did not: finished without diverging. Stopped early: had not diverged by then. Probability: that a trial that "
-        "diverged has a larger ratio than one that did not. Adaptive rules and p above 2 have no prediction."
+        "Above means that lr.peak was larger than the rate predicted from the largest and the mean curvature at the "
+        "initial weights. Did not means that a trial finished without diverging. Trials stopped early had not diverged "
+        "by then. The probability is that a trial that diverged has a larger ratio than one that did not. Adaptive "
+        "rules and p above 2 have no prediction."
     )
     return Table("critical_lr", "Predicted and observed divergence", columns, tuple(rows), note)
 

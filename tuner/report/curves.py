@@ -1,6 +1,6 @@
 """Pictures of lines: convergence, tuning curves, the winners' schedules, performance profiles.
 
-A picture is None where there is nothing to draw; its title says what is drawn.
+A function returns None if there is nothing to draw.  A picture's title is its caption.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ from tuner.study.results import Search, TrialRecord
 
 Numbers = NDArray[np.float64]
 MANY = 30
-"""Trials of a variant, above which they are fainter, and each variant's in a panel of its own."""
+"""Trials per variant above which each variant has a panel of its own and its trials are drawn fainter."""
 
 
 def convergence(search: Search) -> Picture | None:
     """Validation accuracy against gradient evaluations.
 
-    Of each variant the median over its confirmed runs, with a band from the smallest to the largest; in a search
-    without them the best trial, and all trials thin.  From where a training diverged its accuracy counts as 0.
+    Each variant has the median over its confirmed runs, with a band from the smallest to the largest value.  A search
+    without confirmed runs has the best trial of each variant, and all trials as thin lines.  A training that diverged
+    has accuracy 0 from there on.
     """
     everything = [variant.name for variant in search.variants]
     runs = {name: observed(search.confirmed(name)) for name in everything}
@@ -102,23 +103,24 @@ def _convergence_title(search: Search, runs: Mapping[str, list[TrialRecord]], co
     if confirmed:
         sizes = sorted({len(records) for records in runs.values() if records})
         n = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-        parts.append(f"Lines: median over the confirmed runs of the best settings (n = {n} fresh seeds a variant).")
-        parts.append("Bands: smallest to largest.")
+        parts.append(f"Lines are medians over confirmed runs of the best settings (n = {n} fresh seeds per variant).")
+        parts.append("Bands reach from the smallest to the largest value.")
         if missing := [name for name, records in runs.items() if not records]:
-            parts.append(f"Not confirmed, and not drawn: {', '.join(missing)}.")
+            parts.append(f"Variants without confirmed runs are not drawn: {', '.join(missing)}.")
     else:
         finished = any(record.status == "finished" for records in runs.values() for record in records)
-        best = "thick, the best trial of each variant; thin, all trials" if finished else "all trials, none finished"
-        parts.append(f"No run is confirmed: {best}.")
+        drawn = "Thick lines are the best trials, thin lines all trials"
+        best = drawn if finished else "Thin lines are all trials, of which none finished"
+        parts.append(f"No run is confirmed. {best}.")
     if any(record.status == "diverged" for records in runs.values() for record in records):
         parts.append(f"{'A run' if confirmed else 'A trial (cross)'} that diverged counts as 0% from there on.")
     if crowded:
-        parts.append("Grey: the other variants.")
-    return " ".join([*parts, f"Dotted: the targets, {targets}."])
+        parts.append("Grey lines are the other variants.")
+    return " ".join([*parts, f"Dotted lines are the targets, {targets}."])
 
 
 def tuning_curves(search: Search) -> Picture | None:
-    """The best objective after so many random trials, with its band, and the model's trials beside it."""
+    """The best objective by the number of random trials, with its band; a dashed line shows the model's trials."""
     found = [curve for variant in search.variants if (curve := tuning_curve(search, variant.name))]
     if not found:
         return None
@@ -133,7 +135,7 @@ def tuning_curves(search: Search) -> Picture | None:
         axes.set_xscale("log")
         numbers(axes.xaxis, "log")
         objective_axis(search, axes)
-    # A band without a bound would take all the room.
+    # A band without a bound would take the whole height.
     shown = np.concatenate([np.asarray(line.get_ydata()) for axes in places for line in axes.lines[:2]])
     low, high = float(shown.min()), float(shown.max())
     margin = 0.15 * (high - low) or 0.1 * high or 0.1
@@ -143,19 +145,20 @@ def tuning_curves(search: Search) -> Picture | None:
     entries = [sample("random search, median", dashes="-"), sample(f"{levels} band", PALE, marker="s")]
     legend(figure, [*entries, sample("TPE, not covered", dashes="--")])
     title = (
-        f"The best objective ({goal(search)}) by the number of trials. Lines: median for random search with these "
-        f"rungs, in its simultaneous {levels} band (opda); dashed: what TPE found in this search, by the number of "
-        "trials of all arms, which the band does not cover. A band that leaves the picture has no bound there."
+        f"The best objective ({goal(search)}) by the number of trials. Solid lines are the median of random search "
+        f"with these rungs, in its simultaneous {levels} band (opda). Dashed lines are what TPE found in this "
+        "search, by the number of trials of all arms; the band does not cover them. A band that leaves the picture has "
+        "no bound there."
     )
     if any(curve.approximate for curve in found):
-        title += " Approximate: in simulated searches of this kind the band held less often than that."
+        title += " A band marked approximate held less often than its level in simulated searches of this kind."
     return Picture("tuning_curves", title + goal_note(search), figure)
 
 
 def schedules(search: Search) -> Picture | None:
     """Learning rate, 1 - momentum and p of the winners, epoch by epoch, on one logarithmic axis.
 
-    There the critical schedule, 1 - momentum = 2 zeta sqrt(lr), runs at half the slope of its learning rate.
+    On that axis the critical schedule, 1 - momentum = 2 zeta sqrt(lr), has half the slope of its learning rate.
     """
     winners = {variant.name: _winner(search, variant.name) for variant in search.variants}
     found = {name: record for name, record in winners.items() if record}
@@ -163,7 +166,7 @@ def schedules(search: Search) -> Picture | None:
         return None
     looks, lines = styles(winners), {name: _settings(record) for name, record in found.items()}
     drawn = np.concatenate([y for name in lines for y in lines[name].values()])
-    # Of a learning rate that falls to 0 two decades are enough.
+    # Two decades are enough for a learning rate that falls to 0.
     bottom = max(np.nanmin(drawn), min(record.spec.optimizer.lr.peak for record in found.values()) / 100)
     endless = {name for name, record in found.items() if math.inf in (metrics.p for metrics in record.history)}
     figure, places = panels([name + (" (p = ∞)" if name in endless else "") for name in found])
@@ -180,8 +183,9 @@ def schedules(search: Search) -> Picture | None:
     entries = [sample("learning rate", dashes="-"), sample("1 − momentum", dashes="--")]
     legend(figure, [*entries, *([sample("p", dashes=":")] if steepest else [])])
     title = (
-        "What the best settings do over the training: learning rate, 1 - momentum (for adamw and lion 1 - beta_1)"
-        f"{' and, of l_p descent, p' if steepest else ''}, as logged at each evaluation; one logarithmic axis."
+        "Schedules of the best settings: learning rate, 1 - momentum (for adamw and lion 1 - beta_1)"
+        f"{' and, for l_p descent, p' if steepest else ''}, on one logarithmic axis. The values were logged at each "
+        "evaluation."
     )
     return Picture("schedules", title, figure)
 
@@ -189,7 +193,7 @@ def schedules(search: Search) -> Picture | None:
 def profile(searches: Sequence[Search]) -> Picture | None:
     """Performance profile: the share of workloads on which a variant is within a factor of the fastest.
 
-    None for a single search too.
+    None for a single search, too.
     """
     found = performance_profiles(searches)
     if len(searches) < 2 or not found:
@@ -227,7 +231,7 @@ def _winner(search: Search, variant: str) -> TrialRecord | None:
 
 
 def _settings(record: TrialRecord) -> dict[str, Numbers]:
-    """Dashes -> a setting at each evaluation, NaN where it has no place on a logarithmic axis."""
+    """Dashes -> a setting at each evaluation, NaN if a logarithmic axis cannot show it."""
     rows = {"-": [m.lr for m in record.history], "--": [1 - m.momentum for m in record.history]}
     if record.spec.optimizer.rule == "lpsgd":
         rows[":"] = [m.p for m in record.history]
@@ -243,6 +247,6 @@ def _band(runs: Sequence[TrialRecord]) -> tuple[Numbers, Numbers, Numbers, Numbe
     """Gradient evaluations, median, smallest and largest accuracy of runs with the same settings."""
     curves = [_curve(record) for record in runs]
     x = max((spent for spent, _ in curves), key=len)
-    # One that diverged ends there, at 0, which then stands for the rest.
+    # A run that diverged ends at 0; np.interp holds that value for the rest.
     y = np.array([np.interp(x, *curve) for curve in curves])
     return x, np.median(y, axis=0), y.min(axis=0), y.max(axis=0)

@@ -1,4 +1,4 @@
-"""What a report is made of: plain text, tables and pictures, in sections."""
+"""The parts of a report: sections of plain text, tables and pictures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of text; ``note`` says what must be known to read it."""
+    """A table of text cells; ``note`` explains how to read it."""
 
     name: str
-    """Name of its file, without ending."""
+    """Name of the table's file, without its ending."""
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -21,12 +21,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A drawing, and in words what it shows."""
+    """A drawing with its caption."""
 
     name: str
-    """Name of its files, without ending."""
+    """Name of the picture's files, without their ending."""
     title: str
-    """What is drawn, for the caption and for those who cannot see it."""
+    """What is drawn: the caption, and the text for readers who cannot see the picture."""
     figure: Figure
 
 

@@ -1,7 +1,7 @@
-"""How the pictures look: a variant's colour, line and mark, and the frame of axes that all share.
+"""The style of the pictures: a variant's colour, line and mark, and the axes that all pictures share.
 
-They are narrow and their letters large, so that they can be read in print and on a phone, where six inches are 360
-pixels.  What would make an SVG heavy, thousands of points, is an image within it.
+Pictures are narrow and their text is large, so that they can be read in print and on a phone, where six inches are 360
+pixels.  Thousands of points would make an SVG too large, so they become an image within it.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from tuner.study.objectives import evaluate
 from tuner.study.results import Search, TrialRecord
 
 WIDTH = 6.0
-"""Inches."""
+"""Width of a picture in inches."""
 TEXT, SMALL = 11, 10
-"""Points, of labels and of numbers: 9 and 8 pixels on a phone."""
+"""Font sizes in points, of labels and of numbers: 9 and 8 pixels on a phone."""
 GREY, PALE = "#595959", "#C8C8C8"
 CROWD = 6
-"""Variants that share axes; where there are more, each has a panel of its own."""
+"""Most variants that share axes; with more, each variant has a panel of its own."""
 HEAVY = 3000
-"""Points that are drawn one by one; more are an image."""
+"""Most points that are drawn one by one; more become an image."""
 
 Kind: TypeAlias = Literal["count", "percent", "plain", "log"]
-"""Of numbers along an axis: 20k, 90%, 0.5, and 0.01 where it is logarithmic."""
+"""Format of the numbers along an axis: 20k, 90%, 0.5, and 0.01 on a logarithmic axis."""
 
 SUBDIVISIONS = {2.2: (1.0,), 1.4: (1.0, 3.0), 0.8: (1.0, 2.0, 5.0), -math.inf: (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)}
-"""Decades above which a logarithmic axis has numbers at these multiples of the powers of ten."""
+"""Decades of a logarithmic axis -> multiples of the powers of ten that have numbers on an axis with more decades."""
 
 COLOURS = ("#0072B2", "#000000", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#E69F00")
-"""Okabe and Ito's, told apart by the colour-blind; without their yellow, which is no colour for a line on white."""
+"""The colours of Okabe and Ito, which colour-blind readers can tell apart; without their yellow, too pale on white."""
 DASHES = ("-", "--", "-.", ":")
-"""What variants of one colour differ in."""
+"""Line styles, which tell apart variants of the same colour."""
 MARKS = ("o", "s", "X", "^", "D", "P", "v")
-"""What variants of one kind of dashes differ in, too: colours are lost in grey print."""
+"""Marks, which tell apart variants of the same line style where colours are lost in grey print."""
 
 
 def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Variant -> its colour and dashes, in every picture of every search; no two of 28 are alike.
+    """Variant -> its colour and dashes, equal in every picture of every search; no two of 28 variants are alike.
 
-    They follow from the variant's place in ``SPACES``; a user's own variants get what is left, in their order.
+    A style follows from the variant's place in ``SPACES``.  A user's own variants get the remaining styles in order.
     """
     looks = [(colour, dashes) for dashes in DASHES for colour in COLOURS]
     names = list(names)
@@ -57,14 +57,14 @@ def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def mark(colour: str, dashes: str) -> str:
-    """The mark that goes with a style; variants of one colour have different ones."""
+    """The mark that belongs to a style; variants of the same colour have different marks."""
     return MARKS[(COLOURS.index(colour) + 2 * DASHES.index(dashes)) % len(MARKS)]
 
 
 def panels(
     titles: Sequence[str], *, height: float = 0.0, sharex: bool = True, sharey: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """A panel for each title, two in a row; ``height`` of a row in inches, by default what their number leaves it."""
+    """One panel per title, two per row.  ``height`` of a row is in inches; 0 chooses it by the number of rows."""
     num_columns = min(len(titles), 2)
     num_rows = math.ceil(len(titles) / num_columns)
     height = height or (1.1 if num_rows > 4 else 1.9 if num_rows > 1 else 2.5 if num_columns > 1 else 2.9)
@@ -111,7 +111,7 @@ def sample(text: str, colour: str = GREY, dashes: str = "", marker: str = "", ho
 
 
 def numbers(axis: Axis, kind: Kind, most: int = 5) -> None:
-    """Few and short numbers along an axis."""
+    """Sets few and short numbers along an axis."""
     if kind == "log":
         low, high = sorted(axis.get_view_interval())
         decades = math.log10(high / low)
@@ -128,7 +128,7 @@ def numbers(axis: Axis, kind: Kind, most: int = 5) -> None:
 
 
 def goal(search: Search) -> str:
-    """The objective, for an axis; of several the first."""
+    """The objective as the label of an axis; the first if there are several."""
     return {
         "accuracy": "final validation accuracy",
         "auc": "area under the error curve",
@@ -136,22 +136,22 @@ def goal(search: Search) -> str:
 
 
 def value(search: Search, record: TrialRecord) -> float:
-    """A trial's objective; of several the first."""
+    """A trial's objective; the first if there are several."""
     return evaluate(search.spec.objective, record.history, search.spec.training.targets)[0]
 
 
 def observed(runs: Mapping[int, TrialRecord]) -> list[TrialRecord]:
-    """The confirmed runs that ended, failed ones apart."""
+    """The confirmed runs that ended without failing and have an epoch."""
     return [record for record in runs.values() if record.observed and record.history]
 
 
 def budget(search: Search) -> int:
-    """Gradient evaluations of a whole training, in a search where one has begun."""
+    """Gradient evaluations of a whole training; at least one training of the search must have an epoch."""
     return next(record.history[-1].budget for record in search.records.values() if record.history)
 
 
 def objective_axis(search: Search, axes: Axes) -> None:
-    """Numbers along the y axis for the objective, and a dotted line above which the target was missed."""
+    """Sets the numbers of the y axis for the objective, and a dotted line above which the target was missed."""
     kind: dict[str, Kind] = {"accuracy": "percent", "auc": "plain"}
     numbers(axes.yaxis, kind.get(search.spec.objective, "count"))
     if search.spec.objective not in kind:
@@ -159,6 +159,6 @@ def objective_axis(search: Search, axes: Axes) -> None:
 
 
 def goal_note(search: Search) -> str:
-    """What a caption says of that line."""
-    missed = " Above the dotted line, the budget, the target was missed."
+    """The caption's sentences about the dotted line of :func:`objective_axis`; empty if the objective has none."""
+    missed = " The dotted line is the budget; above it, the target was missed."
     return "" if search.spec.objective in ("accuracy", "auc") else missed

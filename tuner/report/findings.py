@@ -1,4 +1,4 @@
-"""What else a reader must know: where trainings diverge, how steady they are, best values at an edge, what matters."""
+"""Further findings: divergence, edges of the spaces, steadiness of the trainings, importance of the settings."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from tuner.study.objectives import OBJECTIVES
 from tuner.study.results import Search, TrialRecord
 
 EDGE = 0.05
-"""Part of a range, at either end, in which a best value is warned of."""
+"""Share of a range, at either end, in which a best value is reported as lying at an edge."""
 WIDENINGS = (1.0, 0.5, 0.25, 0.125)
-"""Parts of a factor 10, or of half a linear range, the largest that the setting allows."""
+"""Widenings to try, in decades or in halves of a linear range; the first that the setting allows is advised."""
 FEWEST = 11
-"""Ended trials from which the best tenth, at which PED-ANOVA looks, is more than one trial."""
+"""Fewest ended trials for PED-ANOVA: from here on the best tenth, which it uses, is more than one trial."""
 NUM_SHUFFLES = 19
-"""An importance above those of so many shuffles of the objective is chance once in 20."""
+"""Shuffles of the objective; by chance alone an importance exceeds those of all 19 shuffles once in 20."""
 
 
 def divergence(search: Search) -> Section:
-    """How often trainings diverge all over a variant's space, and at which settings."""
+    """How often trainings diverge in each variant's space, and at which settings."""
     sentences, rows, calm = [], [], []
     for variant in search.variants:
         trials = [record for record in search.trials_of(variant.name) if record.ended and record.status != "failed"]
@@ -55,9 +55,9 @@ def divergence(search: Search) -> Section:
         sentences.append(f"No trial of {', '.join(calm)} diverged.")
     columns = ("variant", "random trials", "rate", "other trials", "lr.peak where diverged", "lr.peak elsewhere")
     note = (
-        "Trials that diverged, of those that ended without failing; one that was stopped had not diverged by then. The "
-        "random arm covers the space: its share is the rate over it, in an interval that is exact for independent "
-        "draws. Where the other trials lie was chosen by what came before."
+        "Counts are of trials that ended without failing. A trial that was stopped early had not diverged by then. "
+        "Random trials cover the space, so their share is the rate of divergence over the space. Its interval is exact "
+        "for independent draws. The other trials give no rate, because earlier results decided where they lie."
     )
     table = Table("divergence", "Divergence over the space", columns, tuple(rows), note)
     return Section("Divergence", tuple(sentences) or ("No trial has ended.",), tables=(table,))
@@ -73,11 +73,11 @@ def _by_lr(fallen: Sequence[float], steady: Sequence[float]) -> str:
         (0, num_below, f"below lr.peak {min(fallen):.3g}"),
         (num_between, num_between + len(steady) - num_below, f"from {min(fallen):.3g} to {max(steady):.3g}"),
     )
-    return ", ".join(f"{where} {count} of {of} trials diverged" for count, of, where in parts if of)
+    return ", ".join(f"{count} of {of} trials {where} diverged" for count, of, where in parts if of)
 
 
 def _by_setting(variant: Variant, random: Sequence[TrialRecord]) -> str:
-    """The settings that are shown to differ between the trials that diverged and the others."""
+    """The settings that are shown to differ between random trials that diverged and the others."""
     from scipy.stats import mannwhitneyu  # slow to import
 
     tests = {}
@@ -94,7 +94,7 @@ def _by_setting(variant: Variant, random: Sequence[TrialRecord]) -> str:
             tests[name] = float(test.pvalue), "larger" if larger else "smaller"
     adjusted = zip(tests, holm([p_value for p_value, _ in tests.values()]), strict=True)
     found = [f"{name} is {tests[name][1]} (p {p_value:.1g})" for name, p_value in adjusted if p_value <= ERROR]
-    return f"; in random trials that diverged {', '.join(found)} than in the others" if found else ""
+    return f". In random trials that diverged, {', '.join(found)} than in the others" if found else ""
 
 
 def _numbers(variant: Variant) -> dict[str, FloatDistribution | IntDistribution]:
@@ -103,7 +103,7 @@ def _numbers(variant: Variant) -> dict[str, FloatDistribution | IntDistribution]
 
 
 def stability(search: Search) -> Section:
-    """How steadily each variant trained."""
+    """How steadily each variant trained: tail deviation, worst accuracy of the tail, largest rise of the loss."""
     rows, unconfirmed = [], []
     for variant in search.variants:
         runs = [run for run in search.confirmed(variant.name).values() if run.observed]
@@ -115,20 +115,21 @@ def stability(search: Search) -> Section:
         measures = [tail_std(history) for history in steady], [min(tail) for tail in tails], map(max_loss_jump, steady)
         cells = [f"{statistics.median(x):.3g} [{min(x):.3g}, {max(x):.3g}]" if x else "-" for x in map(list, measures)]
         rows.append((variant.name, str(len(runs)), str(len(runs) - len(steady)), *cells))
-    sentences = ["Over the confirmed runs of the best settings; those that diverged are counted, and not measured."]
+    sentences = ["The table is over confirmed runs of the best settings. Runs that diverged are counted, not measured."]
     if unconfirmed:
-        sentences.append(f"Of {', '.join(unconfirmed)} nothing is confirmed: there, over the trials that finished.")
+        sentences.append(f"Variants without confirmed runs show their trials that finished: {', '.join(unconfirmed)}.")
     columns = ("variant", "runs", "diverged", "tail deviation", "worst of the tail", "largest loss jump")
     note = (
-        "Median over the runs [smallest, largest]. The tail is the last fifth of the epochs, at least two; deviation "
-        "and worst are of the validation accuracy there, the jump is a rise of the training loss from epoch to epoch."
+        "Each cell is the median over the runs [smallest, largest]. The tail is the last fifth of the epochs, at least "
+        "two epochs. The deviation and the worst value are of the validation accuracy in the tail. The jump is the "
+        "largest rise of the training loss from one epoch to the next."
     )
     table = Table("stability", "Steadiness", columns, tuple(rows), note)
     return Section("Stability", tuple(sentences), tables=(table,))
 
 
 def edges(search: Search) -> Section:
-    """Warnings of best values at an edge of their range, with the flags that widen these."""
+    """Warnings about best values at an edge of their range, with the flags that widen the range."""
     rows, num_looked_at = [], 0
     for variant in search.variants:
         best = search.best(variant.name)
@@ -143,18 +144,18 @@ def edges(search: Search) -> Section:
                 advice = _widening(search, variant, name, distribution, end == "lower")
                 rows.append((variant.name, name, f"{value:.3g}", shown(distribution), end, advice))
     if not num_looked_at:
-        return Section("Edges of the spaces", ("No variant has a finished trial with a number that was searched.",))
-    said = f"The best trial lies within 5% of an end of its range in {len(rows)} of {num_looked_at} searched numbers"
-    named = f" ({', '.join(f'{row[0]}: {row[1]}' for row in rows)}); better values may lie beyond" if rows else ""
-    chance = "A setting that does not matter lies there one time in ten."
+        return Section("Edges of the spaces", ("No finished trial has a numeric setting that was searched.",))
+    said = f"The best trial lies within 5% of an end of the range in {len(rows)} of {num_looked_at} searched numbers"
+    named = f" ({', '.join(f'{row[0]}: {row[1]}' for row in rows)}). Better values may lie beyond" if rows else ""
+    chance = "By chance, a setting that does not matter lies there one time in ten."
     columns = ("variant", "setting", "best", "range", "end", "flag that widens it")
-    note = "On a logarithmic scale where the range has one; of integers and steps, the end itself."
+    note = "A logarithmic range is measured on its logarithmic scale. Integers and steps count only at the end itself."
     table = Table("edges", "Best values at an edge", columns, tuple(rows), note)
     return Section("Edges of the spaces", (f"{said}{named}.", chance), tables=(table,) if rows else ())
 
 
 def _place(distribution: FloatDistribution | IntDistribution, value: float) -> float:
-    """Where a value lies in its range, from 0 to 1."""
+    """Position of a value in its range, from 0 (low end) to 1 (high end)."""
     low, high = float(distribution.low), float(distribution.high)
     if isinstance(distribution, IntDistribution) or distribution.step is not None:
         return 0.0 if value <= low else 1.0 if value >= high else 0.5
@@ -166,7 +167,7 @@ def _place(distribution: FloatDistribution | IntDistribution, value: float) -> f
 def _widening(
     search: Search, variant: Variant, name: str, distribution: FloatDistribution | IntDistribution, lower: bool
 ) -> str:
-    """The flag that widens a range at one end, or why there is none."""
+    """The flag that widens a range at one end, or the reason why there is none."""
     low, high = distribution.low, distribution.high
     reason = ""
     for part in WIDENINGS:
@@ -175,7 +176,7 @@ def _widening(
         ends = (outer[0], high) if lower else (low, outer[1])
         if isinstance(distribution, IntDistribution):
             ends = math.floor(ends[0]), math.ceil(ends[1])
-        # The scale is said, as an earlier flag may have changed it.
+        # The flag names the scale, because an earlier flag may have changed it.
         override = f"{variant.name}:{name}={ends[0]:.6g}:{ends[1]:.6g}:{'log' if distribution.log else 'linear'}"
         try:
             resolve_variants(search.spec.variants, [*search.spec.space, override])
@@ -188,7 +189,7 @@ def _widening(
 def importances(search: Search) -> dict[str, dict[str, float]]:
     """Variant -> setting -> its importance (PED-ANOVA) as a share of all, the largest first.
 
-    A variant of which nothing can be said (:data:`FEWEST`) is left out.
+    A variant with fewer than :data:`FEWEST` ended trials, or without a difference in the objective, is left out.
     """
     found = {}
     for variant in search.variants:
@@ -200,24 +201,25 @@ def importances(search: Search) -> dict[str, dict[str, float]]:
 
 
 def importance(search: Search) -> Section:
-    """Which settings mattered for being among the best tenth of a variant's trials, and which more than by chance."""
+    """Which settings mattered for being among the best tenth of a variant's trials, and which did beyond chance."""
     rows, clear = [], []
     for name, shares in importances(search).items():
         important = _more_than_chance(search, name)
         clear += [f"{name}: {', '.join(important)}"] if important else []
         rows += [(name, k, f"{share:.0%}", "yes" if k in important else "no") for k, share in shares.items()]
     absent = [variant.name for variant in search.variants if variant.name not in {row[0] for row in rows}]
-    sentences = [f"More than chance: {'; '.join(clear) or 'no setting'}."] if rows else []
+    sentences = [f"Settings that matter more than chance: {'; '.join(clear) or 'none'}."] if rows else []
     if absent:
         sentences.append(
-            f"Nothing can be said of {', '.join(absent)}: that takes {FEWEST} trials that ran to their end or diverged "
-            "and differ in the objective."
+            f"The importance is not known for {', '.join(absent)}: it needs {FEWEST} trials per variant that finished "
+            "or diverged, with differences in the objective."
         )
     columns = ("variant", "setting", "importance", "more than chance")
     note = (
-        "PED-ANOVA (arXiv 2304.10255, 2601.20800): how far the settings of the best tenth differ from all; trials that "
-        "were stopped are not in it. More than chance: above all settings in each of "
-        f"{NUM_SHUFFLES} shuffles of the objective, which chance alone does to one variant in 20."
+        "The importance is by PED-ANOVA (arXiv 2304.10255, 2601.20800): how far the settings of the best tenth of the "
+        "trials differ from those of all trials. Trials that were stopped early are not used. More than chance means "
+        f"an importance above those of all settings in each of {NUM_SHUFFLES} shuffles of the objective. Chance alone "
+        "does that for one variant in 20."
     )
     table = Table("importance", "Importance of the settings", columns, tuple(rows), note)
     return Section("Importance of the settings", tuple(sentences), tables=(table,) if rows else ())
@@ -233,7 +235,7 @@ def _more_than_chance(search: Search, variant: str) -> list[str]:
 
 
 def _values(search: Search, variant: str) -> dict[int, float]:
-    """Trial -> its first objective, so that smaller is better."""
+    """Trial number -> its first objective, with the sign for which smaller is better."""
     if variant not in search.studies:
         return {}
     sign = 1.0 if OBJECTIVES[search.spec.objective][0].direction == "minimize" else -1.0
@@ -242,9 +244,9 @@ def _values(search: Search, variant: str) -> dict[int, float]:
 
 
 def _ped_anova(search: Search, variant: str, values: dict[int, float]) -> dict[str, float]:
-    with warnings.catch_warnings(action="ignore"):  # that it minimizes, and that few trials are inaccurate
+    with warnings.catch_warnings(action="ignore"):  # about minimizing, and about few trials
         return optuna.importance.get_param_importances(
             search.studies[variant],
-            target=lambda trial: values.get(trial.number, math.inf),  # one that has ended meanwhile is left out
+            target=lambda trial: values.get(trial.number, math.inf),  # a trial that ended in the meantime is left out
             normalize=False,
         )

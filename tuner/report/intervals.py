@@ -1,8 +1,8 @@
 """Intervals that state the level they attain: of a median, of a ratio of costs, of a share.
 
-A cost is above 0; a miss, of which only is known that it would have cost more than was spent, is ``math.inf``: never
-left out, never averaged as a number.  A miss over a hit is inf, a hit over a miss 0, and a miss over a miss unknown: 0
-for the low end of an interval, inf for the high end, 1 for the estimate.
+A cost is above 0.  A miss would have cost more than was spent; its cost is ``math.inf``.  It is never left out and
+never averaged as a number.  A miss over a hit is inf, and a hit over a miss is 0.  A miss over a miss is unknown: it is
+0 for the low end of an interval, inf for the high end, and 1 for the estimate.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from scipy import special
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate in its interval, ends included."""
+    """An estimate with its closed interval."""
 
     estimate: float
     low: float
     high: float
     level: float
-    """Confidence attained, in [0, 1]: above or below what was asked where the data allow no other."""
+    """Attained confidence, in [0, 1]; it differs from the requested level if the data allow no other."""
     method: str = ""
+    """Name of the method, such as ``order statistics``."""
     p_value: float | None = None
-    """Of a ratio: of "no difference", two-sided."""
+    """Two-sided p-value of "no difference", in [0, 1]; None for an interval that is not of a ratio."""
 
     @property
     def decided(self) -> bool:
-        """Whether it holds at 95%."""
+        """Whether the interval attains a level of at least 95%."""
         return self.level >= 0.95 - 1e-9
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """The median of costs, inf where it is censored.
+    """The median of costs; inf if it is censored.
 
         [x_(k), x_(n+1-k)],   level attained 1 - 2 P(B <= k - 1),   B ~ Binomial(n, 1/2)
 
-    with the largest k that attains the level asked, else k = 1: 96.9% for six values, 75% for three, 0 for one.  It
+    with the largest k that attains the requested level, else k = 1: 96.9% for six values, 75% for three, 0 for one.  It
     holds for any distribution.  Source: David and Nagaraja, Order Statistics (2003), section 7.1.
-    Raises ValueError where there is no value, or one is not above 0.
+    Raises ValueError if there is no value, or one is not above 0.
     """
     costs = np.sort(_costs("values", values))
     k, attained = _order(len(costs), level)
@@ -50,24 +51,25 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> Interval:
-    """The ratio ours/theirs of costs that are paired by position; below 1: ours is cheaper.
+    """The ratio ours/theirs of costs that are paired by position; below 1, ours is cheaper.
 
-    Where nothing is missed and the ratios are not all equal, it is the geometric mean by paired t on the logarithms.
-    Else it is the median ratio by order statistics, as in :func:`median_interval`, with the p-value of the sign test
-    in which ties and unknown ratios count against a difference.  The estimate is then the geometric mean of the two
-    middle ratios (1 of 0 and inf), so that exchanging ours and theirs inverts everything.
+    If nothing is missed and the ratios are not all equal, it is the geometric mean, by a paired t on the logarithms.
+    Else it is the median ratio by order statistics, as in :func:`median_interval`.  Its p-value is that of the sign
+    test, in which ties and unknown ratios count against a difference.  Its estimate is the geometric mean of the two
+    middle ratios (1 for 0 and inf), so that exchanging ours and theirs inverts everything.
 
-    Costs of a few whole epochs tie, and t holds: over 20 laws of 3 to 10 epochs it covers 97% in the mean and 90% at
-    least, and where nothing differs p <= .05 in 5.5% at most (simulated, ``benchmarks/calibration.py``).
-    Raises ValueError where there is no pair, a cost has no partner, or one is not above 0.
+    Costs of a few whole epochs have ties.  The t interval holds all the same: over 20 distributions on 3 to 10 epochs
+    it covers 97% on average and at least 90%.  Without a difference, p <= .05 in at most 5.5% of cases (simulated,
+    ``benchmarks/calibration.py``).
+    Raises ValueError if there is no pair, a cost has no partner, or one is not above 0.
     """
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} costs of ours and {len(theirs)} of theirs: must be pairs")
-    with np.errstate(invalid="ignore", divide="ignore"):  # where one or both are missed
+    with np.errstate(invalid="ignore", divide="ignore"):  # if one or both are misses
         ratios = _costs("ours", ours) / _costs("theirs", theirs)
         logs = np.log(ratios)
     n = len(ratios)
-    if np.isfinite(logs).all() and np.ptp(logs) > 1e-9:  # below that it is rounding
+    if np.isfinite(logs).all() and np.ptp(logs) > 1e-9:  # smaller differences are rounding
         mean, error = float(np.mean(logs)), float(np.std(logs, ddof=1)) / math.sqrt(n)
         reach = error * float(special.stdtrit(n - 1, (1 + level) / 2))
         p_value = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
@@ -83,20 +85,22 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float], level: float = 
 
 
 def search_ratio(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> Interval:
-    """The ratio ours/theirs of two searches' costs, from their independent random trials: the luck of both is in it.
+    """The ratio ours/theirs of two searches' costs from their independent random trials, with the luck of both.
 
         [A_(1) / B_(k),  A_(k') / B_(1)],   A = ours, B = theirs, sorted,   estimate A_(1) / B_(1)
         level 1 - q(k; B) - q(k'; A),   q(k; B) = prod_{i<k} (|B| - i) / (|A| + |B| - i)
 
-    Were A/c distributed as B, the k cheapest of all would be B's own with probability q(k; B), and only then is c below
-    A_(1) / B_(k): the precedence test (Nelson, Technometrics 5 (1963) 491-499), inverted for a scale.  k and k' are the
-    smallest with q <= (1 - level) / 2, else as large as can be: 97.1% for four trials each, 90% for three.  p-value:
-    2 q(m), m the number of trials that one arm has before the first of the other, ties not counted.
-    To resample the arms and select the cheapest again is no way: asked for 95% it covers 86 or 87%, however many trials
-    there are, since the bootstrap of a minimum is inconsistent (Bickel and Freedman, Annals of Statistics 9 (1981)
-    1196-1217, section 6; simulated as above).
+    If A/c is distributed as B, the k cheapest of all trials are B's own with probability q(k; B), and only then is c
+    below A_(1) / B_(k).  This is the precedence test (Nelson, Technometrics 5 (1963) 491-499), inverted for a scale.
+    k and k' are the smallest with q <= (1 - level) / 2, else the largest possible: 97.1% for four trials each, 90% for
+    three.  The p-value is 2 q(m), where m is the number of trials of one arm before the first of the other, without
+    ties.
 
-    Raises ValueError where an arm is empty, or a cost not above 0.
+    Resampling the arms and selecting the cheapest trial again does not work.  At a nominal 95% it covers 86 or 87%,
+    however many trials there are, because the bootstrap of a minimum is inconsistent (Bickel and Freedman, Annals of
+    Statistics 9 (1981) 1196-1217, section 6; simulated as for :func:`paired_ratio`).
+
+    Raises ValueError if an arm is empty, or a cost is not above 0.
     """
     a, b = np.sort(_costs("ours", ours)), np.sort(_costs("theirs", theirs))
     above, below = _precedence(len(b), len(a)), _precedence(len(a), len(b))
@@ -114,9 +118,9 @@ def search_ratio(ours: Sequence[float], theirs: Sequence[float], level: float = 
 
 
 def share_interval(count: int, total: int, level: float = 0.95) -> Interval:
-    """The share count/total of a kind, 0 of nothing, by Clopper and Pearson (Biometrika 26 (1934) 404-413).
+    """The share count/total (0 if total is 0) by Clopper and Pearson (Biometrika 26 (1934) 404-413).
 
-    It covers at the level or above.  Raises ValueError where count is not in 0..total.
+    It covers with at least the level.  Raises ValueError if count is not in 0..total.
     """
     if not 0 <= count <= total:
         raise ValueError(f"count = {count}: must be in 0..{total}")
@@ -127,7 +131,7 @@ def share_interval(count: int, total: int, level: float = 0.95) -> Interval:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values, in the order given: at or below alpha, the chance of any false one is alpha at most.
+    """Adjusted p-values, in the order given.  Among those <= alpha, any is false with probability alpha at most.
 
     adjusted_(i) = max_{j <= i} min(1, (n - j + 1) p_(j))     (Holm, Scandinavian Journal of Statistics 6 (1979) 65-70)
     """
@@ -146,14 +150,14 @@ def _costs(name: str, values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _order(n: int, level: float) -> tuple[int, float]:
-    # Largest k whose interval attains the level, else 1; and what it attains.
+    # The largest k whose interval attains the level, else 1; and the attained level.
     levels = [1 - 2 * float(special.bdtr(k - 1, n, 0.5)) for k in range(1, n // 2 + 1)] or [0.0]
     k = max((k for k, attained in enumerate(levels, start=1) if attained >= level), default=1)
     return k, levels[k - 1]
 
 
 def _precedence(n: int, num_others: int) -> list[float]:
-    # For m = 0..n: the probability that the m smallest of all belong to the n.
+    # For m = 0..n: the probability that the m smallest of all values belong to the arm of n.
     probabilities = [1.0]
     for i in range(n):
         probabilities.append(probabilities[-1] * (n - i) / (n + num_others - i))

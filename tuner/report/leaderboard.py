@@ -20,7 +20,7 @@ ENDINGS = ("stopped", "diverged", "failed")
 
 
 def leaderboard(search: Search) -> Table:
-    """The variants by what their confirmed runs cost; by their trials where nothing is confirmed."""
+    """The variants, ordered by the cost of their confirmed runs; the table of exploration if nothing is confirmed."""
     if not times(search):
         return exploration(search)
     targets, goal = search.spec.training.targets, target_label(search.spec.training.targets[-1])
@@ -51,16 +51,17 @@ def leaderboard(search: Search) -> Table:
         "test accuracy",
     )
     note = (
-        f"Each variant's best settings, trained again with {search.spec.confirm_seeds} fresh seeds. To a target: "
-        f"median gradient evaluations and an interval, at {100 * usual:.0f}% where no other level is said. Ratio: of "
-        f"these settings' gradient evaluations to {goal}%, by equal seeds, at 95% where no other is said. Test "
-        "accuracy: mean, smallest and largest at the end of training, of the runs that came to it."
+        f"Each variant's best settings were trained again with {search.spec.confirm_seeds} fresh seeds. The columns to "
+        f"a target give the median gradient evaluations and an interval, at {100 * usual:.0f}% unless another level "
+        f"is given. The ratio is of these settings' gradient evaluations to {goal}%, by equal seeds, at 95% unless "
+        "another level is given. The test accuracy is the mean (smallest–largest) at the end of training, over the "
+        "runs that came to their end."
     )
     return Table("leaderboard", "Leaderboard", columns, tuple(rows), note)
 
 
 def verdict(search: Search, variant: str, made: Comparison | None) -> str:
-    """A comparison with the baseline in a word or three."""
+    """The verdict on a comparison with the baseline, in one to three words."""
     if variant == search.baseline:
         return "baseline"
     if made is None or made.settings is None:
@@ -71,7 +72,7 @@ def verdict(search: Search, variant: str, made: Comparison | None) -> str:
 
 
 def exploration(search: Search) -> Table:
-    """The variants by their best trial: what the search found, of which nothing is confirmed."""
+    """The variants, ordered by their best trial: what the search found before any confirmation."""
     targets = search.spec.training.targets
     rows = []
     for name in _explored(search):
@@ -95,14 +96,15 @@ def exploration(search: Search) -> Table:
         "best trial",
     )
     note = (
-        "Trials of one seed each, the luckiest first: settings are found here, variants are not compared. To a target: "
-        "epochs / gradient evaluations / seconds of training of the variant's fastest trial."
+        "Each trial has one seed, and the luckiest comes first. Trials find settings; they do not compare variants. "
+        "The columns to a target give epochs / gradient evaluations / seconds of training of the variant's fastest "
+        "trial."
     )
     return Table("exploration", "Exploration", columns, tuple(rows), note)
 
 
 def best_settings(search: Search, variant: str) -> dict[str, Setting]:
-    """The searched settings of a variant's best trial, those that exist there; none where no trial finished."""
+    """The searched settings that are active in a variant's best trial; empty if no trial finished."""
     best = search.best(variant)
     if best is None:
         return {}
@@ -112,8 +114,10 @@ def best_settings(search: Search, variant: str) -> dict[str, Setting]:
 
 
 def metrics_and_tags(search: Search) -> dict[str, tuple[dict[str, float], dict[str, str]]]:
-    """Variant -> its line of the leaderboard as metrics and tags, by the same names in every search; what is not known
-    is NaN, what was missed inf."""
+    """Variant -> its row of the leaderboard as metrics and tags, with the same names in every search.
+
+    An unknown value is NaN, a missed target inf.
+    """
     made = {comparison.variant: comparison for comparison in compare(search)}
     goal = search.spec.training.targets[-1]
     found = {(t.variant, t.unit): t for t in times(search) if t.target == goal}
@@ -129,7 +133,7 @@ def metrics_and_tags(search: Search) -> dict[str, tuple[dict[str, float], dict[s
         metrics["leaderboard/ratio_low"] = settings.low if settings else math.nan
         metrics["leaderboard/ratio_high"] = settings.high if settings and settings.high > 0 else math.nan
         tested = _test_accuracies(search, name)
-        # Of the survivors alone it would flatter.
+        # A mean over the surviving runs alone would be too good.
         whole = tested and len(tested) == len(search.confirmed(name))
         metrics["test/accuracy"] = float(np.mean(tested)) if whole else math.nan
         tags = {
@@ -143,7 +147,7 @@ def metrics_and_tags(search: Search) -> dict[str, tuple[dict[str, float], dict[s
 
 
 def _explored(search: Search) -> list[str]:
-    """Variants by the objective of their best trial, then its accuracy; those where none finished last."""
+    """Variants by the objective of their best trial, then by the best accuracy; those without a finished trial last."""
 
     def key(name: str) -> tuple[float, ...]:
         best = search.best(name)
@@ -167,7 +171,7 @@ def _fastest(trials: Sequence[TrialRecord], target: float) -> str:
 
 
 def _short(interval: Interval, usual: float) -> str:
-    """An interval without its level where that is the usual one, so that the table fits a terminal."""
+    """An interval without its level if that is the usual one, so that the table fits a terminal."""
     return describe(interval).removesuffix(f" ({100 * usual:.0f}%)")
 
 
@@ -176,7 +180,7 @@ def _median(time: Time | None) -> float:
 
 
 def _accuracy(tested: Sequence[float], num_runs: int) -> str:
-    """Mean and range; and of how many, where some runs have none because they diverged or failed."""
+    """Mean and range, and the number of runs if some have no test accuracy because they diverged or failed."""
     if not tested:
         return "-"
     shown = f"{np.mean(tested):.1%} ({100 * min(tested):.1f}–{100 * max(tested):.1f})"

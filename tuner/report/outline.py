@@ -1,4 +1,4 @@
-"""What stands in a report, in which order: the answer, then pictures, then all that must be known to believe it."""
+"""The sections of a report and their order: the answer, the pictures, then all that is needed to check the answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tuner.study.results import POINTS, Point, Search
 
 
 def report_of(search: Search) -> Report:
-    """The report of one search, however far it has come."""
+    """The report of one search, which may be unfinished."""
     verdict = claims.verdict(search)
     begun = any(record.phase == "explore" for record in search.records.values())
     answer = () if not begun else verdict.sentences if len(verdict.sentences) < CROWD else _in_short(search)
@@ -52,9 +52,9 @@ def report_of(search: Search) -> Report:
 
 
 def joint_report(searches: Sequence[Search]) -> Report:
-    """The report over several searches, each of them a workload.
+    """The report over several searches; each search counts as one workload.
 
-    Raises :class:`InvalidInput` where no variant is in all of them.
+    Raises :class:`InvalidInput` if no variant is in all of them.
     """
     names = [search.folder.name for search in searches]
     made = profiles.performance_profiles(searches)
@@ -63,11 +63,13 @@ def joint_report(searches: Sequence[Search]) -> Report:
     absent = profiles.left_out(searches)
     states = [f"{search.folder.name}: {said}" for search in searches for said in _state(search)]
     unconfirmed = [search.folder.name for search in searches if not times(search)]
-    said = [f"{len(searches)} workloads, {len(made)} variants that all of them have."]
+    said = [f"{len(searches)} workloads have {len(made)} variants in common."]
     if absent:
-        said.append(f"Left out, as not every search has them: {', '.join(absent)}.")
+        said.append(f"These variants are left out, because not every search has them: {', '.join(absent)}.")
     if unconfirmed:
-        said.append(f"Nothing is confirmed in {', '.join(unconfirmed)}, which counts as not reached by anybody.")
+        said.append(
+            f"Nothing is confirmed in {', '.join(unconfirmed)}: there, all variants count as missing the target."
+        )
     said += states
     rows = []
     for search in searches:
@@ -81,7 +83,7 @@ def joint_report(searches: Sequence[Search]) -> Report:
         "The workloads",
         ("search", "workload", "target", *(profile.variant for profile in made)),
         tuple(rows),
-        "Median gradient evaluations to the target over fresh seeds, the interval, and the level it holds at.",
+        "Each cell is the median gradient evaluations to the target over fresh seeds, with its interval and level.",
     )
     pictures = _drawn(curves.profile, searches)
     return Report(
@@ -90,13 +92,13 @@ def joint_report(searches: Sequence[Search]) -> Report:
 
 
 def _in_short(search: Search) -> tuple[str, ...]:
-    """The verdicts on many variants, in a sentence for each kind."""
+    """The verdicts on many variants, in one sentence per kind of verdict."""
     baseline, groups = search.baseline, dict[str, list[str]]()
     for made in compare(search):
         if made.verdict != "undecided":
-            group = f"{made.verdict.capitalize()} than {baseline}, the luck of both searches included"
+            group = f"{made.verdict.capitalize()} than {baseline}, with the luck of both searches included"
         elif made.settings_verdict != "undecided":
-            group = f"Settings found that are {made.settings_verdict} by equal seeds, the variant undecided"
+            group = f"Settings found that are {made.settings_verdict} by equal seeds, while the variant is undecided"
         else:
             group = f"Undecided against {baseline}"
         groups.setdefault(group, []).append(made.variant)
@@ -104,21 +106,21 @@ def _in_short(search: Search) -> tuple[str, ...]:
 
 
 def _state(search: Search) -> list[str]:
-    """How far the search has come, where it has not come to its end."""
+    """How far the search has come, in at most one sentence; empty if it is finished."""
     trials = [record for record in search.records.values() if record.phase == "explore"]
     ended = sum(record.ended for record in trials)
     planned = search.spec.trials * len(search.variants)
     if not trials and (len(search.records) or search.processes) and not search.studies:
-        return ["Its Optuna studies are not there: which trials there were, and the best of them, cannot be said."]
+        return ["The search's Optuna studies are missing, so its trials and the best of them are not known."]
     if not trials:
-        return ["No trial has begun: nothing can be said yet."]
+        return ["No trial has begun, so there is no result yet."]
     if ended < planned:
-        return [f"Unfinished: {ended} of {planned} trials have ended. What stands here may still change."]
+        return [f"The search is unfinished: {ended} of {planned} trials have ended. The results may still change."]
     # A run that confirms both points is made once.
     wanted = {(v.name, spec) for v in search.variants for point in POINTS for spec in search.wanted(v.name, point)}
     missing = wanted - {(r.variant, r.spec) for r in search.records.values() if r.phase == "confirm" and r.ended}
     if missing:
-        return [f"Unfinished: {len(wanted) - len(missing)} of {len(wanted)} confirmed runs have ended."]
+        return [f"The search is unfinished: {len(wanted) - len(missing)} of {len(wanted)} confirmed runs have ended."]
     finished = [r for r in search.records.values() if r.phase == "confirm" and r.status == "finished"]
     if untested := sum(record.test is None for record in finished):
         return [f"The test split has not been read for {untested} of {len(finished)} confirmed runs that finished."]
@@ -126,7 +128,7 @@ def _state(search: Search) -> list[str]:
 
 
 def _coverages(search: Search) -> tuple[str, ...]:
-    """How often such bands hold, once for the variants of which the same is said."""
+    """How often the bands hold: one sentence per group of variants with equal numbers."""
     notes: dict[str, list[str]] = {}
     for variant in search.variants:
         if curve := tuning_curve(search, variant.name):
@@ -135,11 +137,11 @@ def _coverages(search: Search) -> tuple[str, ...]:
 
 
 def _times(search: Search) -> tuple[Table, ...]:
-    """A table a target: what each point costs in each unit."""
+    """One table per target: the cost of each variant's points in each unit."""
     note = (
-        "Median over fresh seeds, a miss being later than any time; the interval is of order statistics and holds at "
-        "the level in round brackets, whatever the distribution. Seconds are of training: evaluation, compilation and "
-        "warm-up are counted apart, under Budgets."
+        "Each cell is the median over fresh seeds; a miss counts as later than any time. The interval is by order "
+        "statistics. It holds at the level in round brackets for any distribution. Seconds are seconds of training. "
+        "Evaluation, compilation and warm-up are counted separately, under Budgets."
     )
     columns = ("variant", "point", *(unit.replace("_", " ") for unit in UNITS), "reached")
     order = ranking(search)

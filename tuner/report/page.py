@@ -1,7 +1,7 @@
-"""A report as one HTML file that needs nothing else, and as Markdown.
+"""A report as one self-contained HTML file and as Markdown, and its files.
 
-Text is text: whatever a variant's name or idea holds is escaped.  Only where it names an arXiv number, a DOI or a
-repository on GitHub does it become a link, to there.
+All text is escaped, whatever a variant's name or idea contains.  Only arXiv numbers, DOIs and GitHub repositories
+become links, to their own sites.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ SOURCE = re.compile(
     re.IGNORECASE,
 )
 NUMBER = re.compile(r"[-+<>]?[\d.,]+(e[-+]?\d+)?[%×]?|–?")
-"""What stands in a column that is set flush right."""
+"""The cells of a column that is set flush right."""
 
 
 def as_html(report: Report) -> str:
-    """The report as a page: pictures and style in it, no script, nothing loaded from anywhere."""
+    """The report as a page that contains its pictures and style, runs no script and loads nothing."""
     return _template().render(report=report)
 
 
 def as_markdown(report: Report, pictures: str = "report") -> str:
-    """The same as Markdown; the pictures are PNG files in the folder ``pictures`` beside the text."""
+    """The report as Markdown; its pictures are PNG files in the folder ``pictures`` beside the text."""
     parts = [f"# {_plain(report.title)}"]
     for section in report.sections:
         parts += [f"## {_plain(section.title)}", *map(_plain, section.sentences)]
@@ -56,11 +56,11 @@ def as_markdown(report: Report, pictures: str = "report") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-@lru_cache(maxsize=16)  # once for its file and once for the page
+@lru_cache(maxsize=16)  # the file and the page need the same bytes
 def svg(picture: Picture) -> bytes:
-    """The picture as SVG, the same bytes for the same picture: neither date nor random names."""
+    """The picture as SVG, without date and random names: the same bytes for the same picture."""
     drawn = io.BytesIO()
-    # Texts as outlines: they look the same wherever the page is opened.
+    # Text becomes outlines, so that it looks the same on every machine.
     with matplotlib.rc_context({"svg.hashsalt": picture.name, "svg.fonttype": "path"}):
         picture.figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
     return drawn.getvalue()
@@ -83,17 +83,17 @@ def _template() -> jinja2.Template:
 
 
 def _address(picture: Picture) -> str:
-    # Not inline: names within one SVG would be seen by the others.
+    # An inline SVG would share its element ids with the others on the page.
     return f"data:image/svg+xml;base64,{base64.b64encode(svg(picture)).decode()}"
 
 
 def _flush_right(table: Table) -> list[bool]:
-    """For each column, whether it holds bare numbers."""
+    """For each column, whether all its cells are bare numbers."""
     return [all(NUMBER.fullmatch(cell) for cell in column) for column in zip(*table.rows, strict=True)]
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
-    """The text in pieces, with the addresses of those that name a source."""
+    """The text in pieces, each with its URL if it names a source, else None."""
     end = 0
     for match in SOURCE.finditer(text):
         yield text[end : match.start()], None
@@ -109,12 +109,12 @@ def _linked(text: str) -> Markup:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, but for its links."""
+    """Markdown that shows the text unchanged, with links for its sources."""
     return "".join(f"[{_inert(piece)}]({url})" if url else _inert(piece) for piece, url in _pieces(text))
 
 
 def _inert(text: str) -> str:
-    # An interval's brackets stay readable as plain text: they make a link only where a round one follows at once.
+    # Brackets make a link only if a round one follows at once; those of intervals stay readable as plain text.
     text = html.escape(re.sub(r"\s+", " ", text), quote=False)
     return re.sub(r"[\\`*|~]|(?<=\])[(\[:]|(?<!\w)_|_(?!\w)|^[#+=-]", r"\\\g<0>", text)
 
@@ -126,13 +126,13 @@ def _markdown_table(table: Table) -> str:
 
 
 PARTS = "report"
-"""Folder of the tables and pictures, beside the page."""
+"""Name of the folder of the tables and pictures, beside the page."""
 
 
 def write_report(search: Search, folder: Path | None = None) -> tuple[Report, list[Path]]:
-    """Writes the report of a search, into its own folder unless told; returns it, and what was written.
+    """Writes the report of a search, by default into its own folder; returns the report and the written paths.
 
-    The page comes last: where it is, the rest is.
+    The HTML page is written last, so an existing page means that the other parts exist.  Raises OSError.
     """
     folder, report = folder or search.folder, report_of(search)
     times = folder / "time_to_target.csv"
@@ -142,7 +142,10 @@ def write_report(search: Search, folder: Path | None = None) -> tuple[Report, li
 
 
 def write_joint_report(searches: Sequence[Search], folder: Path) -> tuple[Report, list[Path]]:
-    """Writes the report over several searches; raises as :func:`joint_report` before it writes anything."""
+    """Writes the report over several searches; returns the report and the written paths.
+
+    Raises :class:`InvalidInput` as :func:`joint_report` does, before it writes anything, and OSError.
+    """
     report = joint_report(searches)
     return report, _write(report, folder)
 

@@ -1,10 +1,10 @@
-"""Performance profiles: on which share of several workloads a variant is not much dearer than the best one.
+"""Performance profiles: the share of workloads on which a variant costs at most a factor more than the fastest.
 
     share(tau) = |{workloads: cost <= tau (least cost of all variants there)}| / |workloads|,      1 <= tau <= 4
 
 The cost is the median of the confirmed runs of the best settings, in gradient evaluations to the highest target.
-A variant that did not come there, or is not confirmed, is outside at every tau, and on a workload where none came there
-all are.  Source: Dolan and More, Math. Programming 91, 2002, arXiv cs/0102001; to tau = 4 as in Dahl et al., arXiv
+A variant that missed the target or is not confirmed counts at no tau.  On a workload where every variant missed, none
+counts.  Source: Dolan and More, Math. Programming 91, 2002, arXiv cs/0102001; up to tau = 4 as in Dahl et al., arXiv
 2306.07179.
 """
 
@@ -18,22 +18,23 @@ from tuner.report.comparison import times
 from tuner.study.results import Search
 
 LARGEST_FACTOR = 4.0
+"""Largest tau of a profile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A variant's step function; its value at a factor holds up to the next."""
+    """A variant's step function of the factor; its value at a factor holds up to the next factor."""
 
     variant: str
     factors: tuple[float, ...]
-    """Rising from 1 to 4: wherever any variant's share rises."""
+    """Increasing from 1 to 4: all factors at which any variant's share rises, and both ends."""
     shares: tuple[float, ...]
-    """In [0, 1], one a factor."""
+    """Shares of workloads, in [0, 1], one per factor."""
     num_workloads: int
 
 
 def performance_profiles(searches: Sequence[Search]) -> list[Profile]:
-    """The profiles of the variants that all searches have, in the first one's order, each search being a workload."""
+    """The profiles of the variants that all searches have, in the order of the first search; a search is a workload."""
     costs = [_costs(search) for search in searches]
     names = [name for name in (costs[0] if costs else ()) if all(name in known for known in costs)]
     least = [min((known[name] for name in names), default=math.inf) for known in costs]
@@ -55,13 +56,13 @@ def performance_profiles(searches: Sequence[Search]) -> list[Profile]:
 
 
 def left_out(searches: Sequence[Search]) -> list[str]:
-    """The variants that some searches lack, and that no profile is of, therefore."""
+    """The variants that some searches lack and that therefore have no profile."""
     names = [[variant.name for variant in search.variants] for search in searches]
     return list(dict.fromkeys(name for row in names for name in row if not all(name in other for other in names)))
 
 
 def _costs(search: Search) -> dict[str, float]:
-    """Variant -> its median cost; inf where it is not known to have come to the highest target."""
+    """Variant -> its median cost to the highest target; inf if it missed the target or is not confirmed."""
     goal = search.spec.training.targets[-1]
     reached = {
         time.variant: time.interval.estimate

@@ -1,6 +1,6 @@
 """Pictures of dots and bars: times to target, learning rates against the objective, importance of settings.
 
-A picture is None where there is nothing to draw; its title says what is drawn.
+A function returns None if there is nothing to draw.  A picture's title is its caption.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from tuner.report.intervals import Interval
 from tuner.study.results import Search
 
 ENDINGS = {"finished": ("o", False), "stopped": ("o", True), "diverged": ("x", False)}
-"""How a trial ended -> its mark, and whether that is hollow."""
+"""How a trial ended -> its mark, and whether the mark is hollow."""
 EDGE = 0.96
-"""Where the diverged trials stand, as a share of the height."""
+"""Height at which diverged trials are drawn, as a share of the axes' height."""
 MISSED = 1.08
-"""Where a miss stands, as a share of the budget."""
+"""Position at which a miss is drawn, as a share of the budget."""
 MOST, MOST_IN_CROWD = 5, 3
-"""Settings of a variant whose importance is drawn, the largest."""
+"""Most settings per variant whose importance is drawn: in few panels, and in more than ``CROWD``."""
 
 
 def times_to_target(search: Search) -> Picture | None:
-    """Gradient evaluations to each target: median and interval of each variant's confirmed runs, and each run."""
+    """Gradient evaluations to each target: each variant's median and interval over its confirmed runs, and each run."""
     rows = {(row.variant, row.target): row for row in times(search) if row.unit == "gradient_evaluations"}
     names = [name for name in ranking(search) if (name, search.spec.training.targets[0]) in rows]
     if not names:
@@ -80,18 +80,18 @@ def times_to_target(search: Search) -> Picture | None:
     legend(figure, [*entries, sample("missed", marker=">"), sample("one seed", "#A8A8A8", marker=".")])
     levels = sorted({f"{100 * row.interval.level:.0f}%" for row in rows.values()})
     title = (
-        "Gradient evaluations to a target: median over the confirmed runs of the best settings, with its interval by "
-        f"order statistics ({' or '.join(levels)}); small, each seed. Arrows in grey: the target was missed within the "
-        "budget, or the interval has no end there."
+        "Gradient evaluations to a target. Large marks are medians over the confirmed runs of the best settings, with "
+        f"intervals by order statistics ({' or '.join(levels)}). Small marks are single seeds. An arrow in the grey "
+        "area means that the target was missed within the budget, or that the interval has no end there."
     )
     if undecided:
-        title += " Hollow and dotted: the interval attains less than 95%."
+        title += " Hollow marks with dotted lines are intervals that attain less than 95%."
     return Picture("times_to_target", title, figure)
 
 
 def _seeds(axes: Axes, y: int, costs: Sequence[float], missed: float, colour: str) -> None:
     counts, step = Counter(costs), min(0.16, 0.8 / len(costs))
-    # Equal ones stand above each other, around the row.
+    # Equal costs would hide each other, so they are spread around the row.
     dots = [(x, y + step * (i - (n - 1) / 2)) for x, n in counts.items() for i in range(n)]
     for marker, drawn in (
         ("o", [dot for dot in dots if dot[0] < math.inf]),
@@ -116,7 +116,7 @@ def _interval(axes: Axes, y: int, interval: Interval, missed: float, colour: str
 
 
 def learning_rates(search: Search) -> Picture | None:
-    """The objective of each trial by its peak learning rate and by how it ended; the default point and the best."""
+    """Each trial's objective by its peak learning rate, marked by how it ended, with the default point and the best."""
     trials = {
         v.name: [r for r in search.trials_of(v.name) if r.status in ENDINGS and r.history] for v in search.variants
     }
@@ -165,15 +165,15 @@ def learning_rates(search: Search) -> Picture | None:
         ],
     )
     title = (
-        f"Each trial's objective ({goal(search)}) by its peak learning rate, over the range searched. Filled: "
-        "finished; hollow: stopped early, with the value it had come to; crosses at the top edge: diverged. Circled: "
-        "the best; dashed: the default point."
+        f"Each trial's objective ({goal(search)}) by its peak learning rate, over the searched range. Filled marks "
+        "finished. Hollow marks were stopped early and show the value reached by then. Crosses at the top edge "
+        "diverged. The circle is the best trial, and the dashed line is the default point."
     )
     return Picture("learning_rates", title + goal_note(search), figure)
 
 
 def importance(search: Search) -> Picture | None:
-    """Which settings mattered for being among the best of a variant's trials: the largest shares of each variant."""
+    """The settings that mattered most for being among the best tenth of a variant's trials, with their shares."""
     found = importances(search)
     if not found:
         return None
@@ -194,6 +194,6 @@ def importance(search: Search) -> Picture | None:
     label(figure, "importance")
     title = (
         f"Importance of the settings for being among the best of a variant's trials by objective ({goal(search)}), as "
-        f"shares (PED-ANOVA); the {most} largest of each variant."
+        f"shares (PED-ANOVA). At most the {most} largest of each variant are shown."
     )
     return Picture("importance", title, figure)

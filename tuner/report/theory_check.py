@@ -1,7 +1,7 @@
-"""Theory over measurement, for the workload ``diagonal``: what the limit said of each training, and what came.
+"""Theory against measurement, for the workload ``diagonal``: the limit's prediction for each training, and its risk.
 
-The limit (:mod:`tuner.theory`) is of infinitely many coordinates, so that single trainings scatter about it.  Times to
-the target are in steps, replays apart, and interpolated between evaluations on both sides alike.
+The limit (:mod:`tuner.theory`) is of infinitely many coordinates, so single trainings scatter around it.  Times to the
+target are in steps without replays.  Predicted and measured times are both interpolated between evaluations.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from tuner.theory.trajectory import Trajectory
 from tuner.workloads.population import DIMENSION, NUM_TRAIN, make_population
 
 MODERATE = 0.3
-"""Part of the critical rate up to which the closure is within 2% of the standard problem's risk, 4% at worst."""
+"""Fraction of the critical rate up to which the closure is within 2% of the standard problem's risk, 4% at worst."""
 MOST = 200
-"""Trainings that are looked at, confirmed runs first: each takes up to some seconds."""
+"""Most trainings that are compared, confirmed runs first; the prediction of one takes up to some seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Foretold:
-    """A training and what the limit says of it, in risks at its evaluations."""
+    """A training and the limit's prediction for it, as risks at its evaluations."""
 
     record: TrialRecord
     measured: Trajectory
     predicted: Trajectory
     times: tuple[float, float]
-    """Steps to the target over d, predicted and measured; inf where it is not reached."""
+    """Steps to the target over d, predicted and measured; inf if the target is not reached."""
 
     @property
     def both_reached(self) -> bool:
-        """Whether the target is reached in theory and in fact."""
+        """Whether the target is reached in the prediction and in the measurement."""
         return all(map(math.isfinite, self.times))
 
 
 def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
-    """The trainings that the limit covers, and variant -> why it does not, counted."""
-    # knobs are torch's, which a driver has no use for else
+    """The trainings that the limit covers, and variant -> reasons why others are not covered, with their counts."""
+    # These import torch, which the driver does not need otherwise.
     from tuner.core.errors import InvalidInput
     from tuner.order import last_iterate
     from tuner.theory.coverage import limit_of, not_covered
@@ -69,12 +69,12 @@ def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
                 steps_per_epoch=steps_per_epoch,
                 squares=workload.model == "diagonal-squares",
             )
-            # From the start on, which nobody evaluates.
+            # The start is added: no training evaluates it.
             steps = [0, *(metrics.steps for metrics in record.history if not metrics.diverged)]
             losses = [problem.first_risk, *(m.validation_loss for m in record.history if not m.diverged)]
             predicted = solve_limit(problem, limit, np.array(steps) / DIMENSION, moderate=MODERATE)
         except InvalidInput as error:
-            # A solver's own words are advice to whoever calls it, and have the numbers of one training in them.
+            # A solver's message advises its caller and contains the numbers of one training.
             failed = "its risk explodes" if isinstance(error, Exploded) else "its equation could not be solved"
             reasons[record.variant][not_covered(optimizer) or failed] += 1
             continue
@@ -85,7 +85,7 @@ def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
 
 
 def theory(search: Search) -> Section:
-    """What the limit said, over what was measured; nothing for another workload."""
+    """The limit's predictions against the measurements; empty for other workloads."""
     if search.spec.training.workload.data != "diagonal":
         return Section("Theory")
     found, reasons = foretell(search)
@@ -102,11 +102,13 @@ def theory(search: Search) -> Section:
         rows.append((variant.name, str(len(told)), gap, str(len(ratios)), ratio, str(apart), why or "-"))
     columns = ("variant", "covered", "gap", "reached", "measured over predicted", "only one reached", "not covered")
     note = (
-        "Of the trainings that ended: those that the limit covers; the median over them of the risk's mean relative "
-        f"gap; those that reached {target}% in theory and in fact, and how long they took over what was "
-        "predicted, in steps (median [smallest, largest]); those of which one reached it alone; why the limit says "
-        f"nothing of others. At d = {DIMENSION} a single training is off by about 5% of the risk where its momentum's "
-        "memory is short, and more with random factors, of which few steps see few."
+        "The table counts trainings that ended. Covered are those to which the limit applies. The gap is the median "
+        "over them of the risk's mean relative distance from the prediction. Reached are those that reached "
+        f"{target}% both in theory and in measurement. The next column divides their measured steps by the predicted "
+        "ones (median [smallest, largest]). Only one reached counts trainings where either theory or measurement "
+        "reached the target alone. Not covered gives the reasons why the limit does not apply to the others. At "
+        f"d = {DIMENSION} a single training is off by about 5% of the risk if its momentum has a short memory. It is "
+        "off by more with random factors, because few steps see few of them."
     )
     table = Table("theory", "Theory and measurement", columns, tuple(rows), note)
     drawn = [one for one in found if one.record.phase == "confirm"] or found
@@ -117,17 +119,20 @@ def theory(search: Search) -> Section:
 def _said(found: list[Foretold], target: str) -> tuple[str, ...]:
     both = [one.times for one in found if one.both_reached]
     if not found:
-        return ("The limit covers none of the trainings that ended.",)
-    said = [f"The limit covers {len(found)} trainings that ended; {len(both)} reached {target}% in both."]
+        return ("The theory's limit covers none of the trainings that ended.",)
+    said = [
+        f"The theory's limit covers {len(found)} trainings that ended. Of these, {len(both)} reached {target}% both in "
+        "theory and in measurement."
+    ]
     if len({p for p, _ in both}) > 2 and len({m for _, m in both}) > 2:
         from scipy.stats import spearmanr  # slow to import
 
         correlation = float(spearmanr([p for p, _ in both], [m for _, m in both]).statistic)
         off: Interval = median_interval([measured / predicted for predicted, measured in both])
         said.append(
-            f"Rank correlation of the predicted with the measured time to the target: {correlation:.3f} (Spearman, "
-            f"{len(both)} trainings); measured over predicted {off.estimate:.3g} [{off.low:.3g}, {off.high:.3g}] "
-            f"({off.level:.0%})."
+            f"Spearman's rank correlation of the predicted and the measured time to the target is {correlation:.3f} "
+            f"({len(both)} trainings). The median of measured over predicted is {off.estimate:.3g} [{off.low:.3g}, "
+            f"{off.high:.3g}] ({off.level:.0%})."
         )
     return tuple(said)
 
@@ -158,7 +163,7 @@ def _times(search: Search, found: list[Foretold]) -> Picture | None:
     numbers(axes.yaxis, "log")
     label(figure, "predicted", "measured")
     legend(figure, [sample(name, looks[name][0], marker=mark(*looks[name])) for name in names])
-    title = "Steps to the target: predicted by the limit, and measured; on the dotted line they are equal."
+    title = "Steps to the target, measured against predicted by the limit. On the dotted line they are equal."
     return Picture("theory_times", title, figure)
 
 
@@ -179,7 +184,7 @@ def _curves(search: Search, drawn: list[Foretold]) -> Picture | None:
     label(figure, "steps", "risk")
     legend(figure, [sample("measured", dashes="-"), sample("theory", "black", dashes="--")])
     which = "confirmed runs" if drawn[0].record.phase == "confirm" else "trials"
-    title = f"Risk of the {which} that the limit covers, at their evaluations, and what the limit said of them."
+    title = f"Risk of the {which} that the limit covers, measured and predicted by the limit, at their evaluations."
     return Picture("theory_curves", title, figure)
 
 

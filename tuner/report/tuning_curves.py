@@ -1,12 +1,13 @@
-"""Tuning curves: the best as a function of the number of random trials, in confidence bands (:mod:`.bands`).
+"""Tuning curves: the best objective as a function of the number of random trials, with bands (:mod:`.bands`).
 
-The outcome of a trial that finished is its objective, and that of one that was stopped or diverged is the objective's
-worst: the search could not choose it.  So the best of n outcomes is the objective of the trial that a search chooses
-after n, and a stopped trial counts for no more than it would have, had it gone on.  Failed trials have no outcome.
+The outcome of a trial that finished is its objective.  A trial that was stopped or diverged has the objective's worst
+value as its outcome, because the search could not choose it.  So the best of n outcomes is the objective of the trial
+that a search chooses after n trials.  A stopped trial counts for no more than it would have if it had continued.
+Failed trials have no outcome.
 
-The curve describes random search with these rungs, but supposes trials that are alike.  The first ones of a search meet
-few others at its rungs, and more of them finish than later: for them the curve is too bad, its band too narrow.  It
-begins where the simulated coverage is at least the level.
+The curve describes random search with these rungs and assumes that all trials are alike.  The first trials of a search
+meet few others at the rungs, and more of them finish than later ones.  For them the curve is too pessimistic and its
+band too narrow.  The curve therefore begins where the simulated coverage is at least the level.
 """
 
 from __future__ import annotations
@@ -29,38 +30,39 @@ class TuningCurve:
     variant: str
     objective: str
     trials: NDArray[np.float64]
-    """Numbers of random trials up to R, all that have an outcome; from 1, or the first for which the band holds."""
+    """Numbers of random trials with an outcome, up to all R; from 1, or from the first for which the band holds."""
     median: NDArray[np.float64]
-    """Of the best after that many: gradient evaluations (above the budget: missed), accuracy, or area."""
+    """Median of the best objective: gradient evaluations (above the budget: a miss), accuracy in [0, 1], or area."""
     low: NDArray[np.float64]
-    """Ends of the simultaneous band; where it has no bound, the end of what the objective can be."""
+    """Lower end of the simultaneous band; the smallest possible objective where the band has no bound."""
     high: NDArray[np.float64]
+    """Upper end of the simultaneous band; the largest possible objective where the band has no bound."""
     level: float
-    """Asked of the band: 0.95, or 0.8 for fewer than eight trials."""
+    """Nominal level of the band: 0.95, or 0.8 for fewer than eight trials."""
     coverage: Interval
     """Share of simulated searches of this kind whose band held their policy's own curve at all of ``trials``."""
     approximate: bool
-    """Whether that share is below the level wherever the curve begins."""
+    """Whether ``coverage`` is below ``level`` wherever the curve begins."""
     model_trace: tuple[tuple[int, float], ...]
-    """Of the model arm, which no band covers: number of trials of all arms so far, and the best of them."""
+    """For each trial of the model arm: number of trials of all arms so far, and their best.  No band covers it."""
 
     @property
     def note(self) -> str:
-        """What is known of the band, in a sentence or two."""
+        """How often bands of this kind hold, in one or two sentences; the first begins in lower case."""
         first, share = int(self.trials[0]), self.coverage
         text = (
-            f"{self.level:.0%} band{', approximate' if self.approximate else ''}: it held in {share.estimate:.1%} "
+            f"the {'approximate ' if self.approximate else ''}{self.level:.0%} band held in {share.estimate:.1%} "
             f"[{share.low:.1%}, {share.high:.1%}] of {NUM_SEARCHES:,} simulated searches of this kind."
         )
         return (
             text
             if first == 1
-            else f"{text} It begins at {first} trials: the first of a search meet too few at the rungs."
+            else f"{text} It begins at {first} trials, because the first trials meet too few others at the rungs."
         )
 
 
 def tuning_curve(search: Search, variant: str) -> TuningCurve | None:
-    """The tuning curve of a variant's random trials, those that have ended; None below two, or for two objectives."""
+    """The tuning curve of a variant's ended random trials; None for fewer than two trials or for two objectives."""
     objective, targets = search.spec.objective, search.spec.training.targets
     ended = [r for r in search.trials_of(variant) if r.ended and r.status != "failed" and r.history]
     draws = [record for record in ended if record.arm == "random"]
