@@ -81,7 +81,7 @@ def test_the_original_is_left_as_it_is() -> None:
         ({"workers": [HEAD]}, f"--head {HEAD} --workers {HEAD}: {HEAD} is named twice"),
         ({"workers": ["gpu-box"]}, "--head and --workers: 'gpu-box' must be an IPv4 address such as 192.168.1.10"),
         ({"head": "192.168.1.256"}, "--head and --workers: '192.168.1.256' must be an IPv4 address"),
-        ({"storage": "runs"}, "--storage runs: must be a URI such as s3://bucket/folder, or a folder from / on"),
+        ({"storage": "runs"}, "--storage runs: must be a URI such as s3://bucket/folder or an absolute path"),
     ],
 )
 def test_bad_input(changes: dict[str, Any], message: str) -> None:

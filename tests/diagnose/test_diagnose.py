@@ -114,7 +114,7 @@ def test_what_mlflow_does_not_take_leaves_a_failed_run_and_the_files(
     spec = there / "runs/a/search.json"
     saved = spec.read_text()
     spec.write_text(saved.replace(json.loads(saved)["id"], "0" * 32))
-    assert "is of another search" in refused([parent.info.run_id], capsys)
+    assert "belongs to another search" in refused([parent.info.run_id], capsys)
     spec.write_text(saved)
 
 
@@ -156,23 +156,23 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name one RUN, or several by --compare"),
-        (["{file}", "--compare", "{file}"], "name one RUN, or several by --compare"),
-        (["--compare", "{file}", "{file}", "--repair"], "--repair: belongs to one RUN"),
+        ([], "name one RUN, or several with --compare"),
+        (["{file}", "--compare", "{file}"], "name one RUN, or several with --compare"),
+        (["--compare", "{file}", "{file}", "--repair"], "--repair: applies to one RUN"),
         (["--compare", "{file}"], "at least two runs"),
         (["--compare", "{file}", "{file}"], "each named once"),
         (["{file}", "--num-groups", "0", "--groups", "linear"], "--num-groups 0: must be in [1, 4]"),
-        (["{file}", "--folder", "{folder}"], "has the weights themselves"),
+        (["{file}", "--folder", "{folder}"], "contains the file of weights"),
         (["{file}", "--tracking-uri", "nonsense://x"], "--tracking-uri nonsense://x: must be"),
         (["{file}", "--repair", "--lr", "0"], "lr.peak = 0"),
         (["{file}", "--repair", "--epochs", "0"], "epochs = 0"),
         (["{file}", "--groups", "blocks.1,block.2"], "unknown layer group 'block.2'"),
-        (["{file}", "--num-groups", "5"], r"--num-groups 5: must be in [1, 4], as the model has 5"),
+        (["{file}", "--num-groups", "5"], r"--num-groups 5: must be in [1, 4], because the model has 5 groups"),
         (["{file}", "--repair", "--groups", "conv,blocks.0,blocks.1,blocks.2,linear"], "nothing would be frozen"),
         (["nothing"], "must be SEARCH/RUN"),
         (["no/sgdm-00"], "there is no search"),
-        (["{file}", "--spec", "nothing.json"], "name the training that it comes from by --spec"),
-        (["no/sgdm-00", "--spec", "{file}"], "belongs to a file of weights"),
+        (["{file}", "--spec", "nothing.json"], "name the training that it comes from with --spec"),
+        (["no/sgdm-00", "--spec", "{file}"], "applies to a file of weights"),
         (["{folder}/spec.json"], "is no file of weights"),
         (["{file}", "--folder", "{file}"], "is not a folder"),
     ],
@@ -219,9 +219,9 @@ def test_weights_on_other_data_and_runs_without_weights_are_refused(
     assert "is not there" in refused(["a/adamw/confirm-1"], capsys)
     assert "unknown run of a 'sgdm-07'" in refused(["a/sgdm-07"], capsys)
     elsewhere = ["--tracking-uri", f"sqlite:///{tmp_path}/other.db"]
-    assert "is no database of MLflow's" in refused(["a/sgdm/confirm-2", *elsewhere], capsys)
+    assert "is not a database of MLflow" in refused(["a/sgdm/confirm-2", *elsewhere], capsys)
     assert not list(tmp_path.glob("runs/a/*/diagnosis"))
-    assert "is no database of MLflow's" in refused(["0" * 32, *elsewhere], capsys)
+    assert "is not a database of MLflow" in refused(["0" * 32, *elsewhere], capsys)
     assert not (tmp_path / "other.db").exists()
     MlflowClient(elsewhere[1]).search_experiments()
     capsys.readouterr()

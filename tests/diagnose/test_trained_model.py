@@ -39,7 +39,7 @@ def test_a_checkpoint_and_final_weights_are_what_was_evaluated(decay: float, tmp
 def test_the_spec_may_be_elsewhere_and_has_to_be_that_of_the_weights(tmp_path: Path) -> None:
     list(train(SPEC, store=Store(tmp_path), keep_weights=True))
     path = tmp_path / "weights.pt"
-    with pytest.raises(InvalidInput, match="name the training that it comes from by --spec"):
+    with pytest.raises(InvalidInput, match="name the training that it comes from with --spec"):
         load_trained_model(str(path))
     (tmp_path / "mine.json").write_text(to_json(SPEC))
     assert load_trained_model(str(path), spec_file=tmp_path / "mine.json").spec == SPEC

@@ -30,15 +30,17 @@ def path(of: OptimizerSpec, switch: int | None = None) -> list[Hyperparameters]:
 
 
 def test_constant_momentum_and_a_learning_rate_of_its_own() -> None:
-    knobs = path(spec(momentum__value=0.7))
-    assert {k.momentum for k in knobs} == {0.7} and {k.p for k in knobs} == {2.0}
-    assert max(k.lr for k in knobs) == 0.2
+    hyperparameters = path(spec(momentum__value=0.7))
+    assert {k.momentum for k in hyperparameters} == {0.7} and {k.p for k in hyperparameters} == {2.0}
+    assert max(k.lr for k in hyperparameters) == 0.2
 
 
 @pytest.mark.parametrize("form", ["linear", "square", "exponential"])
 def test_critical_momentum_follows_each_steps_learning_rate(form: Any) -> None:
-    knobs = path(spec(momentum__schedule="critical", momentum__form=form, momentum__cap=0.95, momentum__zeta=0.7))
-    for k in knobs:
+    hyperparameters = path(
+        spec(momentum__schedule="critical", momentum__form=form, momentum__cap=0.95, momentum__zeta=0.7)
+    )
+    for k in hyperparameters:
         assert k.momentum == critical_momentum(k.lr, zeta=0.7, form=form, cap=0.95)
 
 
@@ -46,11 +48,11 @@ def test_the_cycle_falls_as_the_learning_rate_rises() -> None:
     of = spec(
         lr__schedule="one-cycle", lr__warmup=0.3, momentum__schedule="cycle", momentum__value=0.95, momentum__low=0.8
     )
-    knobs = path(of)
-    lowest = min(knobs, key=lambda k: k.momentum)
+    hyperparameters = path(of)
+    lowest = min(hyperparameters, key=lambda k: k.momentum)
     assert lowest.lr == 0.2 and lowest.momentum == pytest.approx(0.8)
-    assert knobs[-1].momentum == pytest.approx(0.95, abs=1e-3)
-    for k in knobs:  # on the line between (0, .95) and (peak, .8)
+    assert hyperparameters[-1].momentum == pytest.approx(0.95, abs=1e-3)
+    for k in hyperparameters:  # on the line between (0, .95) and (peak, .8)
         assert k.momentum == pytest.approx(0.95 - 0.15 * k.lr / 0.2)
 
 
@@ -179,6 +181,6 @@ def test_the_longest_step_is_that_of_the_largest_effective_rate(variant: str, sw
     lengths = [k.lr if of.rule == "lpsgd" else k.lr / (1 - k.momentum) for k in path(of, switch)]
     number, lr, momentum = longest_step(of, STEPS, switch)
     assert lengths[number] == pytest.approx(max(lengths), rel=1e-12)
-    knobs = path(of, switch)[number]
-    assert (lr, momentum) == pytest.approx((knobs.lr, knobs.momentum), rel=1e-12)
+    hyperparameters = path(of, switch)[number]
+    assert (lr, momentum) == pytest.approx((hyperparameters.lr, hyperparameters.momentum), rel=1e-12)
     assert not any(length > lengths[number] * (1 + 1e-12) for length in lengths[:number])

@@ -111,8 +111,8 @@ def test_a_plan_says_which_points_are_tried(capsys: pytest.CaptureFixture[str]) 
     print_plan(SearchSpec(trials=8), [SPACES["composed"], SPACES["sgdm"]])
     lines = capsys.readouterr().out.splitlines()
     assert "Each variant: 4 trials drawn at random, then 4 by TPE" in next(line for line in lines if "TPE" in line)
-    assert [line for line in lines if "in place of" in line] == [
-        "composed: in place of the first 2 by TPE the points sgdm, lpsgdm."
+    assert [line for line in lines if " replace " in line] == [
+        "composed: the points sgdm, lpsgdm replace the first 2 by TPE."
     ]
 
 

@@ -43,7 +43,7 @@ def test_a_search_outlives_its_databases_and_servers(postgres: Postgres, tmp_pat
             outage()
             assert running.process.poll() is None, f"{name}: {running.output()}"
         assert running.wait() == 0, running.output()
-        assert "MLflow has not taken everything" not in running.output()
+        assert "MLflow has not received everything" not in running.output()
         check_whole(tmp_path, dict.fromkeys(VARIANTS, 3), storage=storage, tracking_uri=server.address)
     log = (tmp_path / "runs/a/ray.log").read_text()
     assert "Optuna's storage works again" in log, "the outages were not felt"
@@ -61,7 +61,7 @@ def test_a_search_ends_cleanly_where_its_database_stays_away(postgres: Postgres,
     postgres.stop("immediate")
     assert running.wait() == 3, running.output()
     assert "Optuna's storage has failed for 2 s: " in running.output()
-    assert "Go on with: python -m tuner.search --resume a" in running.output()
+    assert "Resume with: python -m tuner.search --resume a" in running.output()
     assert "Traceback" not in running.output()
     postgres.start()
     resumed = search(tmp_path, "--resume", "a")

@@ -64,7 +64,7 @@ def test_killed_and_interrupted_it_ends_as_if_nobody_had(tmp_path: Path) -> None
     interrupted = Running(tmp_path, "--resume", "a")
     interrupted.wait_until(lambda: MOMENTS["a confirmed run"](tmp_path))
     assert interrupted.interrupt() == 130
-    assert "Go on with: python -m tuner.search --resume a" in interrupted.output()
+    assert "Resume with: python -m tuner.search --resume a" in interrupted.output()
     assert "Traceback" not in interrupted.output()
     _, runs = mlflow_runs(tmp_path)
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)

@@ -109,7 +109,7 @@ def test_the_name_of_a_search_that_exists_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     check_new(spec)
     save(tmp_path / "s", spec, "id", {})
-    with pytest.raises(InvalidInput, match="--name s: this search exists; go on with it by --resume s"):
+    with pytest.raises(InvalidInput, match="--name s: this search exists; resume it with --resume s"):
         check_new(spec)
 
 

@@ -22,7 +22,7 @@ from tuner.workloads.data import load_data
 CPU = torch.device("cpu")
 DATA = load_data(WorkloadSpec(), CPU)
 BATCHES = shuffled_batches(DATA.sizes["train"], 64, seed=3, epoch=0)
-KNOBS = Hyperparameters(lr=0.005, momentum=0.9, p=2.0)
+HYPERPARAMETERS = Hyperparameters(lr=0.005, momentum=0.9, p=2.0)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,12 +33,14 @@ def network(**settings: Any) -> TrainState:
     return TrainState(TrialSpec(optimizer=optimizer, precision="float64"), DATA, CPU, num_steps=10)
 
 
-def go(net: TrainState, numbers: Iterator[int] | range, knobs: Hyperparameters = KNOBS) -> list[float]:
+def go(
+    net: TrainState, numbers: Iterator[int] | range, hyperparameters: Hyperparameters = HYPERPARAMETERS
+) -> list[float]:
     losses = []
     for number in numbers:
         batch = BATCHES[number]
         for images, labels in DATA.train_batches([batch]):
-            losses.append(float(net.step(number, batch, images, labels, knobs)[0]))
+            losses.append(float(net.step(number, batch, images, labels, hyperparameters)[0]))
     return losses
 
 
@@ -116,16 +118,16 @@ def test_rescaling_follows_the_learning_rates_in_the_order_they_are_used() -> No
     ours = network(momentum__rescale="sqrt-lr")
     go(ours, range(1))
     anchor = ours.frozen_state()
-    go(ours, range(4, 6), KNOBS._replace(lr=0.3))  # a replay leaves nothing behind
+    go(ours, range(4, 6), HYPERPARAMETERS._replace(lr=0.3))  # a replay leaves nothing behind
     ours.load(anchor)
     by_hand = network()
     go(by_hand, range(1))
-    before = KNOBS.lr
+    before = HYPERPARAMETERS.lr
     for number, lr in by_step.items():
-        go(ours, range(number, number + 1), KNOBS._replace(lr=lr))
+        go(ours, range(number, number + 1), HYPERPARAMETERS._replace(lr=lr))
         for state in by_hand.optimizer.state.values():
             state["momentum_buffer"] *= (before / lr) ** 0.5
-        go(by_hand, range(number, number + 1), KNOBS._replace(lr=lr))
+        go(by_hand, range(number, number + 1), HYPERPARAMETERS._replace(lr=lr))
         before = lr
     for a, b in zip(ours.model.parameters(), by_hand.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)

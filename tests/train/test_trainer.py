@@ -219,8 +219,8 @@ def reversed_by_hand(spec: TrialSpec, start: dict[str, Any], numbers: Sequence[i
     for number in numbers:
         (batch,) = training._batches(range(number, number + 1))
         for images, labels in training.data.train_batches([batch]):
-            knobs = hyperparameters_at(spec.optimizer, number, training.num_steps, training.steps_per_epoch)
-            training.network.step(number, batch, images, labels, knobs)
+            hyperparameters = hyperparameters_at(spec.optimizer, number, training.num_steps, training.steps_per_epoch)
+            training.network.step(number, batch, images, labels, hyperparameters)
     return training
 
 

@@ -1,1 +1,1 @@
-"""Ray: a cluster that is started or joined, one run of Tune, and the actors that train."""
+"""Ray: starts or joins a cluster, runs Tune once, and holds the actors that train."""

@@ -1,8 +1,8 @@
-"""Which type of worker a cluster starts next, for Ray's autoscaler (``RAY_AUTOSCALER_UTILIZATION_SCORER``).
+"""Ranks the types of worker that Ray's autoscaler may start next (``RAY_AUTOSCALER_UTILIZATION_SCORER``).
 
-Ray asks for the type that suits the waiting trials best, and asks for it again when the cloud has none to give.  Here a
-type whose last launch failed stands behind those that can be had, until Ray forgets the failure (after half an hour).
-Between types that suit equally well Ray takes the last by name: ``worker-spot`` before ``worker-on-demand``.  Ours.
+Ray's own scorer asks for the type that suits the waiting trials best, even after the cloud had no such machine.  This
+scorer ranks a type whose last launch failed behind the other types.  Ray forgets a failure after half an hour.  Between
+types that suit equally well Ray takes the last by name: ``worker-spot`` before ``worker-on-demand``.  Source: ours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ def prefer_available(
     *,
     node_availability_summary: NodeAvailabilitySummary,
 ) -> Any:
-    """Rank of a node type for the resources that trials wait for, largest first; None where it can run none of them."""
+    """A node type's rank for the resources that trials wait for; the largest rank is started first.
+
+    Returns None if the type can run none of the waiting trials.
+    """
     score = _default_utilization_scorer(
         node_resources, resources, node_type, node_availability_summary=node_availability_summary
     )

@@ -1,9 +1,10 @@
-"""A cluster of one's own machines, from cluster.yaml: ``python -m tuner.cluster.local_provider``.
+"""Turns cluster.yaml into a cluster of one's own machines: ``python -m tuner.cluster.local_provider``.
 
-Ray's provider ``local`` reaches machines that are there already over SSH.  What is copied, installed and started is
-cluster.yaml's, word for word.  Where the machines are and who logs in differs, and in place of the cloud's security
-group each machine's own firewall closes Ray's ports to all but the cluster.  It has to: one message without a token
-(``RaySyncer/StartSync``) ends the GCS and the raylets of Ray 2.60.  Ours.
+Ray's provider ``local`` connects to existing machines over SSH.  The files that are copied and the commands that
+install and start the software are cluster.yaml's, word for word.  The addresses and the login differ.  Each machine's
+own firewall replaces the cloud's security group: it closes Ray's ports to all machines outside the cluster.  The
+firewall is necessary: one message without a token (``RaySyncer/StartSync``) ends the GCS and the raylets of Ray 2.60.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from tuner.core.errors import ExitStatus, InvalidInput, command
 PROGRAM = "python -m tuner.cluster.local_provider"
 CLUSTER = Path("cluster.yaml")
 RAY_PORTS = "6379, 8076-8080, 10001-19999, 32768-60999"
-"""What ``ray start`` listens on beyond loopback, as cluster.yaml starts it; the last are Linux's ephemeral ports, where
-the processes of a trial that has several meet, and ask each other for nothing."""
+"""Ports on which the ``ray start`` of cluster.yaml listens beyond loopback.
+
+The last range is Linux's ephemeral ports.  The workers of one trial connect to each other there, without
+authentication.
+"""
 TABLE = "sgd_tuner"
-"""nftables' name for the rules; ``sudo nft delete table inet sgd_tuner`` opens the ports again."""
+"""Name of the nftables table with the rules; ``sudo nft delete table inet sgd_tuner`` opens the ports again."""
 INSTALL_FIREWALL = (
     "sudo nft --version > /dev/null 2>&1 || (sudo apt-get -o DPkg::Lock::Timeout=600 update && "
     "sudo DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y nftables)"
@@ -43,10 +47,12 @@ def local_cluster(
     storage: str,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """The cluster as it is on machines at these addresses, which ``ssh_user`` may log in to and may ``sudo`` on.
+    """The cluster's configuration for machines at these IPv4 addresses.  ``ssh_user`` may log in and ``sudo`` on all.
 
-    ``storage``, a URI or a folder that all machines share, takes the place of the cloud's bucket.  ``ssh_key`` is a
-    file; without it the head needs a key of its own that opens the workers.  Raises InvalidInput.
+    ``storage`` replaces the cloud's bucket: a URI, or the absolute path of a folder that all machines share.
+    ``ssh_key`` is the file of a private key; without it the head needs a key of its own that opens the workers.
+
+    Raises InvalidInput for an address that is no IPv4 address or is given twice, and for a relative ``storage``.
     """
     machines = [head, *workers]
     for machine in machines:
@@ -55,7 +61,7 @@ def local_cluster(
     if twice := sorted({machine for machine in machines if machines.count(machine) > 1}):
         raise InvalidInput(f"--head {head} --workers {' '.join(workers)}: {twice[0]} is named twice")
     if "://" not in storage and not storage.startswith("/"):
-        raise InvalidInput(f"--storage {storage}: must be a URI such as s3://bucket/folder, or a folder from / on")
+        raise InvalidInput(f"--storage {storage}: must be a URI such as s3://bucket/folder or an absolute path")
     closed = firewall(machines)
     return {
         "cluster_name": name or cluster["cluster_name"],
@@ -70,7 +76,7 @@ def local_cluster(
 
 
 def firewall(machines: Sequence[str]) -> str:
-    """The command that closes Ray's ports on a machine to all but these; whatever else it serves stays as it is."""
+    """The command that closes a machine's Ray ports to all machines but these; its other ports stay as they are."""
     table = f"table inet {TABLE}"
     rules = (
         'iifname "lo" accept',
@@ -79,22 +85,22 @@ def firewall(machines: Sequence[str]) -> str:
         f"tcp dport {{ {RAY_PORTS} }} reject with tcp reset",
     )
     chain = f"chain input {{ type filter hook input priority filter; {'; '.join(rules)}; }}"
-    # Made, so that it can be deleted, and made anew, in one transaction.
+    # `delete` fails for a table that does not exist, so the table is added first.  All of it is one transaction.
     return f"sudo nft '{table}; delete {table}; {table} {{ {chain}; }}'"
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the file; exit status 2 for bad input."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="Print cluster.yaml for machines of one's own.")
+    """Prints the cluster's configuration as YAML; exit status 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Print cluster.yaml for your own machines.")
     parser.add_argument(
-        "--head", required=True, metavar="ADDRESS", help="machine that schedules and keeps the databases"
+        "--head", required=True, metavar="ADDRESS", help="machine that schedules trials and holds the databases"
     )
     parser.add_argument("--workers", required=True, nargs="+", metavar="ADDRESS", help="machines that train")
-    parser.add_argument("--ssh-user", required=True, metavar="USER", help="who logs in, and may sudo, on all of them")
-    parser.add_argument("--ssh-key", metavar="FILE", help="private key that opens all of them")
+    parser.add_argument("--ssh-user", required=True, metavar="USER", help="login with sudo rights on all machines")
+    parser.add_argument("--ssh-key", metavar="FILE", help="private key that opens all machines")
     parser.add_argument(
-        "--storage", required=True, metavar="PLACE", help="URI, or folder that all share, for MLflow's artifacts"
+        "--storage", required=True, metavar="PLACE", help="URI, or shared folder, for MLflow's artifacts"
     )
     parser.add_argument("--name", metavar="NAME", help="the cluster's name; default: cluster.yaml's")
     parser.add_argument("--cluster", type=Path, default=CLUSTER, metavar="FILE", help="default: cluster.yaml")
@@ -108,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         storage=arguments.storage,
         name=arguments.name,
     )
-    print(f"# Made by {PROGRAM} from {arguments.cluster}; that one says why each line is there.")
+    print(f"# Made by {PROGRAM} from {arguments.cluster}, whose comments explain each line.")
     print(yaml.safe_dump(cluster, sort_keys=False, width=120), end="")
     return ExitStatus.OK
 
@@ -125,11 +131,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         cluster = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or "no YAML"
+        reason = getattr(error, "strerror", None) or "it is not YAML"
         raise InvalidInput(f"--cluster {path}: cannot be read ({reason})") from None
     needed = {"cluster_name", "setup_commands", "head_start_ray_commands", "worker_start_ray_commands"}
     if not isinstance(cluster, dict) or needed - set(cluster):
-        raise InvalidInput(f"--cluster {path}: must be the repository's cluster.yaml, or one like it")
+        raise InvalidInput(f"--cluster {path}: must be the repository's cluster.yaml or have its keys")
     return cluster
 
 

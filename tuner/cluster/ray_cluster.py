@@ -1,4 +1,4 @@
-"""Starts Ray on this machine, or joins a cluster, and makes sure that a trial can ever fit."""
+"""Starts Ray on this machine or joins a cluster, and checks that a trial fits into it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ from tuner.core.errors import InvalidInput, first_line
 from tuner.core.search_spec import SearchSpec
 
 OBJECT_STORE_BYTES = 256 * 2**20
-"""Trials send metrics alone; Ray would set a third of the memory aside."""
+"""Size of Ray's object store.  Trials send only metrics, for which Ray would reserve a third of the memory."""
 MOST_MACHINES = 1000
+"""Number of machines that is counted for a machine type without a limit of its own."""
 RECOUNT_SECONDS = 2.0
+"""Seconds between two counts of a cluster's machines."""
 PROBE_SECONDS = 10
-"""How long a cluster's address may take to answer."""
+"""Seconds within which a cluster's address must answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What each trial gets, and how many trials fit at a time."""
+    """The resources of each worker of a trial, and how many trials fit at a time."""
 
     cpus: float
+    """CPUs of each worker, above 0."""
     gpus: float
+    """GPUs of each worker: a part of one in [0, 1], or a number of whole ones."""
     slots: int
+    """How many trials fit at a time, at least 1."""
 
     @property
     def threads(self) -> int:
-        """Threads of a trial: its CPUs, at least one."""
+        """Threads of each worker of a trial: its CPUs, at least one."""
         return max(1, int(self.cpus))
 
 
@@ -46,7 +51,7 @@ class Slots:
         self._slots, self._counted_at = resources.slots, time.monotonic()
 
     def now(self) -> int:
-        """As many as at the last count, a few seconds ago at most."""
+        """The number of slots as last counted, at most :data:`RECOUNT_SECONDS` ago."""
         if self._spec.address is not None and time.monotonic() - self._counted_at > RECOUNT_SECONDS:
             bundles = _num_fitting(_machines(), self._resources.cpus, self._resources.gpus)
             self._slots = bundles // self._spec.workers_per_trial
@@ -55,7 +60,7 @@ class Slots:
 
 
 def check_local_cpus(spec: SearchSpec) -> None:
-    """Refuses more CPUs a trial than this machine has, before anything is started."""
+    """Checks that this machine has a trial's CPUs, before anything is started; raises InvalidInput otherwise."""
     if spec.address is None and spec.cpus_per_trial > cpu_count():
         raise InvalidInput(f"--cpus-per-trial {spec.cpus_per_trial:g}: this machine has {cpu_count()}")
     if spec.address is None and spec.workers_per_trial * spec.cpus_per_trial > cpu_count():
@@ -66,13 +71,14 @@ def check_local_cpus(spec: SearchSpec) -> None:
 
 
 def start_ray(spec: SearchSpec) -> Resources:
-    """Connects to Ray and returns a trial's share.  Never joins a cluster that was not asked for.
+    """Connects to Ray and returns a trial's resources.  Joins a cluster only if the spec has an address.
 
-    Raises InvalidInput where the cluster does not answer or no machine of it, nor any it can start, fits a trial.
+    Raises InvalidInput if the cluster does not answer, and if a trial fits neither its machines nor those that it can
+    start.
     """
-    # Relative paths and a user's own modules are those of the folder that the search was started in.
+    # Relative paths and the user's own modules are looked up in the folder in which the search was started.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    # The recorder keeps the logs; Tune's own would say the same again, in three more forms.
+    # The recorder keeps the logs.  Tune's own loggers would write the same numbers in three more formats.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if spec.address is None:
@@ -100,7 +106,7 @@ def start_ray(spec: SearchSpec) -> Resources:
 
 @contextmanager
 def running_ray(spec: SearchSpec) -> Iterator[Resources]:
-    """Connects to Ray, yields a trial's share, and ends the connection, and with it a Ray that was started here."""
+    """Connects to Ray, yields a trial's resources, and disconnects; a Ray that was started here ends with it."""
     try:
         yield start_ray(spec)
     finally:
@@ -108,7 +114,7 @@ def running_ray(spec: SearchSpec) -> Iterator[Resources]:
 
 
 def _probe(address: str) -> None:
-    """Raises OSError where nothing listens; Ray itself would try for a minute."""
+    """Raises OSError if nothing listens at the address; Ray itself would try for a minute."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
@@ -136,8 +142,10 @@ def _share(spec: SearchSpec) -> Resources:
 
 
 def _machines() -> list[dict[str, float]]:
-    """Resources of each machine; a cluster that can grow is taken at its full size, so that trials wait for machines
-    that are to be started."""
+    """Resources of each machine.
+
+    A cluster that can grow is counted at its full size, so that trials may wait for machines that will be started.
+    """
     return _startable_machines() or [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -150,7 +158,7 @@ def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:
     if not gpus:
         return by_cpu
     on_each = _whole(1 / gpus)
-    # A part is of one GPU.
+    # A part of a GPU cannot be put together from two GPUs.
     by_gpu = int(machine.get("GPU", 0.0)) * on_each if on_each else _whole(machine.get("GPU", 0.0) / gpus)
     return min(by_cpu, by_gpu)
 

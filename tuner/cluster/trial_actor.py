@@ -1,7 +1,7 @@
 """The trainable: a Ray actor that runs one trial after another.
 
-A trial's checkpoints are in its store, not Tune's: a trial that starts, for whatever reason and on whatever machine,
-looks there first and tells the epochs it finds again.  It writes nothing else: what it tells, the driver keeps.
+A trial's checkpoints are in the trial's own store, not in Tune's.  Every start of a trial, on any machine, first looks
+for a checkpoint there and reports its epochs again.  The actor writes nothing else: the driver records what it reports.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from tuner.core.serialization import from_dict, to_json
 from tuner.core.store import Store
 from tuner.core.trial_spec import TrialSpec
 
-if TYPE_CHECKING:  # the driver knows this module and has no use for torch's 500 MB
+if TYPE_CHECKING:  # the driver imports this module and does not need torch's 500 MB
     from tuner.train.data_parallel import Replicas
 
 Results = Iterator[dict[str, Any]]
 
 MOUNT_SECONDS = 15.0
-"""How long a folder that all machines share may be away on one of them before it counts as not shared."""
+"""Seconds for which a shared folder may be missing on a machine before it counts as not shared."""
 
 
 class TrialActor(Trainable):
     """Runs the trial in ``config``, whose keys are the fields of :class:`TrialTask`.
 
-    In the phases ``explore`` and ``confirm`` it trains, in ``test`` it reads the test split.
+    It trains in the phases ``explore`` and ``confirm``.  It evaluates on the test split in the phase ``test``.
     """
 
     _group: WorkerGroup | None = None
-    """The other processes of a trial that has some, for the next one too."""
+    """The other workers of a trial of several; the next trial uses them again."""
 
     def setup(self, config: dict[str, Any]) -> None:
         see_own_gpus()
@@ -61,7 +61,7 @@ class TrialActor(Trainable):
         started = time.perf_counter()
         try:
             result = next(self._results)
-        # Raised, they would be tried again, and be as wrong again.
+        # Tune would retry a trial that raises, and these errors would come again.
         except InvalidInput as error:
             return {"failure": str(error), "done": True}
         except StorageFailed as error:
@@ -71,30 +71,35 @@ class TrialActor(Trainable):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TrialTask:
-    """What a worker is to do."""
+    """What an actor has to do."""
 
     trial: str
     """Name of the trial, confirmed run or test."""
     phase: str
+    """``explore``, ``confirm`` or ``test``."""
     spec: str
-    """A TrialSpec as JSON: of data Tune would copy every number, into its tables too."""
+    """The TrialSpec as JSON text.  Tune would copy every number of nested data, into its tables too."""
     root: str
-    """Place of the search's stores; a folder must be one that all machines see."""
+    """Place of the search's stores: a URI, or a folder that all machines share."""
     folder: str
-    """Name of the training's store in it."""
+    """Name of the training's store in ``root``."""
     checkpoint_seconds: float | None
+    """Least number of seconds between two checkpoints; None lets checkpoints take at most 5% of the time."""
     workers: int
-    """Processes that train it."""
+    """Number of processes that train the network together, at least 1."""
     threads: int
-    """Of each."""
+    """CPU threads of each process, at least 1."""
     gpu_share: float
-    """Part of a GPU that this process may use, 0 for none and 1 for whole ones."""
+    """Part of a GPU's memory that each process may use, in [0, 1]: 0 without a GPU, 1 for whole GPUs."""
     failure: str | None = None
-    """Why it is to end at once as failed."""
+    """The reason for which the trial has to end as failed at once; None for a trial that may run."""
 
 
 def work(task: TrialTask, replicas: Replicas | None = None) -> Results:
-    """What a worker tells of an task, in one of its processes; ``replicas`` where there are several."""
+    """Yields what one process of a trial reports; ``replicas`` is its place among several processes.
+
+    Raises :class:`InvalidInput` and :class:`StorageFailed`, which a retry would not help.
+    """
     if task.failure is not None:
         raise InvalidInput(task.failure)
     import torch
@@ -108,14 +113,14 @@ def work(task: TrialTask, replicas: Replicas | None = None) -> Results:
     spec = from_dict(TrialSpec, json.loads(task.spec))
     store = retry(task.root, lambda: Store(task.root)) / task.folder
     if replicas.rank == 0:
-        retry(f"On {socket.gethostname()} the folder {task.root}", store.parent.require, seconds=MOUNT_SECONDS)
+        retry(f"folder {task.root} on {socket.gethostname()}", store.parent.require, seconds=MOUNT_SECONDS)
     try:
         yield from _test(spec, store) if task.phase == "test" else _train(spec, store, task, replicas)
         return
     except torch.OutOfMemoryError:
         if task.gpu_share in (0, 1):
             raise
-    # Outside the handler: the error holds what the training had on the GPU.
+    # Raised outside the handler, because the caught error keeps the training's tensors on the GPU.
     raise InvalidInput(why_out_of_memory(spec, task.gpu_share))
 
 

@@ -1,4 +1,4 @@
-"""What Ray Tune asks and reports, passed on: to the trial scheduler what it asks, to the recorder what it reports."""
+"""Connects Ray Tune to the search: Tune's questions go to the trial scheduler, its events to the recorder."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from tuner.study.scheduler import TrialScheduler
 
 
 class TrialSearcher(Searcher):
-    """Suggests the scheduler's trials.  It has no state of its own that Tune would have to save."""
+    """Suggests the scheduler's trials to Tune.  It has no state that Tune would have to save."""
 
     def __init__(self, trials: TrialScheduler, resources: Resources, *, max_live: Callable[[], float]) -> None:
-        """``max_live`` says how many trials may run or wait: one more than fit, so that no worker waits."""
+        """``max_live`` returns how many trials may run or wait: one more than fit, so that no worker waits."""
         super().__init__()
         self.trials = trials
         self.resources = resources
@@ -44,7 +44,7 @@ class TrialSearcher(Searcher):
             return None
         self.suggested = self.trials.next_trial()
         if self.suggested is None:
-            # One that runs may have to be given again.
+            # A trial that runs now may fail and have to be suggested again.
             return Searcher.FINISHED if self.trials.all_planned and not self.trials.num_live else None
         task = TrialTask(
             trial=self.suggested.name,
@@ -60,7 +60,7 @@ class TrialSearcher(Searcher):
         return dataclasses.asdict(task)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The callback ends trials: it knows their names."""
+        """Does nothing: :class:`TuneCallback` ends trials, because it knows their names."""
 
     def save(self, checkpoint_path: str) -> None:
         pass
@@ -70,7 +70,7 @@ class TrialSearcher(Searcher):
 
 
 class TrialGenerator(SearchGenerator):
-    """Makes Tune's trials; those that had ended before this program enter its list as they ended, and do not run."""
+    """Makes Tune's trials.  Trials that ended in an earlier program enter Tune's list as ended and do not run."""
 
     def __init__(self, searcher: TrialSearcher) -> None:
         super().__init__(searcher)
@@ -81,7 +81,7 @@ class TrialGenerator(SearchGenerator):
         record = self.trial_searcher.suggested
         if trial is None or record is None:
             return trial
-        # The folder where Tune's tools look for the log.  Named by Tune, a test's would not be that of its training.
+        # Tune's tools look for the log in this folder.  By Tune's name a test would have another folder than its run.
         assert trial.storage is not None
         trial.relative_logdir = trial.storage.trial_dir_name = record.folder_name  # type: ignore[assignment]
         trial.init_local_path()
@@ -96,7 +96,7 @@ class TrialGenerator(SearchGenerator):
 
 
 class EarlyStopping(FIFOScheduler):
-    """Stops the trials that the trial scheduler does not let through."""
+    """Stops the trials that the trial scheduler does not continue."""
 
     def __init__(self, trials: TrialScheduler) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -107,7 +107,7 @@ class EarlyStopping(FIFOScheduler):
         self._added[trial] = None
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The first of those that wait.  Tune's own goes over all trials there ever were, at every event."""
+        """The first pending trial.  Tune's own method goes through all trials of the run at every event."""
         live = tune_controller.get_live_trials()
         self._added = {trial: None for trial in self._added if trial in live}
         return next((trial for trial in self._added if trial.status == Trial.PENDING), None)
@@ -120,19 +120,19 @@ class EarlyStopping(FIFOScheduler):
 
 
 MOST_LOST_MACHINES = 20
-"""From then on each is a failure of the trial: it may be what ends them."""
+"""Lost machines that a trial may have before each further one counts as its failure: the trial may be the cause."""
 
 
 class TuneCallback(Callback):
-    """Tells the recorder what Tune hears, and counts failures.
+    """Passes Tune's events to the recorder and counts failures.
 
-    Tune counts a machine that was lost as its trial's failure unless it was drained.  So Tune is to allow one failure
-    more than are allowed, and one more for each lost machine; a trial that has failed too often is ended by its own
-    next start, or, where it cannot even start, by Tune.
+    Tune counts a lost machine as its trial's failure unless the machine was drained.  Tune is therefore set to allow
+    one failure more than ``--max-failures``, and one more for each lost machine.  A trial that has failed too often
+    ends itself at its next start.  Tune ends it if it cannot start.
     """
 
     def __init__(self, recorder: Recorder, *, on_end: Callable[[TrialRecord], None] | None = None) -> None:
-        """``on_end`` is called after each trial or confirmed run that has ended."""
+        """``on_end`` is called after each trial or confirmed run has ended."""
         self.recorder = recorder
         self.on_end = on_end
         self.num_failures: Counter[str] = Counter()
@@ -172,14 +172,14 @@ class TuneCallback(Callback):
         if self.num_failures[name] > self.recorder.spec.max_failures:
             self._end(name, _reason(trial))
         else:
-            # An actor that is lost while Tune hands it its next trial is told of twice: Tune takes the trial up again
-            # at the first, and gives it up at the second.
+            # Tune reports an actor twice if it is lost while it gets its next trial.  Tune restarts the trial at the
+            # first report and gives it up at the second.
             self.recorder.scheduler.again(name)
 
     def _end(self, name: str, failure: str | None = None) -> None:
         try:
             self.recorder.end(name, failure=failure)
-        except StorageFailed as error:  # Tune would make a failure of the trial of it
+        except StorageFailed as error:  # raised here, it would count as the trial's failure
             self._storage_failed = error
             return
         record = self.recorder.records.get(name)
@@ -191,14 +191,14 @@ class TuneCallback(Callback):
             raise self._storage_failed
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        # All is saved.  Of the trials in its list Tune would read the logs again, into tables that nobody asks for.
+        # Everything is saved.  Tune would read the logs of all trials in its list into tables that nobody uses.
         del trials[1:]
 
 
 def lost_machine(trial: Trial) -> bool:
-    """Whether a trial's last failure is that the machine of its worker was drained, has died or cannot be reached.
+    """Whether a trial last failed because its worker's machine was drained, has died or is unreachable.
 
-    A worker that dies by itself, of a crash or for lack of memory, is reported dead by its machine, at once.
+    A worker that crashes or runs out of memory is no lost machine: its machine reports the death at once.
     """
     try:
         with open(trial.pickled_error_file or "", "rb") as file:
@@ -216,14 +216,14 @@ def lost_machine(trial: Trial) -> bool:
     return bool(context and context.reason == context.Reason.Value("NODE_DIED"))
 
 
-@lru_cache(maxsize=1)  # Tune shows each result to the scheduler and then to the callback
+@lru_cache(maxsize=1)  # Tune passes each result to the scheduler and then to the callback
 def _metrics(text: str) -> EpochMetrics:
     return from_dict(EpochMetrics, json.loads(text))
 
 
 def _reason(trial: Trial) -> str:
-    """The last line of what Ray says of a failure, which names the exception."""
-    # The driver's own copy: the one that trial.get_error() reads is brought to the search's folder later.
+    """The last line of Ray's message on a failure, which names the exception; at most 500 characters."""
+    # This is the driver's own copy.  The copy that trial.get_error() reads comes to the search's folder later.
     try:
         lines = [line for line in Path(trial.error_file or "").read_text().splitlines() if line.strip()]
     except OSError:

@@ -1,4 +1,4 @@
-"""The one Ray Tune run over all variants, so that no worker idles while any of them has trials left."""
+"""One Ray Tune run for all variants, so that no worker idles while any variant has trials left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from tuner.study.results import TrialRecord
 
 
 class Deadline(Stopper):
-    """Ends the whole run at a time; the trials that it cuts off stay unended, for a resumed search to go on with."""
+    """Ends the whole Tune run after ``seconds``; None sets no limit.
+
+    The trials that it interrupts are not marked as ended, so that a resumed search continues them.
+    """
 
     def __init__(self, seconds: float | None) -> None:
         self._end = time.time() + (math.inf if seconds is None else seconds)
@@ -37,14 +40,16 @@ class Deadline(Stopper):
 def tune_all(
     recorder: Recorder, resources: Resources, deadline: Deadline, *, on_end: Callable[[TrialRecord], None]
 ) -> None:
-    """Runs the trials that are left to their ends, or to the deadline; ``on_end`` is called after each.
+    """Runs the remaining trials to their ends or to the deadline; ``on_end`` is called after each that ends.
 
-    Every program that works on a search starts a Tune run of its own over the same folder.  Tune's restoring would need
-    its last snapshot whole and current, which a kill does not leave; the recorder does not need it.
+    Every program that works on a search starts a Tune run of its own over the same folder.  Tune could restore its run
+    only from a complete and current snapshot, which a killed program does not leave.  The recorder needs no snapshot.
+
+    Raises StorageFailed if Tune cannot write to the disk.
     """
-    # The searcher holds trials back; Tune would start actors one after the other.
+    # The searcher limits the trials that wait.  By this limit Tune would start actors one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2**30)
-    # Ctrl-C must not wait for Tune's slow farewell: what it would save is saved.
+    # Ctrl-C must not wait for Tune's slow shutdown: the recorder has saved everything already.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     spec, search = recorder.spec, recorder.search
     slots = Slots(spec, resources)
@@ -76,7 +81,7 @@ def tune_all(
 
 
 def _bundles(resources: Resources, workers: int) -> tune.PlacementGroupFactory:
-    """A bundle for each process of a trial, on one machine where there is one that holds them all."""
+    """One bundle for each process of a trial, all on one machine if one has room for all."""
     bundle = {"CPU": resources.cpus, "GPU": resources.gpus}
     return tune.PlacementGroupFactory([bundle] * workers, strategy="PACK")
 
@@ -86,7 +91,7 @@ def _name(trial: tune.experiment.Trial) -> str:
 
 
 def _storage_failure(error: BaseException | None) -> StorageFailed | None:
-    """What of the storage is behind an error: Tune raises another in its place."""
+    """The storage failure that caused an error, or None: Tune raises an error of its own in its place."""
     while error is not None:
         if isinstance(error, StorageFailed):
             return error

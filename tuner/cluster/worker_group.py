@@ -1,7 +1,7 @@
-"""The processes of a trial that trains on several: its own actor and further ones, one a bundle of its resources.
+"""The processes of a trial that trains on several: its own actor, and one worker per further bundle of its resources.
 
-They live as long as the trial's actor and take up one training after another.  Every epoch is asked of all of them at
-once, so between epochs none waits for another, whatever the trial's actor is told to do next.
+The workers live as long as the trial's actor and run one training after another.  The actor asks all workers for an
+epoch at the same time.  So no worker waits for another between epochs, whatever Tune asks of the actor next.
 """
 
 from __future__ import annotations
@@ -21,35 +21,42 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tuner.core.errors import InvalidInput, StorageFailed
 
-if TYPE_CHECKING:  # the driver has no use for torch's 500 MB
+if TYPE_CHECKING:  # the driver does not need torch's 500 MB
     from tuner.train.data_parallel import Replicas
 
 LOOKING_SECONDS = 60.0
-"""Longest time to find out which process died when those that were connected to it fail: Ray may need that to miss a
-machine, and says at once that a process is gone."""
+"""Longest wait, after a process failed, for the report of which process died first.
+
+Ray reports a dead process at once, but may need this long to notice a lost machine.
+"""
 
 EXPLAINED = (InvalidInput, StorageFailed)
-"""Errors that a process comes to by itself, whatever the others do."""
+"""Errors that a process raises for a reason of its own, and not because another process failed."""
 
 Training: TypeAlias = "Callable[[Replicas], Iterator[dict[str, Any]]]"
 
 
 def see_own_gpus() -> None:
-    """Hides all GPUs from an actor that was given none, before torch looks: Ray leaves them visible."""
+    """Hides all GPUs from an actor that was given none, because Ray leaves them visible.
+
+    Has to be called before torch looks for GPUs.
+    """
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 class WorkerGroup:
-    """Further processes for the actor that makes it, which is rank 0."""
+    """The workers of the actor that makes the group.  The actor itself is rank 0."""
 
     def __init__(self, size: int) -> None:
-        """Starts them in the further bundles of this actor's placement group, which are like its own, and waits until
-        all are connected.  Raises as :meth:`results` does."""
+        """Starts ``size`` - 1 workers and waits until all are connected.  Raises as :meth:`results` does.
+
+        Each worker gets one further bundle of this actor's placement group, equal to the actor's own.
+        """
         from tuner.train.data_parallel import rendezvous
 
         self.ended = False
-        """Whether one has failed, and all are gone."""
+        """Whether a process has failed and all workers were ended."""
         group = get_current_placement_group()
         assert group is not None
         bundle = group.bundle_specs[0]
@@ -71,10 +78,10 @@ class WorkerGroup:
         self._replicas: Replicas = self._together(lambda: _join(store, 0, size), joining)
 
     def results(self, training: Training) -> Iterator[dict[str, Any]]:
-        """What ``training`` yields on rank 0, all processes going on with it together.
+        """Yields what ``training`` yields on rank 0 while all processes run it together.
 
-        Where one fails, all the others are ended.  The error is that of the process that died, or else one that
-        explains itself, or else rank 0's own.
+        If one process fails, all workers are ended.  The error that is raised is that of a process that died, or else
+        one of :data:`EXPLAINED`, or else rank 0's own.  An error of rank 0 in :data:`EXPLAINED` comes before all.
         """
         own = training(self._replicas)
         begin: Training | None = training
@@ -88,7 +95,7 @@ class WorkerGroup:
 
     def _together(self, own: Callable[[], Any], others: list[ray.ObjectRef[Any]]) -> Any:
         here: Future[Any] = Future()
-        # A thread, since a process that waits for one that is gone may wait for ever.
+        # In a thread, because the wait for a process that has died may never end.
         Thread(target=_fulfil, args=(here, own), daemon=True).start()
         elsewhere = [other.future() for other in others]
         done, waiting = wait([here, *elsewhere], return_when=FIRST_EXCEPTION)
@@ -102,7 +109,7 @@ class WorkerGroup:
 
 
 class Worker:
-    """The actor of a further process."""
+    """The actor of one further process of a trial."""
 
     def join(self, host: str, port: int, rank: int, size: int) -> None:
         see_own_gpus()
@@ -121,7 +128,7 @@ def _join(store: Any, rank: int, size: int) -> Replicas:
 
     from tuner.train.data_parallel import join
 
-    # gloo would take the interface of this machine's name, which on many is that of no other machine.
+    # gloo would take the interface to which the host name resolves, which other machines often cannot reach.
     own = get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address == own for address in addresses):
@@ -137,7 +144,7 @@ def _fulfil(future: Future[Any], function: Callable[[], Any]) -> None:
 
 
 def _first_cause(here: Future[Any], elsewhere: list[Future[Any]]) -> BaseException:
-    """Why some of these have failed: one that dies takes those along that are connected to it."""
+    """The error that caused the others: a process that dies makes those connected to it fail too."""
     own = here.exception() if here.done() else None
     if isinstance(own, EXPLAINED):
         return own

@@ -1,13 +1,13 @@
-"""Which layers a trained network fails in, and retraining only those.
+"""Finds the layers to which a trained network's errors point, and retrains only those.
 
-In reading order; imports go up the list.
+The modules in reading order; imports go up the list.
 
-    groups       a model's layers in groups: stem, blocks, head
-    attribution  its errors, and how much each group would have to do with their loss
-    repair       retraining some groups while all else is frozen, beside its controls
-    agreement    whether several trainings name the same groups
+    layer_groups  a model's layers in groups: stem, blocks, head
+    attribution   the model's errors, and a score of each group for them
+    repair        retrains some groups while all others are frozen, and runs controls
+    agreement     whether several trainings name the same groups
 
-Pasichnyk, "Beta-scheduling: momentum from critical damping as a diagnostic and correction tool", 2026,
-https://arxiv.org/abs/2603.28921, has gradients on misclassified images by layer group, and retraining the groups that
-they name; the other scores, the controls and the statistics are ours.
+Source: Pasichnyk, "Beta-scheduling: momentum from critical damping as a diagnostic and correction tool", 2026,
+https://arxiv.org/abs/2603.28921, for gradients on misclassified images by layer group, and for retraining the groups
+that they name.  The other scores, the controls and the statistics are ours.
 """

@@ -1,7 +1,7 @@
-"""The command ``python -m tuner.diagnose``: which layers a trained network fails in, and retraining only those.
+"""The command ``python -m tuner.diagnose``: finds the layers to which a network's errors point, and retrains them.
 
-python -m tuner.diagnose digits/sgdm/confirm-1              errors, layer groups in order, a picture
-python -m tuner.diagnose digits/sgdm/confirm-1 --repair     retrains the first groups, beside three controls
+python -m tuner.diagnose digits/sgdm/confirm-1              prints the errors and ranks the layer groups
+python -m tuner.diagnose digits/sgdm/confirm-1 --repair     also retrains the first groups, and runs three controls
 python -m tuner.diagnose --compare digits/sgdm/confirm-1 digits/adamw/confirm-1
 """
 
@@ -39,7 +39,7 @@ DEFAULTS = RepairSettings()
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; exit status 0, 2 for bad input, 3 where storage stays away, 130 after Ctrl-C."""
+    """Runs the command; exit status 0, 2 for bad input, 3 if a storage stays unreachable, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     _check(options)
@@ -55,43 +55,43 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tuner.diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", nargs="?", metavar="RUN", help="SEARCH/RUN, a run's id in MLflow, or a file of weights")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="SEARCH/RUN, an MLflow run's id, or a file of weights")
     parser.add_argument("--compare", nargs="+", default=[], metavar="RUN", help="runs whose rankings are compared")
     parser.add_argument(
-        "--repair", action="store_true", help="retrain the chosen groups, and three controls; reads the test split"
+        "--repair", action="store_true", help="retrain the chosen groups and three controls; reads the test split"
     )
     parser.add_argument(
-        "--groups", default="auto", metavar="NAME,...", help="groups to retrain. Default: auto, the first"
+        "--groups", default="auto", metavar="NAME,...", help="groups to retrain. Default: auto, the first ones"
     )
-    parser.add_argument("--num-groups", type=int, metavar="K", help="groups that are named. Default: 3 of 7")
-    parser.add_argument("--score", choices=SCORES, default=DEFAULT_SCORE, help=f"what ranks. Default: {DEFAULT_SCORE}")
+    parser.add_argument("--num-groups", type=int, metavar="K", help="number of groups to name. Default: 3 of 7")
+    parser.add_argument(
+        "--score", choices=SCORES, default=DEFAULT_SCORE, help=f"score that ranks the groups. Default: {DEFAULT_SCORE}"
+    )
     parser.add_argument(
         "--lr", type=float, default=DEFAULTS.lr, help="peak learning rate of the repair. Default: %(default)s"
     )
     parser.add_argument(
         "--epochs", type=int, default=DEFAULTS.epochs, help="epochs of the repair. Default: %(default)s"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the repair's batches and random groups. Default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="seed of batches and random groups. Default: 0")
     parser.add_argument(
-        "--spec", type=Path, metavar="FILE", help="TrialSpec in JSON of a file of weights. Default: beside it"
+        "--spec", type=Path, metavar="FILE", help="JSON TrialSpec of a file of weights. Default: spec.json beside it"
     )
     parser.add_argument("--output", default="runs", help="folder that holds the searches' folders. Default: runs")
-    parser.add_argument("--storage", help="Optuna storage URL, where the one that was kept lacks its password")
-    parser.add_argument("--tracking-uri", help="MLflow's, where the one that was kept lacks its password or has moved")
-    parser.add_argument("--no-mlflow", action="store_true", help="tell MLflow nothing")
-    parser.add_argument("--folder", type=Path, help="where pictures and numbers go. Default: in the run's folder")
-    parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="CPU threads. Default: 1, as trials train by"
-    )
+    parser.add_argument("--storage", help="Optuna storage URL, if the saved one lacks its password")
+    parser.add_argument("--tracking-uri", help="MLflow's URI, if the saved one lacks its password or has changed")
+    parser.add_argument("--no-mlflow", action="store_true", help="log nothing to MLflow")
+    parser.add_argument("--folder", type=Path, help="folder for pictures and numbers. Default: in the run's folder")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads. Default: 1, as in trials")
     return parser
 
 
 def _check(options: argparse.Namespace) -> None:
-    """What can be known to be wrong before anything is read."""
+    """Raises InvalidInput for everything that is known to be wrong before anything is read."""
     if bool(options.run) == bool(options.compare):
-        raise InvalidInput("name one RUN, or several by --compare")
+        raise InvalidInput("name one RUN, or several with --compare")
     if options.compare and options.repair:
-        raise InvalidInput("--repair: belongs to one RUN, not to --compare")
+        raise InvalidInput("--repair: applies to one RUN, not to --compare")
     if options.compare and len(set(options.compare)) < max(len(options.compare), 2):
         raise InvalidInput("--compare: needs at least two runs, each named once")
     if options.tracking_uri is not None:
@@ -108,7 +108,10 @@ def _settings(options: argparse.Namespace) -> RepairSettings:
 
 
 def _open(options: argparse.Namespace, name: str) -> tuple[TrainedModel, TrainState, tuple[LayerGroup, ...]]:
-    """A trained network, and that its data is there and what it was."""
+    """A trained network and its layer groups.
+
+    Raises InvalidInput if the data is missing, has changed since the training, or is not images.
+    """
     trained = load_trained_model(
         name, output=options.output, storage=options.storage, tracking_uri=options.tracking_uri, spec_file=options.spec
     )
@@ -118,7 +121,7 @@ def _open(options: argparse.Namespace, name: str) -> tuple[TrainedModel, TrainSt
         raise InvalidInput(f"{name}: the data is not what these weights were trained on")
     if not are_images(data):
         raise InvalidInput(
-            f"{name}: its workload {trained.spec.workload.data} has no images, and a diagnosis is of misclassified ones"
+            f"{name}: its workload {trained.spec.workload.data} has no images; a diagnosis needs misclassified images"
         )
     network = trained_network(trained.spec, trained.state, data, device)
     return trained, network, layer_groups(network.model)
@@ -129,7 +132,9 @@ def _num_named(options: argparse.Namespace, num_groups: int) -> int:
     if number is None:
         return num_named(num_groups)
     if not 1 <= number < num_groups:
-        raise InvalidInput(f"--num-groups {number}: must be in [1, {num_groups - 1}], as the model has {num_groups}")
+        raise InvalidInput(
+            f"--num-groups {number}: must be in [1, {num_groups - 1}], because the model has {num_groups} groups"
+        )
     return int(number)
 
 
@@ -151,7 +156,7 @@ def _diagnose(options: argparse.Namespace, console: Console) -> None:
     folder = options.folder or trained.folder
     check_folder("--folder", folder)
     if Path(options.run).is_file() and folder.resolve() == Path(options.run).resolve().parent:
-        raise InvalidInput(f"--folder {folder}: has the weights themselves; choose another")
+        raise InvalidInput(f"--folder {folder}: contains the file of weights; choose another folder")
     diagnosis = diagnose(network, groups)
     chosen = _chosen(options, diagnosis)
     names = [group.name for group in chosen]
@@ -160,7 +165,7 @@ def _diagnose(options: argparse.Namespace, console: Console) -> None:
             console.print(line, highlight=False, markup=False)
     console.print(ranking_table(diagnosis, options.score, names))
     if not any(isinstance(module, _BatchNorm) for module in network.model.modules()):
-        console.print("The model has no BatchNorm, for whose free scale the invariant score is made.")
+        console.print("The model has no BatchNorm. The invariant score is made for models with BatchNorm.")
     ranking = [scores.group for scores in diagnosis.ranking(options.score)]
     repaired = repairs(network, groups, chosen, ranking, _settings(options)) if options.repair else []
     if repaired:
@@ -180,7 +185,7 @@ def _diagnose(options: argparse.Namespace, console: Console) -> None:
 
 
 def _tracked(options: argparse.Namespace, trained: TrainedModel) -> tuple[SearchRuns, TrainedRun] | None:
-    """The training's run in MLflow; None where it has none, or is not to be told."""
+    """The training's run in MLflow; None for a file of weights, and with ``--no-mlflow``."""
     if trained.search is None or trained.run is None or options.no_mlflow:
         return None
     spec = trained.search.spec
@@ -189,7 +194,7 @@ def _tracked(options: argparse.Namespace, trained: TrainedModel) -> tuple[Search
     tracked = SearchRuns(uri)
     run = tracked.by_name(spec.experiment, trained.search.search_id, trained.run)
     if run is None:
-        raise InvalidInput(f"{masked(uri)}: has no run of {trained.name}; leave MLflow out by --no-mlflow")
+        raise InvalidInput(f"{masked(uri)}: has no run of {trained.name}; use --no-mlflow to log nothing")
     return tracked, run
 
 

@@ -1,8 +1,8 @@
-"""Whether several trainings name the same layer groups, beside what chance would do.  Ours.
+"""Whether several trainings name the same layer groups, compared with chance.  Source: ours.
 
-Three of seven groups named twice at random are the same three once in 35 times.  And what a model's shape does to all
-its trainings alike, a large gradient in the first layers say, makes them agree with nothing the matter: so the overlap
-within one optimizer's seeds is the yardstick for that across optimizers.
+Two rankings that name three of seven groups at random name the same three with probability 1/35.  A model's
+architecture can also make all its trainings agree without any common error, for example by large gradients in the first
+layers.  So the overlap across optimizers has to be compared with the overlap across the seeds of one optimizer.
 """
 
 from __future__ import annotations
@@ -22,33 +22,35 @@ NUM_PERMUTATIONS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """The first k groups of two rankings."""
+    """What the first k groups of two rankings have in common."""
 
     shared: int
-    """Groups that both name."""
+    """Number of groups that both rankings name, in [0, k]."""
     chance: float
-    """Probability of at least so many where one names k of n groups at random."""
+    """Probability of sharing at least so many groups if one ranking names k of n groups at random."""
     tau: float
     """Kendall's rank correlation over all groups, in [-1, 1]; nan for fewer than two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Any number of rankings of the same groups."""
+    """What any number of rankings of the same groups have in common."""
 
     pairs: dict[tuple[int, int], Overlap]
-    """Places of two rankings, the first before the second, -> what they share."""
+    """Positions of two rankings, the smaller one first, -> their overlap."""
     mean_shared: float
-    """Over all pairs."""
+    """Mean number of shared groups over all pairs of rankings."""
     expected_shared: float
-    """k^2/n, by chance."""
+    """Mean number of shared groups that chance would give: k^2/n."""
     p_value: float
-    """Probability of a mean at least so large where each names its groups at random, independently: of one pair exact,
-    of more by 10,000 draws of a fixed seed, so at least 1/10,001."""
+    """Probability of a mean at least so large if each ranking names its groups at random and independently.
+
+    It is exact for two rankings.  For more it is estimated from 10,000 draws of a fixed seed, and so at least 1/10,001.
+    """
 
 
 def agreement(rankings: Sequence[Sequence[str]], num_named: int) -> Agreement:
-    """What rankings of the same groups, each from the first to the last, have in common in their first ``num_named``.
+    """What rankings of the same groups, each from first to last, have in common in their first ``num_named``.
 
     Raises :class:`InvalidInput` for fewer than two rankings, for rankings of different groups, and for a number that is
     not in [1, number of groups).
@@ -74,7 +76,7 @@ def agreement(rankings: Sequence[Sequence[str]], num_named: int) -> Agreement:
 
 def _overlap(ours: Sequence[str], theirs: Sequence[str], num_named: int) -> Overlap:
     shared = len(set(ours[:num_named]) & set(theirs[:num_named]))
-    # P(X >= shared), X the named ones among num_named drawn of all.
+    # P(X >= shared), where X is the number of named groups among num_named that are drawn from all.
     chance = float(hypergeom(len(ours), num_named, num_named).sf(shared - 1))
     tau = float(kendalltau([ours.index(name) for name in theirs], range(len(theirs))).statistic)
     return Overlap(shared, chance, tau)
@@ -83,7 +85,7 @@ def _overlap(ours: Sequence[str], theirs: Sequence[str], num_named: int) -> Over
 def _p_value(mean: float, num_rankings: int, num_groups: int, num_named: int) -> float:
     draw = np.random.default_rng(0)
     places = draw.random((NUM_PERMUTATIONS, num_rankings, num_groups)).argsort(axis=2).argsort(axis=2)
-    # Pairs that name a group: over the groups, the pairs among those that do.
+    # v rankings that name a group are v (v - 1) / 2 pairs that share it; the sum over groups counts all shared groups.
     votes = (places < num_named).sum(axis=1)
     means = (votes * (votes - 1) / 2).sum(axis=1) / math.comb(num_rankings, 2)
     return float((1 + (means >= mean - 1e-9).sum()) / (1 + NUM_PERMUTATIONS))

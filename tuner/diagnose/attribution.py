@@ -1,19 +1,21 @@
-r"""A network's errors on a split, and how much each layer group would have to do with their loss.
+r"""A network's errors on a split, and scores of how much each layer group contributes to their loss.
 
-With the mean cross-entropy E over the misclassified images, C over as many correctly classified ones, in evaluation
-mode, and for a group of parameters w with rows w_r (slices of a tensor's first dimension: a filter, a neuron, a single
-element of a vector)::
+E is the mean cross-entropy over the misclassified images, and C that over as many correctly classified images, both in
+evaluation mode.  The scores of a group with the parameters w and their rows w_r (slices of a tensor's first dimension:
+a filter, a neuron, a single element of a vector) are::
 
-    raw          |dE/dw|                                the paper's, up to the normalization that it does not tell
+    raw          |dE/dw|                                the paper's, up to a normalization that it does not state
     per-element  |dE/dw| / sqrt(number of elements)
     relative     |dE/dw| / |w|
     invariant    sqrt(sum_r |dE/dw_r|^2 |w_r|^2)
     ratio        |dE/dw| / |dC/dw|
 
-A convolution before BatchNorm can be multiplied by any number, the statistics with it, and the network computes the
-same; the gradient is then divided by it.  So ``raw``, ``per-element`` and ``relative`` say as much of the weights' size
-as of the errors; ``invariant`` does not change, nor does ``ratio`` where all of a group's tensors are so multiplied.
-Source: Pasichnyk (2026), arXiv 2603.28921, for gradients on errors alone by layer group; the forms are ours.
+If a convolution before BatchNorm and BatchNorm's statistics are multiplied by a number, the network computes the same,
+and the gradient is divided by that number.  So ``raw``, ``per-element`` and ``relative`` depend on the size of the
+weights as much as on the errors.  ``invariant`` does not change.  ``ratio`` does not change either if all tensors of a
+group are multiplied by the same number.
+
+Source: Pasichnyk (2026), arXiv 2603.28921, for gradients on errors alone by layer group.  The forms are ours.
 """
 
 from __future__ import annotations
@@ -38,20 +40,20 @@ Score: TypeAlias = Literal["raw", "per-element", "relative", "invariant", "ratio
 SCORES: tuple[Score, ...] = get_args(Score)
 DEFAULT_SCORE: Score = "invariant"
 NUM_EXAMPLES = 12
-"""Misclassified images that are kept, those of the largest loss."""
+"""Number of misclassified images that are kept: those with the largest loss."""
 
 Gradients: TypeAlias = dict[str, Tensor]
-"""Parameter -> gradient of a sum of losses."""
+"""Name of a parameter -> gradient of a sum of losses."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupScores:
-    """One layer group."""
+    """The scores of one layer group."""
 
     group: LayerGroup
     num_parameters: int
     scores: Mapping[Score, float]
-    """At least 0; a ratio is inf where nothing but errors moves the group."""
+    """Score -> value, at least 0; a ratio is inf if only the errors have a gradient in the group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,37 +69,41 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What a network gets wrong on a split, and its layer groups."""
+    """A network's errors on a split, and the scores of its layer groups."""
 
     split: str
     classes: tuple[str, ...]
     confusion: NDArray[np.int64]
-    """(K, K): images by class and by the class that they are taken for."""
+    """(K, K): number of images by true class (row) and predicted class (column)."""
     num_compared: int
-    """Correctly classified images that the ratio is to; fewer than the errors where most images are errors."""
+    """Number of correctly classified images in ``ratio``; below the number of errors if most images are errors."""
     groups: tuple[GroupScores, ...]
-    """In the order of the model's definition."""
+    """The groups' scores, in the order of the model's definition."""
     examples: tuple[Example, ...]
+    """Misclassified images, the largest loss first, at most :data:`NUM_EXAMPLES`."""
 
     @property
     def num_errors(self) -> int:
         return int(self.confusion.sum() - np.trace(self.confusion))
 
     def ranking(self, score: Score = DEFAULT_SCORE) -> tuple[GroupScores, ...]:
-        """The groups from the largest score to the smallest; of equals the first in the model."""
+        """The groups from the largest score to the smallest; equal scores keep the model's order."""
         return tuple(sorted(self.groups, key=lambda scores: -scores.scores[score]))
 
     def top(self, number: int, score: Score = DEFAULT_SCORE) -> tuple[LayerGroup, ...]:
-        """The groups that rank first."""
+        """The first ``number`` groups of the ranking."""
         return tuple(scores.group for scores in self.ranking(score)[:number])
 
 
 def diagnose(network: TrainState, groups: Sequence[LayerGroup], split: str = "validation") -> Diagnosis:
-    """Classifies a split and sends the errors, and as many correctly classified images, through the network once more,
-    forward and backward: linear in both.  Leaves weights, buffers and gradients as they were.
+    """Classifies a split and scores the layer groups by the gradients on its errors.
 
-    The correct images are the first ones that come, no more at any time than there have been errors.
-    Raises :class:`InvalidInput` for data without images, and where nothing is misclassified or a loss is not finite.
+    The errors, and as many correctly classified images, pass through the network once more, forward and backward.  The
+    cost is linear in the size of the split and in the number of errors.  Weights, buffers and gradients stay as they
+    were.  The correct images are the first of the split; at no time are there more of them than errors so far.
+
+    Raises :class:`InvalidInput` for data without images, if nothing is misclassified, and if the loss on the errors is
+    not finite.
     """
     model, parameters = network.model, dict(network.model.named_parameters())
     data = require_images(network.data)
@@ -146,7 +152,7 @@ def _add_gradients(total: Gradients, network: TrainState, images: Tensor, labels
     parameters = dict(network.model.named_parameters())
     with torch.enable_grad():
         losses = cross_entropy(network.logits(images), labels, reduction="none")
-        # Unused: a model may have parameters that its logits do not depend on.
+        # A model may have parameters on which its logits do not depend.
         gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
@@ -177,7 +183,7 @@ def _scores(
 
 
 def _over(numerator: float, denominator: float) -> float:
-    """0 of 0: what nothing moves has no part in the errors."""
+    """The quotient; 0/0 is 0, because a group without any gradient has no part in the errors."""
     return numerator / denominator if denominator > 0 else math.inf if numerator > 0 else 0.0
 
 
@@ -186,6 +192,6 @@ def _norm(tensors: Iterable[Tensor]) -> float:
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """Norms of the slices of the first dimension: (R, ...) -> (R,)."""
+    """The norm of each slice of the first dimension: (R, ...) -> (R,)."""
     tensor = torch.atleast_1d(tensor)
     return tensor.double().reshape(len(tensor), -1).square().sum(dim=1).sqrt()

@@ -1,4 +1,4 @@
-"""What a diagnosis leaves: its numbers, and pictures of ranking, confusions, damping, and of what the network saw."""
+"""Writes a diagnosis: its numbers, and pictures of the ranking, confusions, damping ratios and misclassified images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tuner.workloads.data import require_images
 
 FILES = ("diagnosis.json", "diagnosis.png", "errors.png", "repaired.pt")
 MOST_CLASSES = 20
-"""Classes whose names and counts are written; of more the confusions are colours alone."""
+"""Largest number of classes whose names and counts are written; with more classes the picture has colours only."""
 
 
 def write_files(
@@ -37,8 +37,10 @@ def write_files(
     chosen: Sequence[str],
     repaired: Sequence[tuple[Retrained, Outcome]],
 ) -> list[Path]:
-    """Writes numbers, pictures and, after a repair, its weights, each file in the place of an earlier one; returns
-    which."""
+    """Writes numbers, pictures and, after a repair, the repaired weights; returns the files.
+
+    Each file replaces an earlier one.  There is no ``errors.png`` for a model without a convolution.  Raises OSError.
+    """
     content = {
         "run": trained.name,
         "split": diagnosis.split,
@@ -73,12 +75,12 @@ def write_files(
 
 
 def _finite(scores: Mapping[Score, float]) -> dict[Score, float | None]:
-    """JSON knows no infinity."""
+    """The scores, with None for inf, which JSON does not have."""
     return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def as_metrics(diagnosis: Diagnosis, repaired: Sequence[tuple[Retrained, Outcome]]) -> dict[str, float]:
-    """The same numbers for MLflow."""
+    """The numbers of a diagnosis and its repairs by their names in MLflow."""
     metrics = {"errors": float(diagnosis.num_errors)}
     for scores in diagnosis.groups:
         metrics |= {f"{name}/{scores.group.name}": value for name, value in scores.scores.items()}
@@ -97,8 +99,10 @@ def as_metrics(diagnosis: Diagnosis, repaired: Sequence[tuple[Retrained, Outcome
 def diagnosis_picture(
     diagnosis: Diagnosis, score: Score, chosen: Sequence[str], history: Sequence[EpochMetrics]
 ) -> Figure:
-    """The groups' scores, those that are ``chosen`` in colour; images by class and by the class they were taken for;
-    and, where the training logged it, the damping ratio of each epoch."""
+    """The groups' scores, with the ``chosen`` groups in colour, and the errors by true and predicted class.
+
+    If the training logged damping ratios, a third panel shows them by epoch.
+    """
     damping = [(metrics.epoch, metrics.damping_ratio) for metrics in history if metrics.damping_ratio is not None]
     titles = [f"{score} score", "errors: class and taken for", *(["damping ratio"] if damping else [])]
     figure, (ranking, confusion, *rest) = panels(
@@ -148,10 +152,10 @@ def _confusions(axes: Axes, diagnosis: Diagnosis) -> None:
 
 
 def attribution_picture(network: TrainState, diagnosis: Diagnosis, score: Score) -> Figure | None:
-    """Misclassified images of the largest loss and, over each, where the class that it was taken for came from.
+    """The misclassified images with the largest loss, each under a heat map of the pixels that led to the prediction.
 
-    Grad-CAM, by Captum, at the last convolution of the first group that has one; None for a model without.
-    Source: Selvaraju et al., "Grad-CAM", arXiv 1610.02391.
+    The map is Captum's Grad-CAM at the last convolution of the first group in the ranking that has one.  Returns None
+    for a model without a convolution.  Source: Selvaraju et al., "Grad-CAM", arXiv 1610.02391.
     """
     moved = [scores.group for scores in diagnosis.ranking(score) if scores.scores["raw"] > 0]
     layer = _last_convolution(network.model, [path for group in moved for path in group.modules])
@@ -184,6 +188,6 @@ def _last_convolution(model: nn.Module, paths: Sequence[str]) -> nn.Module | Non
     for path in paths:
         found = [part for part in model.get_submodule(path).modules() if isinstance(part, nn.Conv2d)]
         if found:
-            # Not a block's shortcut.
+            # A 1x1 convolution may be a block's shortcut, so a larger one is preferred.
             return [*found, *(layer for layer in found if max(layer.kernel_size) > 1)][-1]
     return None

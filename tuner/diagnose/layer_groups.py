@@ -1,6 +1,6 @@
-"""A model's layers in groups: a residual network's stem, its blocks, its head.
+"""Divides a model's layers into groups: for a residual network the stem, each block and the head.
 
-Ours: the paper names seven groups of a ResNet-18 and does not say how a model is cut.
+Source: ours.  The paper names seven groups of a ResNet-18 and does not state how a model is divided.
 """
 
 from __future__ import annotations
@@ -23,21 +23,25 @@ class LayerGroup:
     name: str
     """Path of its first module in the model."""
     modules: tuple[str, ...]
-    """Paths of its modules, all of whose parts belong to it."""
+    """Paths of its modules in the model; their submodules belong to the group too."""
     parameters: tuple[str, ...]
-    """Names of its parameters, as the model's ``named_parameters`` has them."""
+    """Names of its parameters in the model's ``named_parameters``."""
 
 
 def layer_groups(model: nn.Module) -> tuple[LayerGroup, ...]:
     """The groups in the order of the model's definition; every parameter is in exactly one.
 
-    A group is a child of the model, except that containers (``Sequential``, ``ModuleList``) are opened, and so are a
-    child with all of the model's parameters (it is wrapped), and a module whose class occurs once and most of whose
-    parameters are in containers, a transformer's encoder say.  A normalization belongs to the single layer before it,
-    and what has no parameters (dropout, statistics without a scale) to the group before it, or to the first.
-    Parameters that an opened module holds itself are a group.
+    A group is a child of the model.  Three kinds of modules are opened instead, so that their children are groups:
 
-    Raises :class:`InvalidInput` for a model with fewer than two: there is nothing to rank.
+    - containers (``Sequential``, ``ModuleList``);
+    - a child with all of the model's parameters, which is a wrapped model;
+    - a module whose class occurs once and whose parameters are mostly in containers, such as a transformer's encoder.
+
+    A normalization belongs to the single layer before it.  A module without parameters (dropout, statistics without a
+    scale) belongs to the group before it, or to the first group.  The parameters that an opened module holds itself are
+    one group.
+
+    Raises :class:`InvalidInput` for a model with fewer than two groups: there is nothing to rank.
     """
     parts: list[list[str]] = []
     without: list[str] = []
@@ -46,7 +50,7 @@ def layer_groups(model: nn.Module) -> tuple[LayerGroup, ...]:
     groups: list[LayerGroup] = []
     for paths in parts:
         prefixes = tuple(f"{path}." for path in paths)
-        # Tied parameters are named once, and belong to the first.
+        # Tied parameters have one name, and belong to the first group that has them.
         names = [
             name
             for name, _ in model.named_parameters()
@@ -63,13 +67,15 @@ def layer_groups(model: nn.Module) -> tuple[LayerGroup, ...]:
 
 
 def num_named(num_groups: int) -> int:
-    """How many of them are named where no number is asked for: three of seven, as in the paper, and not all."""
+    """Default number of groups that are named: 3/7 of ``num_groups``, as in the paper, in [1, ``num_groups`` - 1]."""
     return min(max(1, round(3 / 7 * num_groups)), num_groups - 1)
 
 
 def _open(module: nn.Module, path: str, kinds: Counter[type], parts: list[list[str]], without: list[str]) -> None:
-    """Adds paths of the modules, or of a module's own parameters, that are a group each; to ``without`` what leads and
-    has no parameters."""
+    """Adds one list of paths per group, of modules or of an opened module's own parameters, to ``parts``.
+
+    Modules without parameters before the first group are added to ``without``.
+    """
     if own := [f"{path}{name}" for name, _ in module.named_parameters(recurse=False)]:
         parts.append(own)
     after_layer = False

@@ -1,9 +1,12 @@
-"""Retraining a few layer groups of a trained network while all else is frozen, beside controls at its cost.
+"""Retrains a few layer groups of a trained network while all others are frozen, and runs controls at the same cost.
 
-The groups train on the training split, with the momentum that damps critically at each step's learning rate; the state
-of the best epoch on the validation split is kept, the one before the first among them.  What it is worth is counted on
-the test split: images that were wrong and are right now are ``fixed``, the other way round ``broken``.  After Pasichnyk
-(2026), arXiv 2603.28921; that groups, stopping and score each have a split, the controls and the intervals are ours.
+The groups train on the training split, with the momentum that damps critically at each step's learning rate.  The state
+of the best epoch on the validation split is kept; the state before the first epoch counts as epoch 0.  The result is
+counted on the test split: images that were wrong and are now right are ``fixed``, and images that were right and are
+now wrong are ``broken``.
+
+Source: after Pasichnyk (2026), arXiv 2603.28921.  The separate splits for training, stopping and counting, the controls
+and the intervals are ours.
 """
 
 from __future__ import annotations
@@ -32,19 +35,22 @@ FULL, RANDOM, LOWEST = "all groups", "random groups", "lowest groups"
 
 @dataclass(frozen=True, slots=True)
 class RepairSettings:
-    """How groups are retrained."""
+    """The settings with which groups are retrained."""
 
     lr: float = 0.05
-    """Peak of a cosine schedule; ours, the paper's is not known."""
+    """Peak of the cosine schedule of the learning rate, above 0.  Source: ours; the paper's value is not known."""
     epochs: int = 5
+    """Number of epochs of the repair, at least 1."""
     seed: int = 0
-    """Draws batches, augmentation and the random groups."""
+    """Seed of the batches, the augmentation and the random groups."""
 
     def spec(self, trained: TrialSpec) -> TrialSpec:
-        """The retraining as a training: the workload of what was trained, another optimizer.  InvalidInput where a
-        setting is outside its range."""
+        """The spec of the retraining: the workload of ``trained`` with the repair's optimizer.
+
+        Raises InvalidInput for a setting outside its range.
+        """
         optimizer = OptimizerSpec(lr=LearningRateSpec(peak=self.lr), momentum=MomentumSpec(schedule="critical"))
-        # Its first weights are not those of its seed: nothing is to be predicted from them.
+        # The prediction would be made at the seed's first weights, from which the retraining does not start.
         return replace(
             trained,
             optimizer=optimizer,
@@ -58,44 +64,50 @@ class RepairSettings:
 
 @dataclass(frozen=True, slots=True)
 class Retrained:
-    """What came of retraining some groups."""
+    """The result of retraining some groups."""
 
     name: str
+    """``repair``, or the name of a control."""
     groups: tuple[str, ...]
+    """Names of the groups that were trained."""
     epochs: int
-    """For which it was trained."""
+    """Number of epochs that the groups were trained for."""
     epoch: int
-    """The one that was kept; 0 where none was better than before."""
+    """The epoch whose state was kept; 0 if no epoch was better than the network before."""
     validation_accuracy: float
+    """Validation accuracy of the kept state, in [0, 1]."""
     parameter_share: float
-    """Parameters that were trained, of all."""
+    """Parameters that were trained as a part of all parameters, in (0, 1]."""
     compute_share: float
-    """Floating-point operations of a step, of those of a step that trains everything."""
+    """Floating-point operations of a step as a part of those of a step that trains all groups."""
     state: Mapping[str, Tensor]
-    """Weights and buffers, on the device."""
+    """Weights and buffers of the kept state, on the device."""
 
     @property
     def cost(self) -> float:
-        """Floating-point operations, in epochs that train everything; evaluations apart."""
+        """Floating-point operations, in epochs that train all groups, without evaluations."""
         return self.epochs * self.compute_share
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Two networks on the same images, the second after a repair of the first."""
+    """Compares a network before and after a repair on the same images."""
 
     num_images: int
     num_fixed: int
+    """Number of images that only the repaired network gets right."""
     num_broken: int
+    """Number of images that only the network before the repair gets right."""
 
     @property
     def net(self) -> int:
         return self.num_fixed - self.num_broken
 
     def net_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Of ``net``, given how many images changed; they are fixed with one probability, independently.
+        """The confidence interval of ``net`` at ``level``, in (0, 1), given the number of images that changed.
 
-        Exact (Clopper and Pearson, 1934), as McNemar's test conditions; (0, 0) where no image changed.
+        Each changed image is assumed to be fixed with the same probability, independently.  The interval is exact
+        (Clopper and Pearson, 1934); McNemar's test conditions in the same way.  It is (0, 0) if no image changed.
         """
         changed = self.num_fixed + self.num_broken
         if changed == 0:
@@ -111,10 +123,10 @@ def repairs(
     ranking: Sequence[LayerGroup],
     settings: RepairSettings,
 ) -> list[tuple[Retrained, Outcome]]:
-    """The repair of a network, its controls, and what each is worth on the test split, which is opened last.
+    """Repairs a network, runs the controls, and compares each with the network on the test split.
 
-    A control trains for the whole number of epochs, at least one, that comes nearest to the repair's floating-point
-    operations.  Raises :class:`InvalidInput` as :func:`selections` does.
+    The test split is opened last.  A control trains for the whole number of epochs, at least one, whose floating-point
+    operations are nearest to the repair's.  Raises :class:`InvalidInput` as :func:`selections` does.
     """
     state, device = _copy(network), network.device
     made: list[Retrained] = []
@@ -128,10 +140,12 @@ def repairs(
 def selections(
     groups: Sequence[LayerGroup], chosen: Sequence[LayerGroup], ranking: Sequence[LayerGroup], seed: int
 ) -> Iterator[tuple[str, tuple[LayerGroup, ...]]]:
-    """The repair and its three controls: everything, as many random groups, and as many of the others that rank last.
+    """The groups of the repair and of its three controls, by name.
 
-    Random groups are drawn among all; where that gives the chosen ones, again.
-    Raises :class:`InvalidInput` where all groups are chosen: nothing would be frozen.
+    The controls are all groups, as many random groups as are chosen, and as many of the other groups that rank last.
+    Random groups are drawn from all groups, and drawn again if they are the chosen ones.
+
+    Raises :class:`InvalidInput` if all groups are chosen: nothing would be frozen.
     """
     if len(chosen) >= len(groups):
         raise InvalidInput(f"{len(chosen)} groups are all that the model has: nothing would be frozen")
@@ -154,8 +168,8 @@ def retrain(
 ) -> Retrained:
     """Retrains some groups of a network and freezes all others, bit for bit.  Seeds torch's global generators.
 
-    ``state`` is the trained network's.  Of epochs with the best validation accuracy the one with the lowest validation
-    loss is kept.  An epoch that diverges is the last.
+    ``state`` is that of the trained network.  The epoch with the best validation accuracy is kept.  If several have it,
+    the one with the lowest validation loss is kept.  An epoch that diverges is the last and is not kept.
     """
     training = Trainer(settings.spec(spec), device)
     network = training.network
@@ -185,21 +199,24 @@ def retrain(
 
 
 def freeze_all_but(network: TrainState, groups: Sequence[LayerGroup]) -> None:
-    """Weights and BatchNorm's statistics of all other groups stay as they are, bit for bit."""
+    """Freezes the weights and BatchNorm statistics of all other groups, bit for bit."""
     network.freeze(
         [name for group in groups for name in group.parameters], [path for group in groups for path in group.modules]
     )
 
 
 def compute_share(network: TrainState, groups: Sequence[LayerGroup]) -> float:
-    """Floating-point operations, forward and backward, of a step that trains these groups, of one that trains all."""
+    """Floating-point operations of a step that trains these groups, as a part of those of a step that trains all.
+
+    Both count the forward and the backward pass.
+    """
     everything = [name for name, _ in network.model.named_parameters()]
     batch = torch.arange(min(2, network.data.sizes["train"]))
     (images, labels), *_ = network.data.train_batches([Batch(batch, 0)])
     counts = []
-    network.model.eval()  # two images are no statistics
+    network.model.eval()  # two images are too few for BatchNorm's statistics
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operation, which is not counted
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not count its fused operation
     for names in ([name for group in groups for name in group.parameters], everything):
         for name, parameter in network.model.named_parameters():
             parameter.requires_grad_(name in names)
@@ -213,7 +230,7 @@ def compute_share(network: TrainState, groups: Sequence[LayerGroup]) -> float:
 
 
 def compare(network: TrainState, before: Mapping[str, Tensor], after: Mapping[str, Tensor], split: str) -> Outcome:
-    """Counts the images of a split that one of two states of the network gets right and the other wrong."""
+    """Counts the images of a split that only one of two states of the network gets right."""
     was, now = (_correct(network, state, split) for state in (before, after))
     return Outcome(len(was), int((now & ~was).sum()), int((was & ~now).sum()))
 

@@ -1,4 +1,4 @@
-"""What a diagnosis says on the terminal."""
+"""The lines and tables that a diagnosis prints."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from tuner.diagnose.attribution import SCORES, Diagnosis, Score
 from tuner.diagnose.repair import Outcome, Retrained
 
 MOST_CONFUSIONS = 5
+"""Largest number of classes, and of pairs of classes, that are printed."""
 BAR = 20
-"""Characters of the longest bar."""
+"""Length of the longest bar, in characters."""
 
 
 def confusions(diagnosis: Diagnosis) -> list[str]:
-    """Errors of the split, by class and by pair of classes, the most frequent first."""
+    """Three lines: the number of errors, the errors by class and those by pair of classes, most frequent first."""
     errors = diagnosis.confusion.copy()
     size, by_class = int(errors.sum()), diagnosis.confusion.sum(axis=1)
     np.fill_diagonal(errors, 0)
@@ -32,15 +33,17 @@ def confusions(diagnosis: Diagnosis) -> list[str]:
     return [
         f"{diagnosis.num_errors} of {size} images of the {diagnosis.split} split are misclassified "
         f"({diagnosis.num_errors / size:.2%}).",
-        "Most errors: " + ", ".join(f"{name[k]} {of_class[k]} of {by_class[k]}" for k in worst if of_class[k]) + ".",
-        "Taken for: "
-        + ", ".join(f"{name[row]} for {name[column]} {errors[row, column]}" for row, column in pairs)
+        "Classes with most errors: "
+        + ", ".join(f"{name[k]} ({of_class[k]} of {by_class[k]})" for k in worst if of_class[k])
+        + ".",
+        "Most frequent confusions: "
+        + ", ".join(f"{name[row]} taken for {name[column]} ({errors[row, column]})" for row, column in pairs)
         + ".",
     ]
 
 
 def damping_line(history: Sequence[EpochMetrics]) -> str | None:
-    """How many epochs were under-, critically and over-damped; None where the training did not log it."""
+    """The number of under-, critically and overdamped epochs; None if the training did not log damping ratios."""
     classes = Counter(damping_class(m.damping_ratio) for m in history if m.damping_ratio is not None)
     if not classes:
         return None
@@ -53,8 +56,8 @@ def damping_line(history: Sequence[EpochMetrics]) -> str | None:
 
 
 def ranking_table(diagnosis: Diagnosis, score: Score, chosen: Sequence[str]) -> Table:
-    """The groups in order, with all scores and a bar for the one that ranks."""
-    table = Table(caption=f"By the {score} score; * those that a repair would retrain.", caption_justify="left")
+    """One row per group in the order of ``score``, with all scores and a bar for ``score``."""
+    table = Table(caption=f"Ranked by the {score} score. A repair retrains those with *.", caption_justify="left")
     table.add_column("layer group", no_wrap=True)
     table.add_column("parameters", justify="right")
     for name in SCORES:
@@ -71,12 +74,12 @@ def ranking_table(diagnosis: Diagnosis, score: Score, chosen: Sequence[str]) -> 
 
 
 def repair_table(before: float, rows: Sequence[tuple[Retrained, Outcome]]) -> Table:
-    """The repair and its controls: what was retrained, at what cost, and what came of it on the test split."""
+    """One row for the repair and for each control: the groups, the cost and the result on the test split."""
     size = rows[0][1].num_images
     table = Table(
-        caption=f"Fixed, broken and net, with its 95% interval, count images of the test split's {size}. Cost: "
-        "operations in epochs that train everything. Epoch: of those trained the best on the validation split, whose "
-        f"accuracy was {before:.2%} before; 0 is the network as it was.",
+        caption=f"Fixed, broken and net count images of the test split, which has {size}; net has its 95% interval. "
+        "Cost counts operations, in epochs that train all groups. Epoch is the best of those trained, by accuracy on "
+        f"the validation split; 0 is the network before the repair, with {before:.2%}.",
         caption_justify="left",
     )
     for column in ("retrained", "groups", "parameters", "cost", "epoch", "validation", "fixed", "broken", "net"):
@@ -98,14 +101,14 @@ def repair_table(before: float, rows: Sequence[tuple[Retrained, Outcome]]) -> Ta
 
 
 def agreement_table(names: Sequence[str], rankings: Sequence[Sequence[str]], num_named: int, found: Agreement) -> Table:
-    """The first groups of each run, and what pairs of runs share."""
+    """One row per run with its first groups, and a caption on what pairs of runs share."""
     kinds = Counter(pair.shared for pair in found.pairs.values())
-    shares = ", ".join(f"{count} x {shared}" for shared, count in sorted(kinds.items(), reverse=True))
+    shares = ", ".join(f"{shared} in {count}" for shared, count in sorted(kinds.items(), reverse=True))
     tau = float(np.nanmean([pair.tau for pair in found.pairs.values()]))
     table = Table(
-        caption=f"Of the {num_named} groups that each names, two runs share {found.mean_shared:.2f} in the mean "
-        f"({shares}); by chance {found.expected_shared:.2f}, p = {found.p_value:.2g}. Kendall's rank correlation over "
-        f"all {len(rankings[0])} groups: {tau:.2f} in the mean.",
+        caption=f"Each run names {num_named} groups. Two runs share {found.mean_shared:.2f} of them on average "
+        f"({shares} of {len(found.pairs)} pairs). Chance gives {found.expected_shared:.2f}; p = {found.p_value:.2g}. "
+        f"Kendall's rank correlation over all {len(rankings[0])} groups is {tau:.2f} on average.",
         caption_justify="left",
     )
     table.add_column("run", no_wrap=True)

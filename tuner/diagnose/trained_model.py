@@ -1,4 +1,4 @@
-"""A trained network by its name: that of a run, its id in MLflow, or a file of weights."""
+"""Loads a trained network by the name of its run, by the run's id in MLflow, or from a file of weights."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class TrainedModel:
     state: Mapping[str, Tensor]
     """The weights and buffers that its evaluations used, on the CPU."""
     data: str | None
-    """Digest of the images that it was trained on, where that is known."""
+    """Digest of the images that it was trained on; None if that is not known."""
     history: tuple[EpochMetrics, ...]
-    """Its epochs; none for a file."""
+    """Metrics of the training's epochs; empty for a file of weights."""
     folder: Path
-    """Where what is said of it is kept."""
+    """Default folder for the files of its diagnosis."""
     search: Search | None
-    """The search that trained it; None for a file, and of the next likewise."""
+    """The search that trained it; None for a file of weights."""
     run: str | None
-    """Its name there."""
+    """Name of its run in the search; None for a file of weights."""
 
 
 def load_trained_model(
@@ -52,18 +52,19 @@ def load_trained_model(
     tracking_uri: str | None = None,
     spec_file: Path | None = None,
 ) -> TrainedModel:
-    """``SEARCH/RUN`` in the folder ``output``, a run's id in MLflow, or a file of weights with a :class:`TrialSpec`.
+    """Loads ``name``: ``SEARCH/RUN`` in the folder ``output``, a run's id in MLflow, or a file of weights.
 
-    A file has final weights or a checkpoint of this package's, or a model's ``state_dict``; the spec is by default
-    ``spec.json`` beside it.  Trials keep no weights: one that is named is trained again, which on a CPU like its own
-    gives the same ones, and these are kept in its folder.
+    A file holds final weights or a checkpoint of this package, or a model's ``state_dict``.  Its :class:`TrialSpec` is
+    ``spec_file``, by default ``spec.json`` beside it.  A search does not save the weights of its trials.  A trial is
+    therefore trained again, and its weights are kept in its folder.  On a CPU of the same kind they are the same.
 
-    Raises :class:`InvalidInput` for what is not there, and for a training that did not run to its end.
+    Raises :class:`InvalidInput` for what does not exist, for a training that did not run to its end, and for a trial
+    that gives other numbers when it is trained again.
     """
     if Path(name).is_file():
         return _from_file(Path(name), spec_file)
     if spec_file is not None:
-        raise InvalidInput(f"--spec {spec_file}: belongs to a file of weights, and {name} is no file")
+        raise InvalidInput(f"--spec {spec_file}: applies to a file of weights, and {name} is no file")
     if len(name) == 32 and set(name) <= set("0123456789abcdef"):
         run = SearchRuns(tracking_uri or DEFAULT_TRACKING_URI).by_id(name)
         search_name, run_name = run.search, run.name
@@ -73,7 +74,7 @@ def load_trained_model(
         raise InvalidInput(f"{name}: must be SEARCH/RUN, a run's id in MLflow, or a file of weights")
     search = load_search(search_name, output=output, storage=storage)
     if run and run.search_id != search.search_id:
-        raise InvalidInput(f"{name}: is of another search than the one of this name in {output}")
+        raise InvalidInput(f"{name}: belongs to another search than the one of this name in {output}")
     if run_name not in search.records:
         raise unknown(f"run of {search_name}", run_name, search.records)
     return _from_search(search, search.records[run_name])
@@ -82,8 +83,8 @@ def load_trained_model(
 def _from_search(search: Search, record: TrialRecord) -> TrainedModel:
     name = f"{search.folder.name}/{record.name}"
     if record.status != "finished" or not record.history:
-        ended = record.status if record.history else "no log"
-        raise InvalidInput(f"{name}: has {ended}; only a training that ran to its end has final weights")
+        ended = f"its status is {record.status}" if record.history else "it has no log"
+        raise InvalidInput(f"{name}: {ended}; only a training that ran to its end has final weights")
     folder = search.folder / record.folder_name
     if record.phase == "confirm":
         content = load_weights(search.store(record), record.spec)
@@ -102,7 +103,7 @@ def _from_search(search: Search, record: TrialRecord) -> TrainedModel:
 
 
 def _trained_again(name: str, record: TrialRecord, store: Store) -> dict[str, Any]:
-    """The weights of a trial; goes on where a program before was killed."""
+    """The weights of a trial, which is trained again; continues after an earlier program that was killed."""
     store.make()
     if WEIGHTS not in store.names():
         *_, last = train(record.spec, store=store, keep_weights=True)
@@ -113,8 +114,9 @@ def _trained_again(name: str, record: TrialRecord, store: Store) -> dict[str, An
         if last.validation_accuracy != was.validation_accuracy or not same_loss:
             store.delete(WEIGHTS)
             raise InvalidInput(
-                f"{name}: trained again here it came to {last.validation_accuracy:.2%} in place of "
-                f"{was.validation_accuracy:.2%}; another device or number of threads gives other numbers"
+                f"{name}: trained again here, it reached a validation accuracy of {last.validation_accuracy:.2%} and "
+                f"a loss of {last.validation_loss:.4g} instead of {was.validation_accuracy:.2%} and "
+                f"{was.validation_loss:.4g}; another device or number of threads gives other numbers"
             )
     return load_weights(store, record.spec)
 
@@ -125,7 +127,7 @@ def _from_file(path: Path, spec_file: Path | None) -> TrainedModel:
         spec = load_spec(spec_file)
     except FileNotFoundError:
         raise InvalidInput(
-            f"{path}: name the training that it comes from by --spec FILE, a TrialSpec in JSON"
+            f"{path}: name the training that it comes from with --spec FILE, a TrialSpec in JSON"
         ) from None
     except OSError as error:
         raise InvalidInput(f"--spec {spec_file}: {first_line(error)}") from None
@@ -138,7 +140,7 @@ def _from_file(path: Path, spec_file: Path | None) -> TrainedModel:
 
 
 def _state(path: Path, content: Any, spec: TrialSpec) -> tuple[Mapping[str, Tensor], str | None]:
-    """The model's weights in any of the three forms, and the digest of the data where it is told."""
+    """The model's weights from any of the three forms, and the digest of the data, None if the form has none."""
     if isinstance(content, dict) and "format" in content:
         if content.get("spec") != digest(spec):
             raise InvalidInput(f"{path} has the weights of another training")

@@ -86,9 +86,9 @@ def longest_step(spec: OptimizerSpec, num_steps: int, switch: int | None = None)
     """
     steps = torch.arange(num_steps, dtype=torch.float64)
     parts = [(steps[:switch], False)] + ([(steps[switch:], True)] if switch is not None else [])
-    knobs = [_rate_and_momentum(spec, part, num_steps, switched) for part, switched in parts]
-    lr = torch.cat([rate for rate, _ in knobs])
-    momentum = torch.cat([momentum + 0 * rate for rate, momentum in knobs])
+    values = [_rate_and_momentum(spec, part, num_steps, switched) for part, switched in parts]
+    lr = torch.cat([rate for rate, _ in values])
+    momentum = torch.cat([momentum + 0 * rate for rate, momentum in values])
     number = int((lr if spec.rule == "lpsgd" else lr / (1 - momentum)).argmax())
     return number, float(lr[number]), float(momentum[number])
 

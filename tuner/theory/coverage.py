@@ -48,11 +48,15 @@ def limit_of(
     num_active = round(spec.scaling.active * num_steps)
     lrs, nus = [], []
     for step in range(num_steps):
-        knobs = hyperparameters_at(spec, step, num_steps, steps_per_epoch, switch)
+        hyperparameters = hyperparameters_at(spec, step, num_steps, steps_per_epoch, switch)
         law = spec.scaling.law if step < num_active else "none"
-        lrs.append(effective_lr(knobs.lr, knobs.momentum) * (2 if squares else 1) if knobs.lr > 0 else 0.0)
+        lrs.append(
+            effective_lr(hyperparameters.lr, hyperparameters.momentum) * (2 if squares else 1)
+            if hyperparameters.lr > 0
+            else 0.0
+        )
         shape, nesterov = spec.scaling.shape, spec.momentum.nesterov
-        nus.append(noise_factor(batch, law=law, shape=shape, momentum=knobs.momentum, nesterov=nesterov))
+        nus.append(noise_factor(batch, law=law, shape=shape, momentum=hyperparameters.momentum, nesterov=nesterov))
 
     def line(values: list[float]) -> Callable[[float], float]:
         # Linear between steps: a solver would shorten its step at every jump of a step function.

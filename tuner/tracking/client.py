@@ -1,4 +1,4 @@
-"""How MLflow is reached: its address, its login, its SQLite file."""
+"""How MLflow is reached: its address, its login and its SQLite file."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from tuner.core.search_spec import DEFAULT_TRACKING_URI
 
 
 def make_database(path: Path) -> None:
-    """Makes the database where there is none.
+    """Makes MLflow's SQLite database if it does not exist; it appears complete or not at all.
 
-    A program killed while MLflow makes its tables would leave a file that MLflow can neither use nor mend.
+    MLflow itself makes the tables one by one.  A program killed meanwhile would leave a file that MLflow can neither
+    use nor repair.
     """
     if path.exists():
         return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # slow to import: checks need none of it
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # slow to import, and checks do not need it
 
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
-        # Closes its connections, so that the file is whole.
+        # Closing the connections completes the file.
         store = SqlAlchemyStore(f"sqlite:///{draft}", str(path.absolute().parent / "mlruns"))  # type: ignore[no-untyped-call]
         store.engine.dispose()
-        with suppress(FileExistsError):  # somebody was faster
+        with suppress(FileExistsError):  # another program was faster
             os.link(draft, path)
     finally:
         for leftover in path.parent.glob(f"{draft.name}*"):
@@ -37,7 +38,10 @@ def make_database(path: Path) -> None:
 
 
 def check_tracking_uri(uri: str) -> None:
-    """An MLflow server must answer in time, a database must open; MLflow itself would try for minutes."""
+    """Checks that an MLflow server answers in time, or that a database opens; MLflow itself would try for minutes.
+
+    Raises :class:`InvalidInput` otherwise, and for a URI that is neither.
+    """
     scheme = uri.partition("://")[0]
     if scheme in ("http", "https"):
         _check_server(uri)
@@ -56,16 +60,19 @@ def _check_server(uri: str) -> None:
         with urllib.request.urlopen(f"{bare}/health", timeout=PROBE_SECONDS) as answer:
             healthy = answer.read(16).strip() == b"OK"
     except urllib.error.HTTPError as error:
-        # A server with login answers 401 to strangers: it is there, and MLflow's client has the credentials.
+        # A server with a login answers 401, because this request has no credentials.  MLflow's client has them.
         healthy = error.code == 401
     except (OSError, ValueError, HTTPException) as error:
         raise InvalidInput(f"--tracking-uri {masked(uri)}: no MLflow server answers ({probe_reason(error)})") from None
     if not healthy:
-        raise InvalidInput(f"--tracking-uri {masked(uri)}: what answers there is no MLflow server")
+        raise InvalidInput(f"--tracking-uri {masked(uri)}: the server there is not MLflow")
 
 
 def with_login_apart(uri: str) -> str:
-    """A server's URI without user and password, which go where MLflow's client looks for them and shows nobody."""
+    """A server's URI without user and password.
+
+    They go into the environment variables from which MLflow's client reads them, so that no message shows them.
+    """
     parts = urlsplit(uri) if uri.startswith("http") else None
     if parts is None or parts.username is None:
         return uri

@@ -1,4 +1,4 @@
-"""A trained model in MLflow, whole and once, whoever was killed while logging it."""
+"""Logs a trained model to MLflow, complete and once, even if a program was killed while it logged the model."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def log_model(
     tags: Mapping[str, str],
     run_ids: Sequence[str],
 ) -> str:
-    """Logs the model in a folder as an output of some runs, the first of which trained it; returns its URI.
+    """Logs the model in ``folder`` as an output of the runs ``run_ids`` and returns its URI.
 
-    The model that has the tags already is taken for it.
+    The first of the runs trained it.  A model that has all ``tags`` already is the same model: what it lacks is added.
     """
     known = client.search_logged_models(
         [experiment_id], " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
@@ -42,7 +42,7 @@ def log_model(
 
 
 SPEC_TAG, MODEL_TAG = "tuner.spec", "winning_model"
-"""Of a model: the digest of its training's spec.  Of the parent run: the URI of its newest model."""
+"""A tag of a model, the digest of its training's spec, and a tag of the parent run, the URI of its newest model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What is said of a trained network later: in MLflow a run of its own, nested under the one that trained it."""
+"""Logs a later analysis of a trained network to MLflow, as a run nested under the run that trained it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A training of a search in MLflow."""
+    """A training of a search, as MLflow knows it."""
 
     run_id: str
     experiment_id: str
     search: str
-    """Name of its search."""
+    """Name of the search that it belongs to."""
     search_id: str
+    """Unique id of that search."""
     name: str
+    """Name of the training in its search, such as ``sgdm/confirm-1``."""
 
     @classmethod
     def of(cls, run: Run) -> TrainedRun:
@@ -39,28 +41,37 @@ class TrainedRun:
 
 
 class SearchRuns:
-    """The searches' runs in one MLflow; where it stays away its methods raise :class:`StorageFailed`."""
+    """The runs of all searches in one MLflow."""
 
     def __init__(self, uri: str) -> None:
-        """Raises :class:`InvalidInput` for a SQLite file that is none of MLflow's, which MLflow would make one."""
+        """Raises :class:`InvalidInput` for a missing SQLite file and for one without MLflow's tables.
+
+        MLflow itself would make them.
+        """
         file = uri.removeprefix("sqlite:///")
         if file != uri and not _is_mlflows(Path(file)):
-            raise InvalidInput(f"--tracking-uri {uri}: is no database of MLflow's")
+            raise InvalidInput(f"--tracking-uri {uri}: is not a database of MLflow")
         self._uri = uri
         self._client = MlflowClient(with_login_apart(uri))
 
     def by_id(self, run_id: str) -> TrainedRun:
-        """Raises :class:`InvalidInput` where there is no such run, or it is none of a search's trainings."""
+        """The training with this run id.
+
+        Raises :class:`InvalidInput` if there is no such run, or if it is not a training of a search.
+        """
         try:
             run = self._client.get_run(run_id)
         except MlflowException as error:
             raise InvalidInput(f"run {run_id} in {masked(self._uri)}: {first_line(error)}") from None
         if not run.data.tags.get(TRIAL_TAG):
-            raise InvalidInput(f"run {run_id} in {masked(self._uri)}: is no training of a search")
+            raise InvalidInput(f"run {run_id} in {masked(self._uri)}: is not a training of a search")
         return TrainedRun.of(run)
 
     def by_name(self, experiment: str, search_id: str, name: str) -> TrainedRun | None:
-        """A search's training; None where MLflow does not have it."""
+        """A search's training by name; None if MLflow does not have it.
+
+        Raises :class:`StorageFailed` if MLflow fails.
+        """
         asked = f"tags.`{SEARCH_TAG}` = '{search_id}' AND tags.`{TRIAL_TAG}` = '{name}'"
         with self._asking():
             found = self._client.get_experiment_by_name(experiment)
@@ -76,10 +87,10 @@ class SearchRuns:
         metrics: Mapping[str, float],
         files: Sequence[Path],
     ) -> str:
-        """Makes a run under another, with some files as its artifacts, and returns its id; marked as failed where not
-        all of it could be written.
+        """Makes a run nested under another, with ``files`` as its artifacts, and returns its id.
 
-        It does not carry the search's own tags: to the search it is none of its trainings.
+        The run does not have the tags of the search's trainings, so that the search does not take it for one.
+        Raises :class:`StorageFailed` if MLflow fails.  A run that could not be written completely is marked as failed.
         """
         tags = {MLFLOW_PARENT_RUN_ID: under.run_id, "tuner.search": under.search, "tuner.diagnosed": under.name}
         with self._asking():

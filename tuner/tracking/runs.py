@@ -1,4 +1,4 @@
-"""The runs of one search in MLflow: what is known to be there, and what waits to be written to each."""
+"""The MLflow runs of one search: what MLflow is known to hold of each, and what waits to be written to it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from tuner.tracking.run_state import DataSet, RunState, dataset_input, worth
 logger = logging.getLogger(__name__)
 
 PARENT = ""
-"""Name of the parent run in the tag that names a search's runs; no trial has it."""
+"""Value of :data:`TRIAL_TAG` for the parent run; no trial has this name."""
 SEARCH_TAG, TRIAL_TAG = "tuner.search_id", "tuner.trial"
+"""Tags of every run of a search: the search's id, and the name of its training."""
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
-"""Answers that asking again does not change: of a run that somebody deleted, above all."""
+"""MLflow's error codes that a retry does not change; the main case is a run that somebody has deleted."""
 LAST_METRIC = "speed/images_per_second"
-"""The last metric of an epoch to be written: where it is, all are."""
+"""The metric of an epoch that is written last: if MLflow holds it, it holds all metrics of the epoch."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Without it the UI opens its pages for language models."""
+"""Tags of a new experiment; without them MLflow's UI opens its pages for language models."""
 
 
 class Runs:
-    """The runs by the name of their trial, :data:`PARENT` the parent.
+    """The runs of one search by the name of their trial; :data:`PARENT` is the name of the parent run.
 
-    A method that raises can be called again, after :meth:`look`: nothing that waits is taken off before MLflow has it.
+    A method that raises can be called again after :meth:`sync`: what waits stays until MLflow has taken it.
     """
 
     def __init__(
@@ -53,12 +54,15 @@ class Runs:
         self._client: MlflowClient
         self.by_name: dict[str, RunState] = {}
         self._waiting: dict[str, None] = {}
-        """Names of the runs that something may wait for, as they were asked for."""
+        """Names of the runs for which something may wait, in the order in which they were requested."""
         self.refused = False
-        """Whether MLflow has refused something."""
+        """Whether MLflow has refused a write for good."""
 
     def sync(self) -> None:
-        """Learns what MLflow holds of this search; only what this program does not know better is taken."""
+        """Reads what MLflow holds of this search, for the runs whose id this program does not know yet.
+
+        Deletes further runs of the same training, and makes the experiment if it does not exist.
+        """
         if self._uri.startswith("sqlite:///"):
             make_database(Path(self._uri.removeprefix("sqlite:///")))
         self._client = client = MlflowClient(self._uri)
@@ -73,7 +77,7 @@ class Runs:
             state = self.by_name.setdefault(name, RunState())
             run = max(same, key=lambda run: worth(run, state.run_id))
             for other in same:
-                # Asked for in vain, as it seemed, and made long after: by a server that had waited for its database.
+                # A server that waited for its database can make a run long after its request seemed to fail.
                 if other is not run and other.info.lifecycle_stage == LifecycleStage.ACTIVE:
                     client.delete_run(other.info.run_id)
             if state.run_id is not None:
@@ -91,19 +95,19 @@ class Runs:
                 state.logged_epoch = max((metric.step for metric in steps), default=0)
 
     def to_write(self, name: str) -> RunState:
-        """A run, made where it is not known, that is to be among those which :meth:`write_all` writes next."""
+        """The state of a run, new if the name is new; the next :meth:`write_all` writes what waits in it."""
         self._waiting[name] = None
         return self.by_name.setdefault(name, RunState())
 
     def write_all(self) -> None:
-        """Writes all that waits, but the end of the parent.
+        """Writes everything that waits, except the parent's status.
 
-        The parent stands first, as its children name it, and ends last, when all it holds is there.
+        The parent is written first, because its children name its id.  Its status is written last, after all else.
         """
         before = self.by_name[PARENT].run_id
         self.write(PARENT)
         if self.by_name[PARENT].run_id != before:
-            self._waiting |= dict.fromkeys(self.by_name)  # those that were made without it
+            self._waiting |= dict.fromkeys(self.by_name)  # runs made before it have no parent yet
         for name in [name for name in self._waiting if name != PARENT]:
             self.write(name)
             self.write_status(name)
@@ -126,19 +130,22 @@ class Runs:
                 return runs
 
     def attempt(self, what: str, write: Callable[[], None]) -> bool:
-        """Whether MLflow took it; what it refuses is let go, any other failure is raised."""
+        """Calls ``write`` and returns whether MLflow accepted it.
+
+        A write that MLflow refuses (:data:`REFUSALS`) is logged and dropped.  Any other failure is raised.
+        """
         try:
             write()
         except MlflowException as error:
             if error.error_code not in REFUSALS:
                 raise
-            logger.error("MLflow refuses %s, which is let go: %s", what, masked(str(error)))
+            logger.error("MLflow refuses %s; it is not written: %s", what, masked(str(error)))
             self.refused = True
             return False
         return True
 
     def write(self, name: str) -> None:
-        """Writes what waits for a run, but its status; what is left of a run that MLflow refuses is let go."""
+        """Writes what waits for a run, except its status; a run that MLflow refuses counts as ended."""
         run = self.by_name[name]
         if not self.attempt(f"run {name!r}", lambda: self._write(name, run)):
             run.ended = True
@@ -149,7 +156,7 @@ class Runs:
         else:
             self._write_to(name, run)
         if name != PARENT and run.run_id and run.parent_id != (parent_id := self.by_name[PARENT].run_id) and parent_id:
-            # Made while MLflow refused the parent, or in the place of a database that was lost.
+            # The run was made while MLflow refused the parent, or the parent is a new one after a lost database.
             run.late_tags[MLFLOW_PARENT_RUN_ID] = run.parent_id = parent_id
         if (run.late_tags or run.late_metrics) and run.run_id is not None:
             tags = [RunTag(key, value) for key, value in run.late_tags.items()]
@@ -158,7 +165,7 @@ class Runs:
 
     def _write_to(self, name: str, run: RunState) -> None:
         if run.run_id is None:
-            # None, too, where MLflow has refused the parent: its trials are runs of their own until one is made.
+            # None also if MLflow has refused the parent.  Its trials then have no parent until there is one.
             parent_id = self.by_name[PARENT].run_id
             parent = {MLFLOW_PARENT_RUN_ID: parent_id} if parent_id else {}
             created = self._client.create_run(
@@ -168,19 +175,19 @@ class Runs:
             )
             run.run_id, run.parent_id, run.tags = created.info.run_id, parent_id, {}
         if self._inputs and not run.has_dataset:
-            # Told twice, after a lost answer, it is one input still.
+            # Logged twice, after a lost answer, it is still one input.
             self._client.log_inputs(run.run_id, self._inputs)
             run.has_dataset = True
         if run.metrics or run.params or run.tags:
             metrics, tags = list(run.metrics), [RunTag(key, value) for key, value in run.tags.items()]
             params = [Param(key, value) for key, value in run.params.items()]
-            # The client cuts it into batches of the size that servers take.
+            # The client splits this into batches of the size that servers accept.
             self._client.log_batch(run.run_id, metrics, params, tags)
             del run.metrics[: len(metrics)]
             run.params, run.tags = {}, {}
 
     def write_status(self, name: str) -> None:
-        """Ends a run, or marks it as running, where that waits."""
+        """Writes a run's status if one waits: ends the run, or marks it as running."""
         run = self.by_name[name]
         if run.status is None or run.ended:
             return
@@ -193,13 +200,13 @@ class Runs:
         run.status = None
 
     def log_artifact(self, path: Path) -> None:
-        """Puts a file, or a folder under its name, among the parent's artifacts, in the place of an earlier one."""
+        """Logs a file or a folder, under its own name, as an artifact of the parent; it replaces an earlier one."""
         parent = self.by_name[PARENT]
         if parent.run_id and not parent.ended:
             self._client.log_artifact(parent.run_id, str(path))
 
     def log_model(self, model: WinningModel) -> None:
-        """Logs a model as an output of its own run and of the parent, once for each spec."""
+        """Logs a model as an output of its own run and of the parent run, once per spec."""
         parent = self.by_name[PARENT]
         states = [run for run in (self.by_name.get(model.run), parent) if run]
         run_ids = [run.run_id for run in states if run.run_id]

@@ -1,9 +1,10 @@
-"""A confirmed run's final weights as an MLflow model that can be loaded and served.
+"""Saves a confirmed run's final weights as an MLflow model that can be loaded and served.
 
     python -m tuner.tracking.served_model RUN_FOLDER OUT
 
-Of images the model takes pixels as files hold them and gives probabilities; of the workload diagonal it takes inputs
-and gives predictions, as in the training.  It is a graph: whoever loads it needs torch and MLflow, not this package.
+A model of images takes pixels as image files hold them and returns probabilities.  A model of the workload diagonal
+takes inputs and returns predictions, as in the training.  The model is saved as a graph.  So a program that loads it
+needs torch and MLflow, but not this package.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from tuner.workloads.models import build_model
 
 
 class ServedModel(nn.Module):
-    """Pixels (B, C, S, S), uint8, to the probability of each class (B, num_classes), float32."""
+    """Maps pixels (B, C, S, S), uint8, to the probability of each class (B, num_classes), float32."""
 
     mean: Tensor
     deviation: Tensor
 
     def __init__(self, model: nn.Module, mean: Tensor, deviation: Tensor) -> None:
-        """``model`` takes images that are normalized by the other two, (C, 1, 1)."""
+        """``model`` takes images normalized by ``mean`` and ``deviation``, both (C, 1, 1)."""
         super().__init__()
         self.model = model
         self.register_buffer("mean", mean)
@@ -52,13 +53,14 @@ class ServedModel(nn.Module):
 
 
 def load_served(folder: Path, store: Store | None = None) -> tuple[nn.Module, Data, TrialSpec]:
-    """The model of a confirmed run's folder, on the CPU, the data it was trained on, and its spec.
+    """The model of a confirmed run's folder, the data that it was trained on, and its spec, all on the CPU.
 
-    The model is a :class:`ServedModel` of images, and else takes float32.
+    The model of an image workload is a :class:`ServedModel`.  Any other model takes float32 inputs.
 
-    ``store`` has its final weights; by default the folder has them.
+    ``store`` holds the final weights; the default is the folder itself.
 
-    Raises :class:`InvalidInput` where the folder has no final weights, and where the data is not what it was.
+    Raises :class:`InvalidInput` if the folder is not a confirmed run's, if the final weights are missing, unreadable or
+    of another training, and if the data has changed since the training.
     """
     try:
         spec = load_spec(folder / SPEC)
@@ -66,21 +68,24 @@ def load_served(folder: Path, store: Store | None = None) -> tuple[nn.Module, Da
         raise InvalidInput(f"{folder} is no folder of a confirmed run") from None
     store = store or Store(folder)
     content = load_weights(store, spec)
-    # One batch is read, for which no process is worth starting.
+    # Only one batch is read, which is not worth a process of its own.
     data = load_data(replace(spec.workload, loader_workers=0), torch.device("cpu"))
     if data.digest != content["data"]:
         raise InvalidInput(f"{store.place}: the data is not what these weights were trained on")
     model = build_model(spec.workload, **data.model_arguments)
-    # In float32, whatever the training's precision.
+    # The model is in float32, whatever the training's precision.
     model.load_state_dict(content["model"])
-    # Weights in channels_last are no whole tensors to torch.export's archive.
+    # torch.export's archive does not take weights in channels_last for whole tensors.
     model = model.to(memory_format=torch.contiguous_format)
     served = ServedModel(model, data.mean, data.deviation) if are_images(data) else model
     return served.eval(), data, spec
 
 
 def example(data: Data) -> Tensor:
-    """Two inputs as the served model takes them, as the graph would take batches of one alone if it was made of one."""
+    """A batch of two inputs as the served model takes them.
+
+    A graph that is exported with a batch of one would accept only batches of one.
+    """
     inputs, _ = next(iter(data.evaluation_batches("validation")))
     inputs = inputs[[0, -1]]
     if are_images(data):
@@ -89,11 +94,12 @@ def example(data: Data) -> Tensor:
 
 
 def save_served(folder: Path, out: Path, store: Store | None = None) -> None:
-    """Saves the model of a confirmed run's folder as an MLflow model, whole or not at all.
+    """Saves the model of a confirmed run's folder as an MLflow model, complete or not at all.
 
-    Its metadata name the classes, where there are any, and the digests of the spec and of the data.
-    Raises :class:`InvalidInput` as :func:`load_served` does, and where ``out`` exists; what torch.export has against
-    the model is raised as it comes.
+    Its metadata hold the digests of the spec and of the data, and the names of the classes if it has classes.
+
+    Raises :class:`InvalidInput` as :func:`load_served` does, and if ``out`` exists.  Errors of torch.export pass
+    through.
     """
     if out.exists():
         raise InvalidInput(f"{out} exists already")
@@ -109,7 +115,7 @@ def save_served(folder: Path, out: Path, store: Store | None = None) -> None:
             draft,
             signature=ModelSignature(_schema(inputs), _schema(outputs)),
             input_example=inputs.numpy(),
-            # Given, as MLflow would load the model in another process to find them; the build, "+cu132", is no release.
+            # To infer these, MLflow would load the model in another process.  A build such as "+cu132" is on no index.
             pip_requirements=[f"torch=={versions()['torch'].partition('+')[0]}"],
             serialization_format="pt2",
             metadata={**classes, "spec": digest(spec), "data": data.digest},
@@ -124,13 +130,13 @@ def _schema(batch: Tensor) -> Schema:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0, or 2 after one line on what was wrong."""
+    """Runs the command; exit status 0, or 2 for bad input after a one-line message."""
     parser = argparse.ArgumentParser(
         prog="python -m tuner.tracking.served_model", description="Saves a trained model for MLflow."
     )
     parser.add_argument("run_folder", type=Path, help="folder of a confirmed run")
-    parser.add_argument("out", type=Path, help="folder of the MLflow model, to be made")
-    parser.add_argument("--weights", metavar="PLACE", help="folder or URI of its final weights. Default: its folder")
+    parser.add_argument("out", type=Path, help="new folder for the MLflow model")
+    parser.add_argument("--weights", metavar="PLACE", help="folder or URI of the final weights. Default: RUN_FOLDER")
     options = parser.parse_args(arguments)
     try:
         save_served(options.run_folder, options.out, Store(options.weights) if options.weights else None)

@@ -1,4 +1,4 @@
-"""How busy this machine is: processors, memory, disk, network and, with ``nvidia-ml-py``, NVIDIA's GPUs."""
+"""This machine's load: processors, memory, disk, network and, with ``nvidia-ml-py``, NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ logger = logging.getLogger(__name__)
 
 
 class SystemLoad:
-    """MLflow's own readings, without its writer, which gives up when the server is away."""
+    """MLflow's own monitors, without MLflow's writer, which gives up when the server is unreachable."""
 
     def __init__(self) -> None:
-        self._monitors: list[Any] = []  # their methods carry no types
+        self._monitors: list[Any] = []  # their methods have no type annotations
         for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
             try:
                 self._monitors.append(kind())
-            except Exception as error:  # each has errors of its own for what is not there
+            except Exception as error:  # each monitor raises errors of its own for missing hardware
                 logger.info("%s: %s", kind.__name__, error)
-        # The processors' load is that since the reading before.
+        # A reading gives the processors' load since the reading before it.
         self.read()
 
     def read(self) -> dict[str, float]:
-        """Value by metric name, ``system/...``, which the UI shows on a page of their own."""
+        """Metric name -> value.  MLflow's UI shows names that begin with ``system/`` on a page of their own."""
         values: dict[str, float] = {}
         for monitor in self._monitors:
             monitor.collect_metrics()

@@ -1,8 +1,8 @@
-"""Writes a search to MLflow: a parent run, a child run a training, each epoch exactly once; one a variant at the end.
+"""Writes a search to MLflow: one parent run, one child run per training and, at the end, one child run per variant.
 
-A thread of the driver writes in batches, so that nothing waits for the server.  Everything may be told again (after a
-restart, everything is): what MLflow holds already is left alone, what is missing is written.  While the server is away
-the thread tries again.
+Each epoch is written exactly once.  A thread of the driver writes in batches, so that the search does not wait for the
+server.  Everything may be reported again, and after a restart everything is: the thread writes only what MLflow lacks.
+Writing is retried while the server is unreachable.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ __all__ = ["DataSet", "PARENT", "SEARCH_TAG", "TRIAL_TAG", "Tracker", "WinningMo
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
+"""Seconds between two batches."""
 LONGEST_PAUSE_SECONDS = 30.0
+"""Longest pause, in seconds, before a failed write is retried."""
 LOAD_SECONDS = 10.0
-"""Between two readings of this machine's load."""
+"""Seconds between two readings of this machine's load."""
 
 
 class Tracker:
-    """The MLflow side of one search."""
+    """Reports one search to MLflow; all methods but :meth:`finish` return at once."""
 
     def __init__(
         self,
@@ -45,8 +47,11 @@ class Tracker:
         dataset: DataSet | None = None,
         system_metrics: bool = False,
     ) -> None:
-        """``dataset`` becomes an input of every run; with ``system_metrics`` the parent run gets this machine's load
-        while the search goes on."""
+        """Makes the parent run and starts to write.
+
+        ``dataset`` becomes an input of every run.  With ``system_metrics`` this machine's load is logged to the parent
+        run while the search goes on.
+        """
         self._runs = Runs(
             uri=uri, experiment=experiment, search=search, search_id=search_id, tags=tags, dataset=dataset
         )
@@ -62,7 +67,7 @@ class Tracker:
             threading.Thread(target=self._watch, name="system metrics", daemon=True).start()
 
     def start_trial(self, name: str, parameters: Mapping[str, object], tags: Mapping[str, str]) -> None:
-        """A training exists."""
+        """Reports that a training exists."""
 
         def task() -> None:
             run = self._runs.to_write(name)
@@ -73,12 +78,12 @@ class Tracker:
         self._tasks.put(task)
 
     def log_epoch(self, name: str, metrics: EpochMetrics) -> None:
-        """A training has finished an epoch."""
+        """Reports that a training has finished an epoch; an epoch that was reported before is ignored."""
 
         def task() -> None:
             run = self._runs.to_write(name)
             if metrics.epoch > run.logged_epoch and not run.ended:
-                # The time is the epoch's own, so that what is written again after a failure is the same row.
+                # The epoch's own time makes a row that is written again after a failure the same row.
                 run.add(epoch_metrics(metrics), at=metrics.finished_at, step=metrics.epoch)
                 run.logged_epoch = metrics.epoch
 
@@ -87,7 +92,7 @@ class Tracker:
     def end_trial(
         self, name: str, status: str, summary: Mapping[str, float], last: EpochMetrics | None, tags: Mapping[str, str]
     ) -> None:
-        """A training has ended: finished, stopped, diverged or failed."""
+        """Reports that a training has ended: ``status`` is finished, stopped, diverged or failed."""
 
         def task() -> None:
             run = self._runs.to_write(name)
@@ -100,10 +105,10 @@ class Tracker:
         self._tasks.put(task)
 
     def log_variants(self, rows: Mapping[str, tuple[Mapping[str, float], Mapping[str, str]]]) -> None:
-        """The leaderboard: metrics and tags of a run a variant, in the place of those that an earlier program wrote.
+        """Reports the leaderboard: metrics and tags, one run per variant.  They replace those of an earlier program.
 
-        Names are to be the same each time: a metric that is not finite any more is overwritten, one that is not given
-        stays.
+        The names of the metrics have to be the same each time.  A metric that is not finite any more is overwritten;
+        a metric that is not given stays as it is.
         """
 
         def task() -> None:
@@ -117,7 +122,7 @@ class Tracker:
         self._tasks.put(task)
 
     def amend(self, name: str, tags: Mapping[str, str], summary: Mapping[str, float], last: EpochMetrics) -> None:
-        """Tags of a run that may have changed since it ended, and final metrics that may have been lacking then."""
+        """Writes tags that may have changed since a run ended, and final metrics that it may have lacked then."""
 
         def task() -> None:
             run = self._runs.to_write(name)
@@ -136,9 +141,10 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         model: WinningModel | None = None,
     ) -> bool:
-        """Writes what is left, the parent's summary, tags, files, folders and model; whether MLflow has it all in time.
+        """Writes everything that waits, then the parent's summary, tags, artifacts (files and folders) and model.
 
-        ``timeout`` is in seconds.  ``interrupted`` leaves the parent run RUNNING, as the search is.
+        Returns whether MLflow accepted everything within ``timeout`` seconds.  The status ``interrupted`` leaves the
+        parent run RUNNING, because the search can be resumed.
         """
 
         def task() -> None:
@@ -153,14 +159,14 @@ class Tracker:
         return self._written.wait(timeout) and not self._runs.refused
 
     def _watch(self) -> None:
-        from tuner.tracking.system_metrics import SystemLoad  # psutil is for those who ask for it
+        from tuner.tracking.system_metrics import SystemLoad  # imports psutil, which only this option needs
 
         load = SystemLoad()
         while not self._closing.wait(LOAD_SECONDS):
             self._note_load(load.read(), time.time())
 
     def _note_load(self, values: Mapping[str, float], now: float) -> None:
-        # Seconds as steps: a later program's come after an earlier one's.
+        # Steps are seconds since 1970, so that a later program's come after an earlier one's.
         self._tasks.put(lambda: self._runs.to_write(PARENT).add(values, at=now, step=int(now)))
 
     def _write(self) -> None:
@@ -177,15 +183,15 @@ class Tracker:
                 self._runs.write_all()
                 if closing:
                     if has_failed:
-                        self._runs.sync()  # what was asked for in vain may have been done since
+                        self._runs.sync()  # a request that seemed to fail may have been carried out since
                     self._conclude()
                     self._written.set()
                     return
             except Exception as error:
-                # Messages may hold the address's password.
-                logger.error("MLflow did not take a write; trying again: %s", masked(str(error)))
+                # A message may contain the password of the address.
+                logger.error("A write to MLflow failed and is retried: %s", masked(str(error)))
                 failed = has_failed = True
-            # An answer may have been lost after the server did what it was asked: look before asking again.
+            # The server may have carried out a request whose answer was lost, so its state is read before a retry.
             self._synchronized = not failed
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS) if failed else FLUSH_SECONDS
             if closing:

@@ -1,7 +1,7 @@
-"""The command ``python -m tuner.train``: one training without the service, an epoch a line.
+"""The command ``python -m tuner.train``: one training without the service; it prints one line per epoch.
 
-``--spec FILE.json`` needs torch, torchvision and scikit-learn alone; ``--variant`` reads a default point from
-search_spaces and so needs Optuna's distributions.
+``--spec FILE.json`` needs only torch, torchvision and scikit-learn.  ``--variant`` reads a default point from
+search_spaces and so needs Optuna's distributions too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tuner.train import train
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; exit status 0 when the training ended, 1 when it diverged, 2 for bad input."""
+    """Runs the command; exit status 0 if the training ended, 1 if it diverged, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m tuner.train", description="Train one network.")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--variant", help="start from this variant's default point, or variant@point")
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME=VALUE",
         help="settings by dotted name: lr.peak=0.003, workload.data=cifar10, epochs=20",
     )
-    parser.add_argument("--checkpoints", metavar="PLACE", help="folder or URI to go on from, and to write to")
+    parser.add_argument("--checkpoints", metavar="PLACE", help="folder or URI to continue from and to write to")
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="CPU threads; small ResNets gain nothing from more than one"
     )
@@ -80,7 +80,10 @@ def _start(variant: str | None, file: Path | None) -> TrialSpec:
 
 
 def _with_settings(spec: TrialSpec, given: Sequence[str]) -> TrialSpec:
-    """Settings of the optimizer may be named as search spaces name them, without ``optimizer.``."""
+    """The spec with ``given`` settings, NAME=VALUE each; an optimizer's may be named without ``optimizer.``.
+
+    Without ``optimizer.`` these are the names of the search spaces.  Raises InvalidInput for a bad setting.
+    """
     of_trial = {item.name for item in dataclasses.fields(TrialSpec)}
     settings: dict[str, Setting] = {}
     for text in given:

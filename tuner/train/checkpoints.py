@@ -1,6 +1,6 @@
-"""A training's checkpoints: the newest that can be read counts, and older ones go when a newer one is whole.
+"""A training's checkpoints: the newest readable one is loaded, and older ones are deleted after a newer one is written.
 
-A checkpoint holds all that a training needs to continue; how it is made is :mod:`tuner.train.trainer`'s affair.
+A checkpoint holds all that a training needs to continue.  Its content comes from :mod:`tuner.train.trainer`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from tuner.core.store import CHECKPOINT, Store
 
 FORMAT = 3
 LARGEST_SHARE = 0.05
-"""Part of a training's time that its checkpoints may take, where no interval is asked for: ours."""
+"""Part of a training's time that its checkpoints may take if no interval is set.  Source: ours."""
 
 
 class Checkpoints:
-    """The checkpoints of one training in a place of its own."""
+    """The checkpoints of one training, in a store of its own."""
 
     def __init__(self, store: Store, *, spec_digest: str, interval: float | None = None) -> None:
-        """``interval`` is the least number of seconds from one checkpoint to the next; with None they are as far apart
-        as it takes for them to cost at most 5% of the time."""
+        """``interval`` is the least number of seconds from one checkpoint to the next, at least 0.
+
+        With None the interval is chosen so that checkpoints cost at most 5% of the time.
+        """
         self._store = store
         self._spec_digest = spec_digest
         self._interval = interval
@@ -36,9 +38,10 @@ class Checkpoints:
         self._cost = 0.0
 
     def newest(self) -> dict[str, Any] | None:
-        """The content of the newest checkpoint that is whole, on the CPU; None where there is none.
+        """The content of the newest checkpoint that is readable, on the CPU; None if there is none.
 
-        Raises :class:`InvalidInput` for that of another training.
+        Raises :class:`InvalidInput` if it is of another training, and :class:`StorageFailed` if the storage stays
+        unreachable.
         """
         found = {int(match[1]): name for name in self._names() if (match := CHECKPOINT.fullmatch(name))}
         self._kept = list(found.values())
@@ -64,18 +67,18 @@ class Checkpoints:
     def _read_bytes(self, name: str) -> bytes:
         try:
             return self._store.read(name)
-        except FileNotFoundError:  # another worker of this training, cut off for a while, has just deleted it
+        except FileNotFoundError:  # deleted just now by another worker of this training that was cut off for a while
             return b""
 
     def is_due(self) -> bool:
-        """Whether it is time for the next one."""
+        """Whether the next checkpoint is due."""
         interval = self._cost * (1 / LARGEST_SHARE - 1) if self._interval is None else self._interval
         return time.monotonic() - self._saved_at >= interval
 
     def save(self, epoch: int, content: dict[str, Any]) -> None:
-        """Writes the checkpoint of an epoch, then deletes those before it.
+        """Writes the checkpoint of an epoch, then deletes earlier ones.
 
-        Raises :class:`StorageFailed` where the storage stays away.
+        Raises :class:`StorageFailed` if the storage stays unreachable.
         """
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, "spec": self._spec_digest, **content}, buffer)
@@ -84,7 +87,7 @@ class Checkpoints:
         def write() -> None:
             started = time.monotonic()
             self._store.write(name, buffer.getvalue())
-            self._cost = time.monotonic() - started  # without the time that the storage was away
+            self._cost = time.monotonic() - started  # without the time spent on failed attempts
 
         retry(f"{self._store.place}/{name}", write)
         for older in self._kept:

@@ -1,35 +1,42 @@
-"""The learning rate that is predicted to be too large for a training, from the curvature at its first weights.
+"""Predicts the learning rate from which on a training diverges, from the curvature at its first weights.
 
-The batch equation of a model that is linear in its weights (:func:`tuner.theory.linearised_critical_lr`)::
+It solves the batch equation of a model that is linear in its weights (:func:`tuner.theory.linearised_critical_lr`)::
 
     sum_i h_i (1 + mu)/((1 - mu)(2 (1 + mu) - h_i)) = B/F,   h_i = eta kappa_i
 
 ===========  ==================================================================================================
-symbol       what is put there
+symbol       value
 ===========  ==================================================================================================
 B            the batch size
 eta, mu      learning rate and momentum of the step whose effective learning rate eta/(1 - mu) is the schedule's
              largest (:func:`tuner.optimizers.hyperparameters.longest_step`)
-F            1 + Var[s] (1 - mu)/(1 + mu), s the random factor of that step, or what stands there for Nesterov's
-             (:func:`tuner.theory.noise_factor`)
+F            1 + Var[s] (1 - mu)/(1 + mu) with the random factor s of that step; Nesterov's step has another
+             formula (:func:`tuner.theory.noise_factor`)
 kappa        top, once, and (trace - top)/(n - 1), n - 1 times: the largest eigenvalue of the Hessian, and the rest
              of its trace, n times the mean eigenvalue, spread evenly over the other n - 1
 ===========  ==================================================================================================
 
-The prediction is the peak of the schedule at which that step has the critical rate, other settings as they are::
+Let eta_c be the eta that solves the equation.  The prediction is the peak of the schedule at which that step has the
+learning rate eta_c, with all other settings unchanged::
 
     critical lr.peak = eta_c lr.peak / eta
 
-so that lr.peak over it is eta/eta_c.  Where momentum follows the learning rate it is the one at the trial's own peak:
-the ratio says on which side of the limit the trial is, and not exactly how far from it.
+so that the ratio of lr.peak to the critical one is eta/eta_c.  If momentum follows the learning rate, mu is the
+momentum at the trial's own peak.  The ratio then tells on which side of the limit the trial is, but not exactly how far
+from it.
 
-The equation is ours, checked against simulation where it is exact; that it says anything of other networks is what a
-search measures.  What it leaves out: a Hessian of the first weights alone, which moves within a few steps; its negative
-eigenvalues, so that where they outweigh the others and the rest of the trace is not above 0 only ``top`` stands, and
-with it the limit of large batches; weight decay; rescaled buffers.  Nesterov's step has terms of its own, ours too.  A
-random factor multiplies the mean gradient as well as its noise, which by itself sets a limit, that of the module
-:mod:`tuner.optimizers.random_scaling`, to the mean square and not to a path.  Backward order composes the same random
-maps the other way round, which have the same law as long as the knobs stand still.
+The equation and its form for Nesterov's step are ours.  They are checked against simulation where they are exact.  A
+search measures whether they predict anything for other networks.  The prediction leaves out:
+
+- changes of the Hessian, which is that of the first weights and moves within a few steps;
+- negative eigenvalues: if they make the rest of the trace 0 or less, only ``top`` is used, and the prediction is the
+  limit of large batches;
+- weight decay and rescaled buffers.
+
+A random factor multiplies the mean gradient as well as its noise.  The factor on the mean gradient sets a limit of its
+own, for the mean square and not for a single path (:mod:`tuner.optimizers.random_scaling`).  The prediction leaves this
+limit out too.  Backward order composes the same random maps in reverse.  Their law is the same as long as the
+hyperparameters are constant.
 """
 
 from __future__ import annotations
@@ -44,9 +51,9 @@ from tuner.theory import linearised_critical_lr, noise_factor
 from tuner.train.curvature import Curvature
 
 TOLERANCE = 0.1
-"""Residual to which ``top`` is estimated, as a part of it: the error is about the square."""
+"""Residual to which ``top`` is estimated, relative to ``top``; the relative error of ``top`` is about its square."""
 NUM_REMEMBERED = 16
-"""Estimates that a process keeps: trials of one number share their first weights over all variants."""
+"""Estimates that a process keeps: trials of different variants with the same number share their first weights."""
 
 _REMEMBERED: OrderedDict[Hashable, Curvature | None] = OrderedDict()
 
@@ -58,11 +65,13 @@ def cached_prediction(
     num_steps: int,
     place: Hashable,
 ) -> float | None:
-    """The prediction for a training, from what ``estimate`` says of the curvature at its first weights to a tolerance.
+    """:func:`predict_critical_lr` for a training; the curvature at its first weights is remembered.
 
-    None as :func:`predict_critical_lr` says, and where the curvature is not finite.  ``estimate`` is called only where
-    this process remembers none of the same first weights: they follow from workload, seed and precision, and what is
-    computed from them from the ``place`` of the computation too.
+    ``estimate`` takes a tolerance and returns the curvature, None where it is not finite.  It is called only if this
+    process remembers no curvature for the same workload, seed and precision, which determine the first weights, and the
+    same ``place`` of the computation, on which rounding depends.
+
+    Returns None where :func:`predict_critical_lr` does, and where the curvature is not finite.
     """
     if not is_covered(spec.optimizer):
         return None
@@ -78,7 +87,7 @@ def cached_prediction(
 
 
 def is_covered(optimizer: OptimizerSpec) -> bool:
-    """Whether the equation is of such steps: SGD's, of any momentum and order, and LPSGD's where p is always 2."""
+    """Whether the equation describes the optimizer: SGD of any momentum and order, and LPSGD if p is always 2."""
     return optimizer.rule == "sgd" or (optimizer.rule == "lpsgd" and optimizer.norm.p_max == 2)
 
 
@@ -87,8 +96,9 @@ def predict_critical_lr(
 ) -> float | None:
     """The ``lr.peak``, above 0, from which on a training of ``num_steps`` iterates is predicted to diverge.
 
-    None for an optimizer that is not covered and where no eigenvalue is above 0.  ``hybrid`` with a switch that waits
-    for an accuracy is taken never to switch.  The three counts are at least 1; InvalidInput otherwise.
+    Returns None for an optimizer that is not covered, and if ``curvature.top`` is not above 0.  A ``hybrid`` whose
+    switch waits for an accuracy is assumed never to switch.  Raises InvalidInput unless ``num_parameters``,
+    ``batch_size`` and ``num_steps`` are at least 1.
     """
     if not is_covered(optimizer) or not curvature.top > 0:
         return None
@@ -105,12 +115,12 @@ def predict_critical_lr(
         nesterov=nesterov,
     )
     if optimizer.rule == "lpsgd":
-        critical /= 1 - momentum  # its buffer is an average of gradients, SGD's is their sum
+        critical /= 1 - momentum  # its buffer averages gradients, and SGD's sums them
     return critical * optimizer.lr.peak / lr
 
 
 def spectrum(curvature: Curvature, num_parameters: int) -> tuple[list[float], list[float]]:
-    """Eigenvalues and how often each is there: all that trace and top say.  InvalidInput is the equation's."""
+    """The eigenvalues kappa of the module's docstring, and how often each occurs."""
     rest = curvature.mean * num_parameters - curvature.top
     if num_parameters == 1 or rest <= 0:
         return [curvature.top], [1.0]

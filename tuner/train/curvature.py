@@ -1,14 +1,15 @@
-"""Curvature of a loss.
+"""Curvature of a loss: the largest and the mean eigenvalue of its Hessian.
 
-With H the Hessian of a loss in its n parameters, of eigenvalues lambda_1 >= ... >= lambda_n, nothing but products H v
-is computed, each by differentiating <gradient, v> once more (Pearlmutter, "Fast exact multiplication by the Hessian",
-Neural Computation 6, 1994)::
+Let H be the Hessian of a loss in its n parameters, with eigenvalues lambda_1 >= ... >= lambda_n.  Only products H v are
+computed, each as the gradient of <gradient, v> (Pearlmutter, "Fast exact multiplication by the Hessian", Neural
+Computation 6, 1994)::
 
     top    lambda_1               Lanczos: the largest eigenvalue of H within span(v, H v, H^2 v, ...), v random
     mean   sum_i lambda_i / n     Hutchinson: the mean of <z, H z> / n over random signs z
 
-Power iteration would need two to four times the products, and a shift where the spectrum's other end is as far from 0.
-Three vectors are kept and none is made orthogonal again: copies of eigenvalues that appear so do not move the largest.
+Power iteration would need two to four times as many products, and a shift if lambda_n is as far from 0 as lambda_1.
+Lanczos keeps three vectors and does not reorthogonalize: the spurious copies of eigenvalues that then appear do not
+change the largest one.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curvature:
-    """What is known of the Hessian of a loss; all but the count in units of the loss over the parameters' squared."""
+    """What is known of the Hessian of a loss.
+
+    All fields but ``num_products`` are in units of the loss over the square of the parameters'.
+    """
 
     top: float
-    """Estimate of the largest eigenvalue, never above it but for rounding."""
+    """Estimate of the largest eigenvalue; it is never above the eigenvalue, except for rounding."""
     residual: float
     """||H v - top v|| for the unit vector v of the estimate: some eigenvalue is at most this far from ``top``."""
     mean: float
     """Estimate of the mean eigenvalue."""
     num_products: int
-    """Hessian-vector products that this took."""
+    """Number of Hessian-vector products that the estimates took, at least 2."""
 
 
 def estimate_curvature(
@@ -44,22 +48,23 @@ def estimate_curvature(
     tolerance: float = 1e-2,
     num_probes: int = 4,
 ) -> Curvature | None:
-    """The curvature of ``loss`` in ``parameters``, where they stand; None where anything about it is not finite.
+    """The curvature of ``loss`` at the present values of ``parameters``; None if the loss or an estimate is not finite.
 
-    ``loss`` computes a twice differentiable scalar from the parameters, which are of one dtype and device, at least
-    one of them used, all of them requiring gradients; those not used have curvature 0.  It is called once, and the
-    graph of its gradient is kept until the end.  BatchNorm's buffers and global generators are the caller's to look
-    after, and a model from torch.compile has no second derivative.  Nothing else changes, gradients included.
+    ``loss`` computes a twice differentiable scalar from the parameters.  It must use at least one of them; unused ones
+    have curvature 0.  All parameters have one dtype and device and require gradients.  ``loss`` is called once, and the
+    graph of its gradient is kept until the end.  The caller has to restore BatchNorm's buffers and the states of global
+    generators.  Nothing else changes, gradients included.  A model from torch.compile has no second derivative.
 
-    Lanczos ends where ||H v - lambda v|| <= ``tolerance`` |lambda|, where no direction is new, or after
-    ``max_iterations`` products; ``residual`` tells which.  The error of ``top`` is of second order in the residual, but
-    where eigenvalues crowd near the largest, it may be any of them.  The variance of ``mean`` over probes is
-    2 (||H||_F^2 - sum_i h_ii^2) / (``num_probes`` n^2), 0 for a diagonal H (Hutchinson, "A stochastic estimator of the
-    trace of the influence matrix", Communications in Statistics 19, 1990).
+    Lanczos ends when ||H v - lambda v|| <= ``tolerance`` |lambda|, when no direction is new, or after
+    ``max_iterations`` products; ``residual`` tells which.  The error of ``top`` is of second order in the residual.  If
+    several eigenvalues are close to the largest, ``top`` may estimate any of them.  The variance of ``mean`` over
+    probes is 2 (||H||_F^2 - sum_i h_ii^2) / (``num_probes`` n^2), which is 0 for a diagonal H (Hutchinson, "A
+    stochastic estimator of the trace of the influence matrix", Communications in Statistics 19, 1990).
 
-    Start vectors and probes are drawn on the CPU from ``seed``: the same call gives the same bits there.
+    Start vectors and probes are drawn on the CPU from ``seed``, so that the same call gives the same bits on a CPU.
 
-    ``max_iterations`` and ``num_probes`` are at least 1, ``tolerance`` above 0; ValueError otherwise.
+    Raises ValueError unless ``max_iterations`` and ``num_probes`` are at least 1 and ``tolerance`` is above 0 and
+    finite.
     """
     for name, count in (("max_iterations", max_iterations), ("num_probes", num_probes)):
         if count < 1:
@@ -91,7 +96,7 @@ class _Hessian:
             value = loss()
             gradients = torch.autograd.grad(value, self.parameters, create_graph=True, materialize_grads=True)
         self.loss = value.item()
-        # A gradient that depends on no parameter has no graph, and rows of zeros.
+        # A gradient that depends on no parameter has no graph; its rows of the Hessian are 0.
         self.places = [place for place, gradient in enumerate(gradients) if gradient.requires_grad]
         self.gradients = [gradients[place] for place in self.places]
 
@@ -111,7 +116,7 @@ class _Hessian:
 def _lanczos(
     product: Callable[[Tensor], Tensor], start: Tensor, max_iterations: int, tolerance: float
 ) -> tuple[float, float]:
-    """Largest Ritz value and its residual; NaN where a product is not finite."""
+    """The largest Ritz value and its residual; both NaN if a product is not finite."""
     v, before = start / _norm(start), torch.zeros_like(start)
     diagonal: list[float] = []
     couplings = [0.0]
@@ -125,9 +130,9 @@ def _lanczos(
             return math.nan, math.nan
         tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
         tridiagonal += torch.diag(torch.tensor(couplings[1:-1], dtype=torch.float64), -1)
-        values, vectors = torch.linalg.eigh(tridiagonal)  # of its lower triangle
+        values, vectors = torch.linalg.eigh(tridiagonal)  # reads the lower triangle only
         top, residual = float(values[-1]), couplings[-1] * abs(float(vectors[-1, -1]))
-        # What is left of w where no direction is new, as with few distinct eigenvalues, is rounding.
+        # With few distinct eigenvalues there is soon no new direction, and w is nothing but rounding.
         exhausted = couplings[-1] <= 100 * torch.finfo(v.dtype).eps * float(values.abs().max())
         if exhausted or residual <= tolerance * abs(top):
             break
@@ -136,5 +141,5 @@ def _lanczos(
 
 
 def _norm(v: Tensor) -> float:
-    # Squares of a float32 above 1.8e19 are infinite in float32.
+    # The square of a float32 above 1.8e19 is infinite in float32.
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))

@@ -1,14 +1,14 @@
-"""Several processes that train one network, each on its part of every batch.
+"""Several processes (replicas) that train one network, each on its part of every batch.
 
-Every replica holds all weights.  With B a batch, B_r its N equal parts, r = 0 ... N - 1, and L the mean of a loss over
-images, which a model takes one by one::
+Every replica holds all weights.  Let B be a batch, B_r its N equal parts, r = 0 ... N - 1, and L the mean loss over the
+images of a batch, for a model that treats each image by itself::
 
     grad L(B)  =  1/N  sum_r  grad L(B_r)
 
-The right-hand side is what torch's DistributedDataParallel leaves on every replica, so that all of them take the same
-step.  A model whose BatchNorm takes the images together needs :mod:`tuner.train.sync_batch_norm` as well.
+torch's DistributedDataParallel leaves the right-hand side on every replica, so that all replicas take the same step.
+BatchNorm does not treat each image by itself: such a model also needs :mod:`tuner.train.sync_batch_norm`.
 
-Replicas work in lockstep: what one asks of the others, all have to ask, in the same order.  Rank 0 is the one that
+Replicas work in lockstep: all of them have to call the same collective operations in the same order.  Only rank 0
 reads and writes files.
 """
 
@@ -26,23 +26,30 @@ from torch.nn.parallel import DistributedDataParallel
 from tuner.train.sync_batch_norm import convert
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a replica waits for the others, who may be compiling, or waiting for a disk; for one that has died it does
-not wait."""
+"""Longest wait of a replica for the others, which may be compiling or waiting for a disk.
+
+A replica that has died is not waited for, because its connection ends.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """A replica's place among those of its training; alone, it is asked for nothing that costs time."""
+    """A replica's place among the replicas of its training; with one replica no method costs time."""
 
     rank: int = 0
+    """This replica's number, in [0, world_size)."""
     world_size: int = 1
+    """Number of replicas, at least 1."""
 
     def part(self, num: int) -> slice:
-        """This replica's part of ``num`` things; all parts are equal where ``num`` is a multiple of ``world_size``."""
+        """This replica's part of ``num`` items; all parts are equal if ``num`` is a multiple of ``world_size``."""
         return slice(num * self.rank // self.world_size, num * (self.rank + 1) // self.world_size)
 
     def all_reduce(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """The sums over the replicas of values of one shape and device: float64, and the same bits on each."""
+        """The sums of each value over the replicas: float64, with the same bits on all.
+
+        The values have one shape and device.  With one replica they are returned as they are.
+        """
         if self.world_size == 1:
             return values
         both = torch.stack([value.double() for value in values])
@@ -50,7 +57,7 @@ class Replicas:
         return both.unbind()
 
     def broadcast(self, content: Any) -> Any:
-        """What rank 0 has, on every replica: anything that pickle takes, its tensors on the CPU."""
+        """Returns rank 0's ``content`` on every replica.  It has to be picklable, with tensors on the CPU."""
         if self.world_size == 1:
             return content
         contents = [content]
@@ -58,16 +65,16 @@ class Replicas:
         return contents[0]
 
     def sync_batch_norm(self, model: nn.Module) -> nn.Module:
-        """The model, its BatchNorm layers changed into those that take the statistics of the whole batch."""
+        """The model, with its BatchNorm layers changed in place to use the statistics of the whole batch."""
         return model if self.world_size == 1 else convert(model)
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
-        """The same model for training: after a backward pass each gradient is the mean over the replicas."""
+        """The model for training: a backward pass leaves in each gradient the mean over the replicas."""
         if self.world_size == 1:
             return model
-        # Buffers are the same on all replicas already.  A search for unused parameters leaves them without a gradient,
-        # as alone; and without it torch would reorder gradients after the first step, and sum them in another order
-        # than a training that goes on from a checkpoint.
+        # Buffers are the same on all replicas already.  find_unused_parameters leaves unused parameters without a
+        # gradient, as with one process.  Without it torch would also reorder gradients after the first step, and would
+        # sum them in another order than a training that continues from a checkpoint.
         return DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=True)
 
 
@@ -76,13 +83,17 @@ SINGLE_PROCESS = Replicas()
 
 
 def rendezvous(host: str, port: int | None = None) -> TCPStore:
-    """Where replicas find each other: rank 0 opens it on a free port of its ``host``, others come to that ``port``."""
+    """The store through which replicas find each other.
+
+    Rank 0 calls this without a port and opens the store on a free port of its ``host``.  The others connect to that
+    ``port``.
+    """
     return TCPStore(host, port or 0, is_master=port is None, timeout=TIMEOUT, wait_for_workers=False)
 
 
 def join(store: TCPStore, rank: int, size: int, device: torch.device) -> Replicas:
-    """Waits until all ``size`` replicas are there: NCCL connects those on GPUs, one each, gloo those on CPUs."""
-    if distributed.is_initialized():  # with others, of whom one has failed
+    """Connects ``size`` replicas and waits until all have joined: by NCCL with one GPU each, by gloo on CPUs."""
+    if distributed.is_initialized():  # as part of an earlier group, in which a process has failed
         distributed.destroy_process_group()
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)

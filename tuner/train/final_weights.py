@@ -1,4 +1,4 @@
-"""The final weights of a confirmed run, and the one place where the test split is opened."""
+"""The final weights of a confirmed run, and the only place where the test split is opened."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ FORMAT = 1
 
 
 def save_weights(network: TrainState, store: Store) -> None:
-    """Writes the weights and buffers that evaluation uses, on the CPU, with the spec's digest and that of the data
-    and its splits.  Raises :class:`StorageFailed` where the storage stays away."""
+    """Writes the weights and buffers that evaluation uses, with the digests of the spec and of the data and its splits.
+
+    The tensors are written as CPU tensors.  Raises :class:`StorageFailed` if the storage stays unreachable.
+    """
     content = {
         "format": FORMAT,
         "spec": digest(network.spec),
@@ -40,7 +42,8 @@ def save_weights(network: TrainState, store: Store) -> None:
 def load_weights(store: Store, spec: TrialSpec) -> dict[str, Any]:
     """What :func:`save_weights` wrote: ``model`` and ``data``.
 
-    Raises :class:`InvalidInput` for weights that are not there or of another training.
+    Raises :class:`InvalidInput` for weights that do not exist, cannot be read or are of another training, and
+    :class:`StorageFailed` if the storage stays unreachable.
     """
     path = f"{store.place}/{WEIGHTS}"
 
@@ -61,9 +64,10 @@ def load_weights(store: Store, spec: TrialSpec) -> dict[str, Any]:
 
 
 def score_on_test(spec: TrialSpec, store: Store, device: torch.device | None = None) -> FinalScore:
-    """What final weights come to on the test split.
+    """The loss and accuracy of the final weights on the test split.
 
-    Raises :class:`InvalidInput` where the data is not what the weights were trained on.
+    Raises :class:`InvalidInput` if the data is not what the weights were trained on, and the errors of
+    :func:`load_weights`.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     content = load_weights(store, spec)
@@ -80,11 +84,11 @@ def unsealed_data(spec: TrialSpec, device: torch.device) -> Data:
 
 
 def trained_network(spec: TrialSpec, state: Mapping[str, Tensor], data: Data, device: torch.device) -> TrainState:
-    """The network with these weights and buffers, to be evaluated.
+    """A network with these weights and buffers, for evaluation.
 
-    Raises :class:`InvalidInput` where they are not those of the spec's model for this data.
+    Raises :class:`InvalidInput` if they do not fit the spec's model for this data.
     """
-    # The weights are those of the average already, where there is one.
+    # With averaging the weights are the averaged ones already.
     optimizer = with_settings(spec.optimizer, {"average.decay": 0.0})
     network = TrainState(dataclasses.replace(spec, optimizer=optimizer), data, device, num_steps=1)
     try:

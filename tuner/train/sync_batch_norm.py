@@ -1,19 +1,20 @@
-"""BatchNorm over a batch of which each of several processes has a part.
+"""BatchNorm over a batch that is split among several processes.
 
-With N parts of m values a channel, their means mu_r and variances v_r (divided by m), and dL/dy = g::
+There are N parts of m values per channel, with means mu_r and variances v_r (divided by m), and dL/dy = g::
 
     mu     =  1/N sum_r mu_r
     v      =  1/N sum_r (v_r + (mu_r - mu)^2)
     x^     =  (x - mu) / sqrt(v + eps)
     y      =  w x^ + b
     dL/dx  =  w / sqrt(v + eps) (g - E[g] - x^ E[g x^])     E is the mean over the whole batch
-    dL/dw  =  sum of g x^ over the part, dL/db of g         left to be averaged with those of the other parts
+    dL/dw  =  sum of g x^ over the part                     DistributedDataParallel averages it over the parts
+    dL/db  =  sum of g over the part                        DistributedDataParallel averages it over the parts
 
-where L is the sum of all parts' losses.  Running statistics are those of BatchNorm on the whole batch, v there divided
-by N m - 1.  torch's SyncBatchNorm does the same on GPUs alone; this one has BatchNorm's own kernels, and so runs
-anywhere.
+where L is the sum of all parts' losses.  Running statistics are those of BatchNorm on the whole batch, with a variance
+divided by N m - 1.  torch's SyncBatchNorm computes the same, but only on GPUs.  This one uses BatchNorm's own kernels
+and so runs on every device.
 
-Source: Ioffe and Szegedy, ICML 2015, https://arxiv.org/abs/1502.03167; in parts: ours.
+Source: Ioffe and Szegedy, ICML 2015, https://arxiv.org/abs/1502.03167.  The form for parts is ours.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm of any dimension, (B / N, C, ...) -> the same; :func:`convert` makes it.
+    """BatchNorm of any dimension, (B / N, C, ...) -> the same shape; :func:`convert` makes it.
 
-    In training mode all processes have to call it, each with as many values as the others.
+    In training mode all processes have to call it, each with the same number of values.
     """
 
     together = True
-    """False: the part is taken for the whole, and no other process is asked."""
+    """Whether statistics are those of the whole batch; if False, of this process's part alone."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any dimension will do."""
+        """Accepts any dimension."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and self.together):
@@ -61,10 +62,10 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor | None, b: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        # What the kernel would keep running statistics in also says in which precision it adds.
+        # The kernel sums in the dtype of the running statistics that it is given.
         unused = x.new_zeros(2, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
         own = torch.stack(torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0))
-        # A row for each process: as each number meets zeros alone, the sum is exact.
+        # One row per process: every number is added to zeros only, so the sum is exact.
         rows = own.new_zeros(distributed.get_world_size(), *own.shape)
         rows[distributed.get_rank()] = own
         distributed.all_reduce(rows)
@@ -80,7 +81,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, w, mean, variance = ctx.saved_tensors
         scale = torch.rsqrt(variance + ctx.eps)
-        # As if the part were the whole: dL/dx has the part's E.
+        # The kernel takes the part for the whole batch: its dL/dx has the part's E.
         dx, dw, db = torch.ops.aten.native_batch_norm_backward(
             grads[0], x, w, None, None, mean, scale, True, ctx.eps, [True, True, True]
         )
@@ -96,7 +97,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """The model, its BatchNorm layers changed in place: names and weights stay what they are."""
+    """The model, with its BatchNorm layers changed to :class:`SyncBatchNorm` in place; names and weights stay."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.__class__ = SyncBatchNorm
@@ -105,7 +106,7 @@ def convert(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def taken_alone(model: nn.Module) -> Iterator[None]:
-    """Within it this process's batch is the whole one."""
+    """A context in which the model's BatchNorm takes this process's part for the whole batch."""
     norms = [module for module in model.modules() if isinstance(module, SyncBatchNorm)]
     for norm in norms:
         norm.together = False

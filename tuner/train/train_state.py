@@ -1,7 +1,7 @@
-"""What a training changes: a model, its optimizer and, where it is asked for, the average of its weights.
+"""What a training changes: a model, its optimizer and, if the spec asks for it, the average of its weights.
 
-A step is a map of this state that depends on the batch, the step's number and the knobs alone, so that it can be taken
-again: augmentation, dropout and random scaling are seeded by the batch.
+A step is a map of this state.  It depends only on the batch, the step's number and the hyperparameters, so that it can
+be repeated: augmentation, dropout and random scaling are seeded by the batch.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from tuner.workloads.data import Data
 from tuner.workloads.models import build_model
 
 NORM_BATCHES = 32
-"""Training batches from which BatchNorm's statistics of averaged weights are taken."""
+"""Number of training batches from which BatchNorm's statistics of averaged weights are computed."""
 CURVATURE_IMAGES = 256
-"""Images of the fixed batch on which curvature is estimated, as far as the training split has them."""
+"""Number of images of the fixed batch on which curvature is estimated; all, if the training split has fewer."""
 
 SCALE_STREAM = 0x5CA1E
-"""Keeps the random scale of a batch's step apart from the batch's augmentation and dropout, which have its seed."""
+"""Changes a batch's seed for its step's random scale: augmentation and dropout use the seed itself."""
 
 
 class TrainState:
     """The state of a training and the maps of it.  Seeds torch's global generators.
 
-    Several replicas hold it alike, and have to call the methods that change or evaluate it alike.  Their steps are
-    those of one process on the whole batches, but for rounding, where the model treats each input by itself or by
-    BatchNorm, and has no dropout: replicas draw other masks than one process.
+    All replicas hold the same state, and all have to call the methods that change or evaluate it.  Except for rounding
+    their steps are those of one process on the whole batches if the model treats each input by itself or by BatchNorm.
+    Dropout is an exception: replicas draw other masks than one process.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class TrainState:
         self._frozen: tuple[nn.Module, ...] = ()
 
     def freeze(self, parameters: Iterable[str], modules: Iterable[str]) -> None:
-        """No step changes any parameters and buffers but these: the parameters by name, the buffers of modules by path.
+        """Freezes everything but the named ``parameters`` and the buffers of the ``modules``, which are paths.
 
-        What is frozen has no weight decay either, and is in evaluation mode in training too.  ValueError for a network
-        with an average of its weights, whose statistics are all taken anew.
+        Steps leave what is frozen unchanged, without weight decay, and frozen modules stay in evaluation mode.  Raises
+        ValueError for a network with averaged weights, because all their BatchNorm statistics are computed anew.
         """
         if self.average:
             raise ValueError("average.decay > 0: the statistics of averaged weights cannot be frozen")
@@ -83,7 +83,7 @@ class TrainState:
     def _to_training(self) -> None:
         self.model.train()
         for module in self._frozen:
-            # Not eval(), which would reach the parts that are trained.
+            # eval() would also change submodules that are trained.
             module.training = False
 
     def state(self) -> dict[str, Any]:
@@ -96,29 +96,28 @@ class TrainState:
         return copy.deepcopy(self.state())
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up a state, of which it keeps nothing."""
+        """Loads a copy of a state that :meth:`state` or :meth:`frozen_state` returned."""
         self.model.load_state_dict(state["model"])
-        # The old buffers go before the new ones come; torch's optimizers take the tensors themselves.
+        # Clearing first saves memory.  The copy is needed because torch's optimizers keep the tensors they are given.
         self.optimizer.state.clear()
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         if self.average:
             self.average.load_state_dict(state["average"])
 
     def evaluated_state(self) -> dict[str, Tensor]:
-        """A copy, on the CPU, of the weights and buffers that the last evaluation used: the average's, where there is
-        one."""
+        """A copy, on the CPU, of the weights and buffers that the last evaluation used: the averaged ones, if any."""
         model = self.average.module if self.average else self.model
         return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
     def step(
-        self, number: int, batch: Batch, inputs: Tensor, labels: Tensor, knobs: Hyperparameters
+        self, number: int, batch: Batch, inputs: Tensor, labels: Tensor, hyperparameters: Hyperparameters
     ) -> tuple[Tensor, Tensor]:
-        """The map of step ``number`` (from 0) and its batch; the loss before it and the sum of the task's score, which
-        of images is how many were right.
+        """Takes step ``number`` (from 0) on its batch; returns the mean loss before it and the sum of the task's score.
 
-        ``inputs`` and ``labels`` are this replica's part; what is returned is of the whole batch.
+        The sum for images is the number of correct ones.  ``inputs`` and ``labels`` are this replica's part of the
+        batch.  The results are those of the whole batch.
         """
-        set_hyperparameters(self.optimizer, **knobs._asdict(), rescale=self.spec.optimizer.momentum.rescale)
+        set_hyperparameters(self.optimizer, **hyperparameters._asdict(), rescale=self.spec.optimizer.momentum.rescale)
         if isinstance(self.optimizer, RandomScaling):
             self.optimizer.seek(number, batch.seed ^ SCALE_STREAM)
         self._seed(batch.seed)
@@ -136,18 +135,17 @@ class TrainState:
         return mean, score
 
     def evaluate(self, split: str, newest: Iterable[Batch] = ()) -> tuple[float, float]:
-        """Mean loss (inf where it is not finite) and mean score over a whole split, in evaluation mode; each replica
-        takes a part of it.
+        """Mean loss (inf if it is not finite) and mean score over a whole split, in evaluation mode.
 
-        With an average its weights are evaluated, whose BatchNorm statistics are taken anew from ``newest``, the last
-        batches of the training.
+        Each replica evaluates a part of the split.  With averaging the averaged weights are evaluated.  Their BatchNorm
+        statistics are computed anew from ``newest``, the last batches of the training.
         """
         forward = self.forward
         if self.average:
             forward = self.average
             self._seed(self.spec.seed)
             with self._autocast():
-                # A short-lived name for each batch, no list of them.
+                # A generator frees each batch before the next is loaded.
                 update_bn((inputs.to(self.dtype) for inputs, _ in self.train_batches(newest)), self.average)
             self.average.eval()
         self.model.eval()
@@ -165,8 +163,10 @@ class TrainState:
         return loss / size if math.isfinite(loss) else math.inf, self.data.task.score(score, size)
 
     def logits(self, images: Tensor) -> Tensor:
-        """The last weights' answer to images, (B, num_classes), in the mode the model is in, at the precision of the
-        evaluations."""
+        """The logits (B, num_classes) of images under the last weights, at the precision of the evaluations.
+
+        The model stays in the mode, training or evaluation, that it is in.
+        """
         with self._autocast():
             logits: Tensor = self.model(images.to(self.dtype))
         return logits.to(self.dtype)
@@ -176,10 +176,10 @@ class TrainState:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def curvature(self, tolerance: float = 1e-2) -> Curvature | None:
-        """The curvature of the training loss at the last weights on a fixed batch, BatchNorm in training mode.
+        """The curvature of the training loss at the last weights on a fixed batch, with BatchNorm in training mode.
 
-        In full precision, its top to a residual of ``tolerance``; None where it is not finite.  A replica computes it
-        alone, and asks no other.
+        It is computed in full precision, with a residual of at most ``tolerance`` relative to the top eigenvalue if
+        Lanczos converges.  Returns None if it is not finite.  A replica computes it alone.
         """
         generator = torch.Generator().manual_seed(self.spec.seed)
         indices = torch.randperm(self.data.sizes["train"], generator=generator)[:CURVATURE_IMAGES]

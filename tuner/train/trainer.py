@@ -1,9 +1,9 @@
 """Trains one network: ``for metrics in train(spec): ...``.
 
-Pure PyTorch.  A training interrupted after any epoch and continued from its checkpoint gives the same weights and
-metrics, seconds apart, bit for bit on a CPU: batches, augmentation, dropout and random step lengths are seeded by
-position, so the weights and buffers, their average, the optimizer's state, the anchor of replays and the history are
-all there is to keep.
+It is pure PyTorch.  A training that is interrupted after any epoch and continued from its checkpoint gives the same
+weights and metrics, bit for bit on a CPU; only measured seconds differ.  Batches, augmentation, dropout and random step
+lengths are seeded by position.  So a checkpoint needs only the weights and buffers, their average, the optimizer's
+state, the anchor of replays and the history.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tuner.train.train_state import NORM_BATCHES, TrainState
 from tuner.workloads.data import Data, cached_data
 
 CUDA_CHECK_INTERVAL = 16
-"""Steps between two looks at the loss on a GPU, where each look waits for the device."""
+"""Steps between two checks of the loss on a GPU, where each check waits for the device."""
 
 
 def train(
@@ -46,19 +46,22 @@ def train(
     device: torch.device | None = None,
     replicas: Replicas = SINGLE_PROCESS,
 ) -> Iterator[EpochMetrics]:
-    """Yields the metrics of each evaluation, up to the budget, a divergence, or the highest target if asked.
+    """Yields the metrics of each evaluation.
 
-    With ``store``, everything needed to continue is written there before an epoch is yielded, at least
-    ``checkpoint_seconds`` after the last time (0: every epoch), or by default as often as costs at most 5% of the time;
-    where there is a checkpoint already, its epochs are yielded again and the training goes on after them.  One that
-    cannot be read is taken as absent: the numbers come out the same.  With ``keep_weights``, the final weights are
-    written there before the last metrics are yielded, unless the training diverged.  Seeds torch's global generators.
+    The training ends at the end of its budget, at a divergence or, with ``spec.stop_at_target``, at its highest target.
+    Seeds torch's global generators.
 
-    With ``replicas``, each of them runs this, in a process of its own, and is asked for an epoch as often as the
-    others; all yield the same numbers, seconds and curvature apart, and only rank 0 has use for a store.
+    With ``store``, a checkpoint is written there before an epoch is yielded.  Two checkpoints are at least
+    ``checkpoint_seconds`` apart; 0 writes one every epoch, and None lets them cost at most 5% of the time.  If the
+    store has a checkpoint already, its epochs are yielded again and the training continues after them.  A checkpoint
+    that cannot be read is ignored, which does not change the numbers.  With ``keep_weights``, the final weights are
+    written to the store before the last metrics are yielded, unless the training diverged.
+
+    With several ``replicas``, each calls this function in a process of its own.  All have to ask for the same number of
+    epochs.  All yield the same numbers, except seconds and curvature.  Only rank 0 uses its store.
 
     Raises :class:`InvalidInput` for a workload that cannot be loaded and for a checkpoint of another spec, and
-    :class:`StorageFailed` where the store stays away.
+    :class:`StorageFailed` if the store stays unreachable.
     """
     training = Trainer(spec, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"), replicas)
     store = store if replicas.rank == 0 else None
@@ -76,10 +79,10 @@ def train(
 
 
 class Trainer:
-    """A training as far as it has come."""
+    """A training and its state so far."""
 
     def __init__(self, spec: TrialSpec, device: torch.device, replicas: Replicas = SINGLE_PROCESS) -> None:
-        """Raises :class:`InvalidInput` where a batch cannot be cut into equal parts."""
+        """Raises :class:`InvalidInput` if a batch cannot be split into equal parts, one per replica."""
         if spec.workload.batch_size % replicas.world_size:
             raise InvalidInput(
                 f"batch_size = {spec.workload.batch_size}: must be a multiple of {replicas.world_size} replicas"
@@ -91,12 +94,12 @@ class Trainer:
         self.steps_per_epoch = self.data.sizes["train"] // spec.workload.batch_size
         order, lengths = spec.optimizer.order, {"num_epochs": spec.epochs, "steps_per_epoch": self.steps_per_epoch}
         self.num_steps = last_iterate(order, **lengths)
-        """The last iterate: the length of every schedule.  With replays it is below the budget."""
+        """Number of the last iterate, which is the length of every schedule.  With replays it is below the budget."""
         self.network = TrainState(spec, self.data, device, num_steps=self.num_steps, replicas=replicas)
         self._legs = legs(order, **lengths)
         self.history: list[EpochMetrics] = []
         self.anchor: dict[str, Any] | None = None
-        """The state that replays start from; None while it is the network's own."""
+        """The state from which replays start; None while the network itself is in that state."""
         warms_up = spec.compile or device.type == "cuda"
         self._unreported_compile_seconds = self.network.warm_up(next(self._batches(range(1)))) if warms_up else 0.0
 
@@ -118,9 +121,9 @@ class Trainer:
             if num_applied < len(replay.numbers):
                 break
         else:
-            assert next(steps, None) is None  # so that data that is streamed knows it has been read
+            assert next(steps, None) is None  # ends the iterator, so that streamed data knows that all was read
         train_loss = self._mean_loss(losses)
-        # All batches are of one size, so the mean over them is the mean over the samples.
+        # All batches have the same size, so the mean over them is the mean over the samples.
         num_samples = len(losses) * self.spec.workload.batch_size
         train_accuracy = self.data.task.score(float(torch.stack(scores).sum()), num_samples)
         trained, loading = time.perf_counter(), self.data.loading_seconds - loading
@@ -128,7 +131,7 @@ class Trainer:
         validation_loss, validation_accuracy = self.network.evaluate("validation", newest)
         evaluated = time.perf_counter()
         compile_seconds, self._unreported_compile_seconds = self._unreported_compile_seconds, 0.0
-        knobs = self._hyperparameters(replay.n - 1, switch)
+        hyperparameters = self._hyperparameters(replay.n - 1, switch)
         metrics = EpochMetrics(
             epoch=leg[-1].n // self.steps_per_epoch,
             gradient_evaluations=(before.gradient_evaluations if before else 0) + len(losses),
@@ -138,9 +141,9 @@ class Trainer:
             train_accuracy=train_accuracy,
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
-            lr=knobs.lr,
-            momentum=knobs.momentum,
-            p=knobs.p,
+            lr=hyperparameters.lr,
+            momentum=hyperparameters.momentum,
+            p=hyperparameters.p,
             seconds=(before.seconds if before else 0.0) + trained - started,
             evaluation_seconds=(before.evaluation_seconds if before else 0.0) + evaluated - trained,
             compile_seconds=(before.compile_seconds if before else 0.0) + compile_seconds,
@@ -156,7 +159,7 @@ class Trainer:
         return self.history[-1]
 
     def _to_anchor(self, replay: Replay) -> None:
-        """Where a replay starts; a copy of the anchor is made only where it is needed again."""
+        """Puts the network into a replay's first state; the anchor is copied only if it is needed again."""
         if self.anchor is not None:
             self.network.load(self.anchor)
         elif not replay.moves_anchor:
@@ -171,7 +174,10 @@ class Trainer:
         losses: list[Tensor],
         scores: list[Tensor],
     ) -> int:
-        """Takes steps, adds to the lists, and returns how many it took: fewer than there are after a divergence."""
+        """Takes the steps and adds their losses and scores to the lists.
+
+        Returns the number of steps taken, which is smaller than that of ``steps`` after a divergence.
+        """
         num_before = len(losses)
         check_interval = 1 if self.device.type == "cpu" else CUDA_CHECK_INTERVAL
         for number, batch, (inputs, labels) in steps:
@@ -183,12 +189,12 @@ class Trainer:
         return len(losses) - num_before
 
     def _load(self, numbers: Iterable[int]) -> Iterator[tuple[int, Batch, tuple[Tensor, Tensor]]]:
-        """The numbers with their batches and inputs; data that is streamed is read ahead of what is taken."""
+        """The numbers with their batches, inputs and labels; streamed data is read ahead."""
         ours, theirs, read_ahead = itertools.tee(numbers, 3)
         return zip(ours, self._batches(theirs), self.network.train_batches(self._batches(read_ahead)), strict=True)
 
     def _batches(self, numbers: Iterable[int]) -> Iterator[Batch]:
-        """The batches of these numbers, which count from 0 over all epochs, in their order."""
+        """The batches of these numbers, in their order; numbers count from 0 over all epochs."""
         for epoch, group in itertools.groupby(numbers, lambda number: number // self.steps_per_epoch):
             batches = shuffled_batches(
                 self.data.sizes["train"], self.spec.workload.batch_size, seed=self.spec.seed, epoch=epoch
@@ -203,11 +209,11 @@ class Trainer:
         return math.inf if self._is_divergent(losses) else float(torch.stack(losses).double().mean())
 
     def _is_divergent(self, losses: list[Tensor]) -> bool:
-        # Not "above": a comparison with NaN, which max() hands on, is false.
+        # max() returns NaN if there is one, and a comparison with NaN is false: so "not <=" and not ">".
         return not float(torch.stack(losses).max()) <= self.spec.max_loss
 
     def _with_curvature(self, metrics: EpochMetrics, before: EpochMetrics | None) -> EpochMetrics:
-        """Adds the newest estimate of the curvature and the damping there, where they are asked for; rank 0 alone."""
+        """The metrics with the newest curvature and its damping ratio, if the spec asks for them; on rank 0 only."""
         if not self.spec.curvature or metrics.diverged or self.replicas.rank > 0:
             return metrics
         top, mean = (before.curvature_top, before.curvature_mean) if before else (None, None)
@@ -225,7 +231,7 @@ class Trainer:
         )
 
     def _predicted_critical_lr(self) -> tuple[float | None, float]:
-        """The prediction at the first weights, where it is asked for, and its seconds; of rank 0 alone."""
+        """The prediction at the first weights, if the spec asks for it, and the seconds it took; on rank 0 only."""
         if not self.spec.predict_critical_lr or self.replicas.rank > 0:
             return None, 0.0
         started, network, place = time.perf_counter(), self.network, (self.device, self.replicas.world_size)
@@ -233,7 +239,7 @@ class Trainer:
         return critical_lr, time.perf_counter() - started
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to continue, for a checkpoint; the tensors are the live ones."""
+        """Everything that a checkpoint needs; the tensors are the live ones."""
         return {
             "history": [dataclasses.asdict(metrics) for metrics in self.history],
             "state": self.network.state(),
@@ -241,7 +247,7 @@ class Trainer:
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Takes up what :meth:`state` gave."""
+        """Continues from what :meth:`state` returned."""
         self.network.load(content["state"])
         self.anchor = content["anchor"]
         self.history = [from_dict(EpochMetrics, metrics) for metrics in content["history"]]
