@@ -1,7 +1,7 @@
 """What is searched: data only.
 
-Each module holds the variants of one idea.  A variant of your own is a :class:`Variant` anywhere importable, given as
-``--variants my_package.module:VARIANT``.
+Each module holds the variants of one idea.  A variant of your own is a :class:`Variant` in any module that can be
+imported, given as ``--variants my_package.module:VARIANT``.
 """
 
 from collections.abc import Iterable

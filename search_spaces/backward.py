@@ -1,8 +1,9 @@
 """Order: the newest batch's step is applied first, from an anchor, again for every iterate that is evaluated.
 
-As in the paper plain SGD with a constant learning rate, without momentum and decay.  Replays are paid for out of the
-same budget of gradient evaluations as everybody's: from the start of the training the iterate at n costs n, and what
-is reached is a fraction of what forward SGD reaches.  A later start, fewer evaluations or a window save cost.
+As in the paper, this is plain SGD with a constant learning rate, without momentum and weight decay.  Replays count
+towards the budget of gradient evaluations, which is the same for all variants.  If the backward phase begins with the
+training, the iterate after n batches costs n gradient evaluations, so that the budget reaches only a fraction of the
+batches that forward SGD reaches.  A later start, fewer evaluations or a window reduce the cost.
 
 The control is forward SGD with the same fixed settings, at the same budget.
 """

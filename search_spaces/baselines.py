@@ -1,4 +1,4 @@
-"""The optimizers that everybody knows, tuned as the field tunes them."""
+"""The well-known optimizers, each with its usual hyperparameters."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ ADAMW = Variant(
     },
 )
 
-# A sign is a longer step than AdamW's: the paper takes learning rates 3 to 10 times smaller, a decay as much larger.
-# The ranges follow it; the default learning rate is that of a short training.
+# A sign is a longer step than AdamW's: the paper takes a learning rate 3 to 10 times smaller, and a weight decay 3 to
+# 10 times larger.  The ranges follow the paper; the default learning rate suits a short training.
 LION = dataclasses.replace(
     ADAMW.but(
         fixed={"rule": "lion"},

@@ -1,10 +1,10 @@
 """Direction, memory, length and order searched at once.
 
 The space contains the default point of each paper's variants and of SGD with momentum.  They are enqueued after the
-random trials, as many as fit, in the order of PARTS, so that the model learns from what each idea gives alone; a knob
-that a part does not have stands at its neutral value.
+random trials, as many as fit, in the order of PARTS, so that the model learns from what each idea gives alone.  A
+hyperparameter that a part does not have is at its neutral value.
 
-Backward composition comes without weight decay, as in its paper.
+Backward composition has no weight decay, as in its paper.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from search_spaces.random_scaling import RANDOM_SCALING, RANDOM_SCALING_GAMMA
 from search_spaces.variant import Value, Variant
 
 PARTS = (SGDM, LPSGDM, HYBRID, RANDOM_SCALING, CRITICAL, BACKWARD_WINDOW, LPSGD, BACKWARD)
-"""Those that most is hoped of come first: a short search has no room for all."""
+"""The most promising parts come first, because a short search cannot try all."""
 
 NEUTRAL: dict[str, Value] = {
     "lr.warmup": 0.0,

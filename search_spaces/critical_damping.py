@@ -1,7 +1,7 @@
 """Memory: momentum computed from the learning rate by critical damping.
 
-The control has a constant momentum and the learning rate changed instead, so that lr/(1 - momentum), the length of the
-critical schedule's steps, is the same in every step: what is left between the two is the memory.
+The control keeps the momentum constant and changes the learning rate instead, so that lr/(1 - momentum), the length of
+the critical schedule's steps, is the same at every step.  The two then differ only in their memory.
 """
 
 from __future__ import annotations

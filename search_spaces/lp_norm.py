@@ -1,12 +1,12 @@
 """Direction: steepest descent in l_p, with p annealed from above 2 to 2.
 
-The learning rate is searched over the range of the larger norms: at p above 2 the step is nearly that of sign descent.
+The range of the learning rate is that of the larger norms: at p above 2 the step is nearly that of sign descent.
 
-The transform is not homogeneous, so annealing p shortens the steps as well, and a gain may be that alone.  Each control
-differs in one thing: the annealing (fixed), the change of length (rms, and dual by the factor that steepest descent
-has and the paper drops), and everything but the sign.  With the dual factor the steps of a tensor of n parameters are
-about n^((p-2)/p) of a typical entry of m, with the RMS of m they are as long as SGD's; the ranges of the learning rate
-follow.
+The transform is not homogeneous, so annealing p also shortens the steps, and a gain may come from that alone.  Each
+control changes one thing.  ``fixed`` does not anneal.  ``rms`` removes the change of length.  ``dual`` restores the
+factor that steepest descent has and the paper drops.  ``sign`` keeps nothing but the sign.  With the dual factor, the
+steps of a tensor of n parameters are about n^((p-2)/p) of a typical entry of m.  With the RMS of m, they are as long as
+SGD's.  The ranges of the learning rate follow from this.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Length: each step of SGD with momentum is multiplied by a random factor of mean 1.
 
-A random factor of second moment m2 lowers the largest stable learning rate, the more so the larger the momentum: with
-an exponential one, on a quadratic and in PyTorch's form, from 2 (1 + momentum) to 1 - momentum^2 over the curvature.
-So learning rates lie lower than SGD's, and momentum 0 is among the choices.
+A random factor of second moment m2 lowers the largest stable learning rate, the more so the larger the momentum.  An
+exponential factor, on a quadratic and in PyTorch's form, lowers it from 2 (1 + momentum) / curvature to
+(1 - momentum^2) / curvature.  So learning rates lie lower than SGD's, and momentum 0 is among the choices.
 
-The theory asks for the exponential law; the control has gamma laws of the same mean, whose variance 1/shape goes to 0.
+The theory requires the exponential distribution.  The control has gamma distributions of the same mean, whose variance
+1/shape goes to 0 as the shape grows.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RANDOM_SCALING = dataclasses.replace(
         default={"lr.peak": 5e-2, "scaling.active": 1.0, "average.decay": 0.0},
     ),
     name="random-scaling",
-    idea="each step of SGD with momentum times a random number of an exponential law",
+    idea="each step of SGD with momentum times a random factor with an exponential distribution",
     source="Zhang and Cutkosky, ICML 2024, arXiv 2405.09742",
 )
 
@@ -38,7 +39,7 @@ RANDOM_SCALING_GAMMA = dataclasses.replace(
         default={"scaling.shape": 2.0},
     ),
     name="random-scaling-gamma",
-    idea="each step times a random number of a gamma law, that varies less",
+    idea="each step of SGD with momentum times a random factor with a gamma distribution, which varies less",
     source="ours",
     controls="random-scaling",
 )

@@ -25,19 +25,19 @@ class Variant:
     source: str
     """The paper, or "ours"."""
     fixed: Mapping[str, Value]
-    """Settings every trial has."""
+    """Settings that every trial has."""
     searched: Mapping[str, BaseDistribution]
-    """Settings the search chooses."""
+    """Settings that the search draws, with their ranges."""
     default: Mapping[str, Value]
-    """A value for every searched setting: the point to take where nothing is tuned."""
+    """A value for every searched setting: the point to use without tuning."""
     when: Mapping[str, tuple[str, tuple[Value, ...]]] = field(default_factory=dict)
     """Conditions: a searched setting -> (another searched setting, the values of it under which the first exists)."""
     controls: str | None = None
-    """The variant whose claim this one tests, where it is a control."""
+    """The variant whose claim this control tests; None if this is no control."""
     points: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
-    """Other default points by name, each by what it changes of ``default``; see :meth:`at`."""
+    """Other default points by name, each as its differences from ``default``; see :meth:`at`."""
     enqueued: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
-    """Whole points by name, in order: a search tries as many as fit into half of its model-based trials."""
+    """Complete points by name, in order: a search tries as many as fit into half of its model-based trials."""
 
     def __post_init__(self) -> None:
         if set(self.default) != set(self.searched):
@@ -52,7 +52,7 @@ class Variant:
                     raise ValueError(f"variant {self.name}: {kind} {name} = {value} is outside its range")
         for kind, settings in self.enqueued.items():
             if not self.contains(settings):
-                raise ValueError(f"variant {self.name}: the enqueued {kind} is no point of the space")
+                raise ValueError(f"variant {self.name}: the enqueued point {kind} is not in the space")
 
     def _check_conditions(self) -> None:
         order = list(self.searched)
@@ -66,7 +66,7 @@ class Variant:
                 )
             for value in values:
                 if not _holds(self.searched[parent], value):
-                    raise ValueError(f"variant {self.name}: {setting} depends on {parent} = {value}, which never is")
+                    raise ValueError(f"variant {self.name}: {setting} depends on {parent} = {value}, outside its range")
 
     def active(self, name: str, settings: Mapping[str, Value]) -> bool:
         """Whether a searched setting exists, given the settings it may depend on."""
@@ -76,15 +76,15 @@ class Variant:
         return self.active(parent, settings) and settings.get(parent) in values
 
     def point(self, settings: Mapping[str, Value]) -> dict[str, Value]:
-        """A point as a whole: fixed settings, and of the given ones those that are searched and exist there."""
+        """A complete point: the fixed settings, and those given ones that are searched and exist at the point."""
         return {**self.fixed, **{name: settings[name] for name in self.searched if self.active(name, settings)}}
 
     def default_settings(self) -> dict[str, Value]:
-        """The default point as a whole."""
+        """The complete default point, fixed settings included."""
         return self.point(self.default)
 
     def contains(self, settings: Mapping[str, Value]) -> bool:
-        """Whether settings are a point of the space, as a whole."""
+        """Whether settings are a complete point of the space."""
         exist = {*self.fixed, *(name for name in self.searched if self.active(name, settings))}
         return set(settings) == exist and all(
             _holds(self.searched[name], value) if name in self.searched else value == self.fixed[name]
@@ -98,10 +98,10 @@ class Variant:
         searched: Mapping[str, BaseDistribution] | None = None,
         default: Mapping[str, Value] | None = None,
     ) -> Variant:
-        """The same with some settings fixed, searched over other ranges, or with another default.
+        """The same variant with some settings fixed, searched over other ranges, or with another default.
 
-        Searched settings that can exist no more are left out, and so are named points, and those enqueued points that
-        the new space does not contain.
+        Searched settings that can no longer exist are left out.  So are all named points, and those enqueued points
+        that the new space does not contain.
         """
         now_fixed, ranges = fixed or {}, {**self.searched, **(searched or {})}
         when: dict[str, tuple[str, tuple[Value, ...]]] = {}
@@ -128,7 +128,7 @@ class Variant:
         return dataclasses.replace(changed, enqueued=kept)
 
     def at(self, point: str) -> Variant:
-        """The variant ``<name>-<point>``, with the named point as its default; a search of four trials tries it."""
+        """The variant ``<name>-<point>``, with the named point as its default; at least four trials include it."""
         placed = dataclasses.replace(
             self, name=f"{self.name}-{point}", default={**self.default, **self.points[point]}, points={}
         )

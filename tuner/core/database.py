@@ -1,4 +1,4 @@
-"""Whether a database can be opened and written to, found out before a search starts."""
+"""Checks before a search starts that a database can be opened and written to."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from tuner.core.errors import InvalidInput, first_line, masked
 
 PROBE_SECONDS = 10
-"""How long a server may take to answer."""
+"""Longest wait for a server's answer, in seconds."""
 MAY_WRITE = """
     select current_setting('transaction_read_only') = 'off' and (
         has_schema_privilege(current_schema(), 'CREATE')
         or to_regclass('studies') is not null or to_regclass('experiments') is not null
     )
 """
-"""Whether PostgreSQL lets this user make the tables of Optuna and MLflow, or they are there."""
+"""Asks PostgreSQL whether this user may create the tables of Optuna and MLflow, or whether they exist already."""
 
 
 def check_database(name: str, uri: str) -> None:
-    """Raises :class:`InvalidInput`, in the name of the flag ``name``, where the database at ``uri`` does not open.
+    """Raises :class:`InvalidInput`, which names the flag ``name``, if the database at ``uri`` cannot be opened.
 
-    A server may take :data:`PROBE_SECONDS`.  A SQLite file need not exist, but its folder must be writable.
+    A server has :data:`PROBE_SECONDS` to answer.  A SQLite file need not exist, but its folder must be writable.
     """
     try:
         url = make_url(uri)
@@ -43,7 +43,7 @@ def check_database(name: str, uri: str) -> None:
         engine.dispose()
     except (SQLAlchemyError, ModuleNotFoundError) as error:
         reason = probe_reason(getattr(error, "orig", None) or error)
-        raise InvalidInput(f"{name} {masked(uri)}: the database does not open ({reason})") from None
+        raise InvalidInput(f"{name} {masked(uri)}: the database cannot be opened ({reason})") from None
     if not may_write:
         raise InvalidInput(f"{name} {masked(uri)}: it is read-only, or its user may not create tables there")
 

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, hardware, commit."""
+"""The environment that produced a result: versions, hardware, commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "sgd-tuner")
 
 
 def versions() -> dict[str, str]:
-    """Package -> installed version; Python's too."""
+    """Package -> installed version, Python's included."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """This machine in words."""
+    """This machine's cores, processor and operating system, in words."""
     model = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -32,7 +32,7 @@ def hardware() -> str:
 
 
 def commit() -> str | None:
-    """The commit of this code's own repository, not of one that happens to lie around an installed copy."""
+    """The commit of this code's own repository; None for an installed copy, even inside another repository."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         tracked = subprocess.run(
@@ -45,4 +45,4 @@ def commit() -> str | None:
 
 
 PLAIN_WIDTH = 120
-"""Columns where the output is no terminal; rich would take 80 and break the table."""
+"""Columns of output that goes to no terminal; the 80 that rich would take break the table."""

@@ -20,11 +20,11 @@ class TimeToTarget:
     gradient_evaluations: int
     steps: int
     seconds: float
-    """Seconds of training, evaluation and compilation apart."""
+    """Seconds of training, without evaluation and compilation."""
 
 
 def time_to_target(history: Sequence[EpochMetrics], target: float) -> TimeToTarget | None:
-    """Cost of the first epoch at ``target`` or above, replays included; None where no epoch is.
+    """Cost of the first epoch at ``target`` or above, replays included; None if no epoch reaches it.
 
     Nothing is interpolated between epochs, and an epoch in which the training diverged does not count.
     """
@@ -40,7 +40,7 @@ def time_to_target(history: Sequence[EpochMetrics], target: float) -> TimeToTarg
 
 
 def best_accuracy(history: Sequence[EpochMetrics]) -> float:
-    """Largest validation accuracy of the epochs that did not diverge; 0 where there is none."""
+    """Largest validation accuracy of the epochs that did not diverge; 0 if there are none."""
     return max((metrics.validation_accuracy for metrics in history if not metrics.diverged), default=0.0)
 
 
@@ -49,8 +49,8 @@ def error_area(history: Sequence[EpochMetrics]) -> float:
 
         area = sum_k (g_k - g_{k-1}) (1 - accuracy_k) / budget,   g_k: gradient evaluations after epoch k,  g_0 = 0
 
-    Each epoch's error stands for the gradient evaluations spent in it.  What a curve has not spent of its budget (it is
-    still running, or was stopped) is filled with its last error; from a divergence on the error is 1.
+    Each epoch's error counts for the gradient evaluations spent in it.  A curve that is still running, or was stopped,
+    has not spent its budget; its last error counts for the rest.  From a divergence on, the error is 1.
     """
     area, spent, error = 0.0, 0, 1.0
     for metrics in history:
@@ -62,7 +62,7 @@ def error_area(history: Sequence[EpochMetrics]) -> float:
 
 
 def is_finished(spec: TrialSpec, history: Sequence[EpochMetrics]) -> bool:
-    """Whether a training with these epochs behind it has nothing left to do."""
+    """Whether a training that has reported these epochs has nothing left to do."""
     if not history:
         return False
     last = history[-1]
@@ -80,7 +80,7 @@ def tail_std(history: Sequence[EpochMetrics]) -> float:
 
 
 def max_loss_jump(history: Sequence[EpochMetrics]) -> float:
-    """Largest rise of the training loss from one epoch to the next; 0 where it never rises, inf for a divergence."""
+    """Largest rise of the training loss from one epoch to the next; 0 if it never rises, inf if it diverged."""
     losses = [metrics.train_loss for metrics in history]
     rises = [after - before for before, after in itertools.pairwise(losses) if math.isfinite(before)]
     first = [math.inf] if losses and math.isinf(losses[0]) else []
@@ -88,16 +88,16 @@ def max_loss_jump(history: Sequence[EpochMetrics]) -> float:
 
 
 def target_label(target: float) -> str:
-    """A target as it stands in metric names: .9 -> ``90``, .925 -> ``92.5``."""
+    """A target as it is written in metric names: .9 -> ``90``, .925 -> ``92.5``."""
     return f"{100 * target:.6g}"
 
 
 def epoch_metrics(metrics: EpochMetrics) -> dict[str, float]:
-    """The metrics of one epoch under their MLflow names; those that a training does not have are left out.
+    """The metrics of one epoch under their MLflow names, without those that the training does not have.
 
     ``damping/class`` is -1 for underdamped, 0 for critically damped, 1 for overdamped
     (:func:`tuner.core.damping.damping_class`).
-    ``curvature/top_over_mean`` is left out where the mean is not positive too.
+    ``curvature/top_over_mean`` is also left out if the mean is not positive.
     """
     some: dict[str, float] = {}
     if metrics.loading_seconds:
@@ -129,7 +129,7 @@ def epoch_metrics(metrics: EpochMetrics) -> dict[str, float]:
 
 
 def speed_metrics(history: Sequence[EpochMetrics], targets: Sequence[float]) -> dict[str, float]:
-    """The final metrics of a training under their MLflow names; a target that was missed has no entry."""
+    """The final metrics of a training under their MLflow names; a missed target has no entry."""
     summary = {
         "speed/auc": error_area(history),
         "speed/best_accuracy": best_accuracy(history),
@@ -148,35 +148,37 @@ def speed_metrics(history: Sequence[EpochMetrics], targets: Sequence[float]) -> 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochMetrics:
-    """What is known at an evaluation; counts and seconds run from the start of the training.
+    """The metrics of one evaluation; counts and seconds are totals since the start of the training.
 
-    There is one evaluation an epoch, unless ``order.interval`` asks for fewer.
+    There is one evaluation per epoch, unless ``order.interval`` asks for fewer.
     """
 
     epoch: int
-    """Whole epochs' worth of ``steps``, from 1."""
+    """Number of whole epochs that ``steps`` make, at least 1."""
     gradient_evaluations: int
-    """Batches sent forward and backward so far, replays too; the training ends when they reach the budget."""
+    """Batches sent forward and backward so far, replays included; the training ends when they reach the budget."""
     steps: int
-    """Updates that the weights are the result of, at most ``gradient_evaluations``."""
+    """Updates that led to the current weights, at most ``gradient_evaluations``."""
     budget: int
-    """Gradient evaluations of the whole training as planned."""
+    """Planned gradient evaluations of the whole training."""
     train_loss: float
-    """Mean loss, cross-entropy of images, over the batches since the evaluation before, as trained on; inf where it
-    diverged."""
+    """Mean training loss (for images, cross-entropy) over the batches since the previous evaluation, as augmented; inf
+    if it diverged."""
     train_accuracy: float
-    """Share of this epoch's training images, as augmented, that were classified correctly, in [0, 1]; of the workload
-    diagonal R^2 over its samples, at least 0."""
+    """Share of this epoch's training images, as augmented, that were classified correctly, in [0, 1]; for the workload
+    diagonal, R^2 over its samples, at least 0."""
     validation_loss: float
-    """Mean loss over the validation split; inf where it is not finite."""
+    """Mean loss over the validation split; inf if it is not finite."""
     validation_accuracy: float
-    """The same score there, in evaluation mode."""
+    """Accuracy on the validation split in evaluation mode, in [0, 1]; for the workload diagonal, R^2, at least 0."""
     lr: float
-    """Learning rate of the newest batch's step; the next two likewise."""
+    """Learning rate of the newest batch's step."""
     momentum: float
+    """Momentum of the newest batch's step."""
     p: float
+    """The l_p norm's p in the newest batch's step, at least 2."""
     seconds: float
-    """Seconds of training so far, evaluation and compilation apart."""
+    """Seconds of training so far, without evaluation and compilation."""
     evaluation_seconds: float
     """Seconds of evaluation so far."""
     compile_seconds: float
@@ -184,32 +186,33 @@ class EpochMetrics:
     loading_seconds: float
     """Part of ``seconds`` spent waiting for data."""
     images_per_second: float
-    """Training images of this epoch over its seconds."""
+    """Training images of this epoch, divided by its seconds."""
     diverged: bool
-    """The training ended here: a loss, training or validation, was not finite, or the training loss above its bound."""
+    """Whether the training ended here: a loss was not finite, or the training loss was above ``max_loss``."""
     finished_at: float
     """Wall clock at the end of the epoch, seconds since 1970."""
     curvature_top: float | None = None
-    """Largest eigenvalue of the loss's Hessian on a fixed batch; of the newest estimate, None where there is none."""
+    """Largest eigenvalue of the loss's Hessian on a fixed batch, by the newest estimate; None if there is none."""
     curvature_mean: float | None = None
-    """Mean eigenvalue on the same batch, likewise."""
+    """Mean eigenvalue of the loss's Hessian on that fixed batch, by the newest estimate; None if there is none."""
     curvature_seconds: float = 0.0
-    """Seconds of curvature estimates so far; part of neither the training's nor the evaluation's."""
+    """Seconds of curvature estimates so far; they count neither as training nor as evaluation."""
     critical_lr: float | None = None
-    """Predicted ``lr.peak`` from which on a training diverges; None where none is predicted."""
+    """Smallest ``lr.peak`` at which the training is predicted to diverge; None without a prediction."""
     lr_over_critical: float | None = None
-    """``lr.peak`` over ``critical_lr``."""
+    """``lr.peak`` divided by ``critical_lr``; None without a prediction."""
     damping_ratio: float | None = None
-    """:func:`tuner.core.damping.damping_ratio` at ``curvature_top``; None for a rule that is no heavy ball."""
+    """:func:`tuner.core.damping.damping_ratio` at ``curvature_top``; None without an estimate, for rules other than
+    ``sgd``, and with Nesterov's step."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinalScore:
-    """Final weights on the test split."""
+    """The score of a training's final weights on the test split."""
 
     loss: float
-    """Mean cross-entropy."""
+    """Mean loss on the test split; for images, cross-entropy."""
     accuracy: float
-    """In [0, 1]."""
+    """Accuracy on the test split, in [0, 1]; for the workload diagonal, R^2, at least 0."""
     data: str
-    """Digest of the images and their splits."""
+    """Digest of the data and its splits."""

@@ -1,7 +1,7 @@
-"""How SGD's knobs are turned: :class:`OptimizerSpec`, a part for each knob, plain data without torch.
+"""SGD's hyperparameters as plain data, without torch: :class:`OptimizerSpec`, with one part for each aspect of SGD.
 
 Dotted field names (``lr.peak``, ``norm.p_max``) are the names used in search spaces, in Optuna, as MLflow parameters
-and on the command line.  Every class refuses, when it is made, a value outside the range its docstring gives.
+and on the command line.  Every class raises :class:`InvalidInput` for a value outside the range its docstring gives.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ Law: TypeAlias = Literal["none", "exponential", "uniform", "gamma"]
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Raises :class:`InvalidInput`, "name = value: must be allowed", unless the condition holds."""
     if not condition:
         raise InvalidInput(f"{name} = {value}: must be {allowed}")
 
 
 def require_choice(name: str, value: object, choices: object) -> None:
+    """Raises :class:`InvalidInput`, which names the nearest choice, unless the value is one of a Literal's choices."""
     if value not in get_args(choices):
         raise unknown(name, str(value), get_args(choices))
 
@@ -41,12 +43,12 @@ class LearningRateSpec:
     peak: float = 0.1
     """Largest learning rate, above 0."""
     schedule: Schedule = "cosine"
-    """How it falls after the warm-up."""
+    """How the learning rate falls after the warm-up."""
     warmup: float = 0.0
-    """Fraction of the steps, in [0, 1), over which it rises linearly to the peak; for ``one-cycle`` 0 means .3."""
+    """Fraction of the steps, in [0, 1), over which it rises linearly to the peak; for ``one-cycle``, 0 means 0.3."""
     end: float = 0.0
-    """What it falls towards, reached just after the last step, as a fraction of the peak, in [0, 1]; not used by
-    ``constant`` and ``step``."""
+    """Learning rate just after the last step, as a fraction of the peak, in [0, 1]; ``constant`` and ``step`` ignore
+    it."""
 
     def __post_init__(self) -> None:
         require(0 < self.peak < math.inf, "lr.peak", self.peak, "above 0 and finite")
@@ -63,13 +65,14 @@ class MomentumSpec:
     """
 
     schedule: MomentumSchedule = "constant"
-    """``critical`` follows the learning rate, ``hybrid`` does so until a switch and then takes the constant, ``cycle``
-    falls and rises against the learning rate, ``matched`` is the constant with the learning rate changed instead, so
-    that lr/(1 - momentum) is what it is under ``critical``."""
+    """How the momentum changes.  ``constant`` does not.  ``critical`` follows the learning rate.  ``hybrid`` follows it
+    until a switch, and is constant from then on.  ``cycle`` falls while the learning rate rises, and rises while it
+    falls.  ``matched`` keeps the momentum constant and changes the learning rate, so that lr/(1 - momentum) is as under
+    ``critical``."""
     value: float = 0.9
-    """The constant, and the largest value of the cycle, in [0, 1); for ``adamw`` and ``lion`` it is beta_1."""
+    """Constant momentum, in [0, 1).  It is the largest momentum of ``cycle``, and beta_1 of ``adamw`` and ``lion``."""
     low: float = 0.85
-    """Momentum of the cycle at the peak of the learning rate, in [0, 1), under ``cycle`` at most ``value``."""
+    """Momentum of ``cycle`` at the peak of the learning rate, in [0, 1); with that schedule at most ``value``."""
     form: DampingForm = "linear"
     """Formula of the critical schedule (:func:`tuner.schedules.critical_momentum`)."""
     zeta: float = 1.0
@@ -77,19 +80,21 @@ class MomentumSpec:
     floor: float = 0.0
     """Lower bound of the critical schedule, in [0, cap]."""
     cap: float = 0.99
-    """Upper bound of the critical schedule, in (0, 1): as the learning rate goes to 0 the momentum goes to 1."""
+    """Upper bound of the critical schedule, in (0, 1); without it, a learning rate of 0 would give a momentum of 1."""
     switch: Switch = "fraction"
-    """What ends the critical part of ``hybrid``, for good: a fraction of the training, a validation accuracy, or the
-    critical momentum's coming to ``value`` after the warm-up."""
+    """What ends the critical part of ``hybrid`` for good: ``fraction``, a share of the training; ``accuracy``, a
+    validation accuracy; or ``crossing``, the critical momentum reaching ``value`` after the warm-up."""
     switch_fraction: float = 0.5
-    """In (0, 1)."""
+    """Share of the training after which ``hybrid`` switches by ``fraction``, in (0, 1)."""
     switch_accuracy: float = 0.9
-    """In (0, 1)."""
+    """Validation accuracy at which ``hybrid`` switches by ``accuracy``, in (0, 1)."""
     nesterov: bool = False
-    """The step is taken along the buffer as the next step would see it; for ``sgd`` and ``lpsgd``."""
+    """Whether the step is taken along the buffer as the next step would see it; only for ``sgd`` and ``lpsgd``, and not
+    at a constant momentum of 0."""
     rescale: Rescale = "none"
-    """What the buffer is multiplied by as the learning rate goes from a to b, for ``sgd`` and ``lpsgd``: 1; a/b, which
-    at p = 2 keeps the displacement of a step; or sqrt(a/b), which keeps the oscillator's velocity there."""
+    """Factor of the momentum buffer when the learning rate changes from a to b, for ``sgd`` and ``lpsgd``.  ``none``
+    is 1.  ``lr`` is a/b, which at p = 2 keeps the displacement of a step.  ``sqrt-lr`` is sqrt(a/b), which at p = 2
+    keeps the oscillator's velocity."""
 
     def __post_init__(self) -> None:
         require_choice("momentum.schedule", self.schedule, MomentumSchedule)
@@ -118,15 +123,15 @@ class NormSpec:
     shape: Shape = "constant"
     """How p falls from p_max to p_end."""
     variable: Literal["p", "alpha"] = "p"
-    """What the shape is a shape of: p, or alpha = 1/(p-1)."""
+    """Quantity that follows the shape: p, or alpha = 1/(p-1)."""
     hold: float = 0.0
-    """Fraction of the run, in [0, 1), that stays at p_max."""
+    """Fraction of the training, in [0, 1), from its start, during which p stays at p_max."""
     interval: Literal["epoch", "step"] = "epoch"
-    """p changes once an epoch (as in the paper) or at every step."""
+    """Whether p changes once per epoch (as in the paper) or at every step."""
     scale: Scale = "none"
     """Rescaling of the direction (:class:`tuner.optimizers.LPSGD`)."""
     scope: Scope = "tensor"
-    """Whether the norms of ``scale`` are each tensor's own or one over all parameters."""
+    """Whether each tensor has its own norm for ``scale``, or all parameters share one."""
 
     def __post_init__(self) -> None:
         require(2 <= self.p_max <= math.inf, "norm.p_max", self.p_max, "in [2, inf]")
@@ -144,13 +149,13 @@ class ScalingSpec:
     """Length: a random factor of each step (:class:`tuner.optimizers.RandomScaling`)."""
 
     law: Law = "none"
-    """Its law, of mean 1; ``none`` is the factor 1."""
+    """Distribution of the factor, with mean 1; ``none`` is the constant factor 1."""
     shape: float = 2.0
-    """Shape k of the gamma law, above 0; its variance is 1/k."""
+    """Shape k of the gamma distribution, above 0; its variance is 1/k."""
     active: float = 1.0
-    """Fraction of the training, in (0, 1], from its start, that has the factor."""
+    """Fraction of the training, in (0, 1], from its start, during which steps have the factor."""
     decay: bool = True
-    """Whether decoupled weight decay is multiplied as well."""
+    """Whether decoupled weight decay is multiplied by the factor as well."""
 
     def __post_init__(self) -> None:
         require_choice("scaling.law", self.law, Law)
@@ -163,11 +168,11 @@ class OrderSpec:
     """Order: how the steps of the batches are composed (:mod:`tuner.order`)."""
 
     composition: Literal["forward", "backward"] = "forward"
-    """``backward`` applies the newest batch first, from an anchor, and pays for its replays."""
+    """``backward`` applies the newest batch first, from an anchor; its replays count as gradient evaluations."""
     start: float = 0.0
-    """Fraction of the budget, in [0, 1), that is spent forward before; rounded to whole epochs, fewer than all."""
+    """Fraction of the budget, in [0, 1), spent forward before the backward phase; rounded to whole epochs."""
     window: int = 0
-    """Batches after which the anchor moves to the current iterate, at least 0; 0 leaves it where the phase began."""
+    """Batches after which the anchor moves to the current iterate, at least 0; 0 keeps it where the phase began."""
     interval: int = 1
     """Epochs' worth of steps between two evaluations of the backward phase, at least 1."""
 
@@ -191,10 +196,10 @@ class AverageSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecaySpec:
-    """Weight decay: coupled, that is part of the gradient, in ``sgd``, decoupled in the other rules."""
+    """Weight decay: part of the gradient (coupled) in ``sgd``, decoupled in the other rules."""
 
     weight: float = 0.0
-    """Coefficient, at least 0."""
+    """Coefficient of the weight decay, at least 0."""
 
     def __post_init__(self) -> None:
         require(0 <= self.weight < math.inf, "decay.weight", self.weight, "at least 0 and finite")
@@ -202,7 +207,7 @@ class DecaySpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerSpec:
-    """One point of view on SGD: an update rule and the settings of its knobs."""
+    """One way of running SGD: an update rule and its hyperparameters."""
 
     rule: Rule = "sgd"
     """Update rule, a key of :data:`tuner.optimizers.rules.RULES`."""
@@ -221,7 +226,7 @@ class OptimizerSpec:
         require(0 <= self.second_moment < 1, "second_moment", self.second_moment, "in [0, 1)")
         if self.momentum.schedule == "matched":
             # the other rules' buffers are averages, whose effective step is the learning rate itself
-            require(self.rule == "sgd", "momentum.schedule", "matched", f"another one for the rule {self.rule}")
+            require(self.rule == "sgd", "momentum.schedule", "matched", f"another schedule for the rule {self.rule}")
         has_buffer = self.rule in ("sgd", "lpsgd")
         if self.momentum.nesterov:
             require(has_buffer, "momentum.nesterov", True, f"false for the rule {self.rule}")

@@ -1,4 +1,4 @@
-"""Waits while a database or a disk is away, and says in one sentence that it stayed away."""
+"""Retries while a database or a disk is unreachable, and raises one error if it stays so."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tuner.core.errors import StorageFailed, first_line, masked
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 120.0
+"""How long a failing call is retried by default, in seconds."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 
 T = TypeVar("T")
@@ -24,11 +25,11 @@ def retry(
     failures: tuple[type[Exception], ...] = (OSError,),
     seconds: float | None = None,
 ) -> T:
-    """What ``attempt`` returns, tried again after each of ``failures``, with pauses of 1 s that double up to 15 s.
+    """Returns what ``attempt`` returns; retries after each of ``failures``, with pauses of 1 s that double up to 15 s.
 
-    ``attempt`` may have done its work before it failed, an answer lost: it has to be one that can be repeated.
-    ``what`` begins the sentence of :class:`StorageFailed`, raised once ``seconds`` (default: :data:`RETRY_SECONDS`)
-    have passed since the first failure.  Ctrl-C ends the wait at once.
+    ``attempt`` must be repeatable: it may have done its work before it failed, with only the answer lost.
+    Raises :class:`StorageFailed`, whose message begins with ``what``, once ``seconds`` (default:
+    :data:`RETRY_SECONDS`) have passed since the first failure.  Ctrl-C ends the wait at once.
     """
     patience = RETRY_SECONDS if seconds is None else seconds
     pause, give_up_at = FIRST_PAUSE_SECONDS, 0.0
@@ -40,7 +41,7 @@ def retry(
             now = time.monotonic()
             if not give_up_at:
                 give_up_at = now + patience
-                logger.warning("%s fails, and is tried again for %g s: %s", what, patience, reason)
+                logger.warning("%s failed and is retried for up to %g s: %s", what, patience, reason)
             if now >= give_up_at:
                 raise StorageFailed(f"{what} has failed for {patience:g} s: {reason}") from error
             time.sleep(min(pause, give_up_at - now))

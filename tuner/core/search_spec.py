@@ -1,4 +1,4 @@
-"""What a search is: one frozen dataclass, the source of the command line and of the Python interface; and its result.
+"""What a search is: :class:`SearchSpec`, from which the command line and the Python interface are made.
 
 The help of each flag is the docstring under its field.
 """
@@ -24,11 +24,11 @@ Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
 FAR_ABOVE_CRITICAL = 3.0
-"""Times the predicted critical learning rate from which on it is said that a trial did not diverge, where none is
-pruned for that; ours."""
+"""Multiple of the predicted critical learning rate above which a trial that did not diverge is reported, in a search
+that prunes none for it (ours)."""
 
 FIRST_FRESH = 500_000
-"""Seeds from here on are of no trial: two searches' seeds are 1,000,003 apart."""
+"""Number of the first fresh seed: trials have smaller numbers, and the seeds of two searches are 1,000,003 apart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,61 +38,65 @@ class SearchSpec:
     name: str | None = None
     """Name of the search and of its folder: letters, digits, '.', '-', '_'. Default: the workload and the time."""
     variants: tuple[str, ...] = ("sgdm", "adamw", "lpsgdm", "critical")
-    """Variants to compare, by names that --list shows: a variant, variant@point, a group (papers, baselines, controls,
-    all), or package.module:VARIANT."""
+    """Variants to compare: a name that --list shows, variant@point for a named point, a group (papers, baselines,
+    controls, all), or package.module:VARIANT for one of your own."""
     space: tuple[str, ...] = ()
     """Ranges to change, as [variant:]name=low:high[:log], name=a,b,c or name=value, e.g. lr.peak=1e-4:1e-1:log."""
     trials: int = 8
-    """Trials of each variant, at least 1."""
+    """Number of trials of each variant, at least 1."""
     objective: Objective = "time-to-target"
     """What is optimized: gradient evaluations to the highest target, final accuracy, area under the error curve,
     or (pareto) the first two at once, without early stopping."""
     confirm_seeds: int = 6
-    """Fresh seeds with which each variant's best settings are trained again, in full, and then tested; half as many
-    for its default point. Fewer than 6 decide nothing where a target was missed; 0 skips both."""
+    """Number of fresh seeds with which each variant's best settings are trained again, in full, and then tested. The
+    default point gets half as many, rounded up. Fewer than 6 decide nothing where a target was missed. 0 skips both."""
     baseline: str | None = None
-    """Variant that the others are compared with. Default: sgdm, or the first where that is not among them."""
+    """Variant that the others are compared with. Default: sgdm if it is among the variants, else the first one."""
     training: TrialSpec = field(default_factory=TrialSpec)
-    """What every trial trains, with its epochs and targets; each trial has an optimizer and a seed of its own."""
+    """What every trial trains, with its epochs and targets; each trial has its own optimizer and seed."""
     early_stopping: bool = True
-    """Stop the trials that fall behind their own variant's at successive rungs."""
+    """Stop a trial at a ninth or a third of its budget unless it is among the best third of its variant's trials so far
+    or has reached the highest target (asynchronous successive halving)."""
     prune_above_critical: float | None = None
-    """Stop a trial after its first evaluation where its lr.peak is above this many times the predicted critical one."""
+    """Stop a trial after its first evaluation if its lr.peak exceeds this multiple, above 0, of the critical one that
+    --predict-critical-lr predicts. Default: stop none for that."""
     seed: int = 0
-    """Seeds the search and, with a trial's number, each trial."""
+    """Seed of the search, at least 0. The seed of each trial follows from it and the trial's number."""
     cpus_per_trial: float = 1.0
-    """CPUs, and threads, of each trial, above 0."""
+    """CPUs and threads of each trial, above 0."""
     gpus_per_trial: float | None = None
-    """GPUs of each trial; parts such as 0.25 share one. Default: one where there are any, else none."""
+    """GPUs of each trial, at least 0; trials with a fraction such as 0.25 share one, and above 1 the number must be
+    whole. Default: 1 if there is any GPU, else 0."""
     workers_per_trial: int = 1
-    """Processes that train each trial together, at least 1. Each takes an equal part of every batch, and the CPUs and
-    GPUs of a trial are those of each process; GPUs must be whole then."""
+    """Processes that train each trial together, at least 1. Each takes an equal part of every batch, and each has
+    --cpus-per-trial CPUs and --gpus-per-trial GPUs, which must be whole if there are several processes."""
     max_concurrent: int | None = None
-    """Largest number of trials at a time. Default: as many as fit."""
+    """Largest number of trials at a time, at least 1. Default: as many as fit."""
     max_failures: int = 2
-    """Times a trial whose process dies is taken up again from its last epoch before it counts as failed."""
+    """How often a trial whose process dies is restarted from its last checkpoint, at least 0; after that it counts as
+    failed."""
     time_budget: str | None = None
-    """Stop the search after this long, e.g. 90s, 20m or 2h; it can be resumed."""
+    """Stop the search after this time, e.g. 90s, 20m or 2h; it can be resumed."""
     address: str | None = None
-    """Address of a Ray cluster (auto: the one on this machine). Default: a Ray of its own on this machine."""
+    """Address of a Ray cluster; auto is the one on this machine. Default: start Ray on this machine for the search."""
     storage: str | None = None
-    """Optuna storage URL. Default: SQLite in the search's folder."""
+    """URL of Optuna's storage. Default: SQLite in the search's folder."""
     tracking_uri: str | None = None
     """MLflow tracking URI. Default: sqlite:///mlflow.db in the working folder."""
     experiment: str = "sgd-tuner"
-    """MLflow experiment."""
+    """Name of the MLflow experiment."""
     system_metrics: bool = False
     """Log this machine's load (processors, memory, GPUs) to MLflow's parent run."""
     checkpoints: str | None = None
-    """Folder or URI that all machines of a cluster reach (s3://bucket/folder, gs://..., any that fsspec knows), for
-    checkpoints and final weights. Default: the search's folder."""
+    """Folder or URI for checkpoints and final weights (s3://bucket/folder, gs://..., any that fsspec knows), which all
+    machines of a cluster must reach. Default: the search's folder."""
     checkpoint_seconds: float | None = None
-    """Least number of seconds between two checkpoints of a trial; 0: one every epoch. Default: as often as costs at
-    most 5% of the time."""
+    """Least number of seconds between two checkpoints of a trial, at least 0; 0 writes one every epoch. Default: as
+    often as costs at most 5% of the time."""
     output: str = "runs"
     """Folder that holds the searches' folders."""
     resume: str | None = None
-    """Name of a search to go on with; its other settings are taken from its first start."""
+    """Name of a search to resume. It keeps its settings; only flags that change no earlier result may differ."""
     dry_run: bool = False
     """Print the plan and its cost; start nothing."""
     list: bool = False
@@ -106,7 +110,7 @@ class SearchSpec:
                 raise InvalidInput(f"training.{leaf} = {value}: the search sets it; leave it at its default")
         workload = self.training.workload
         if workload.data_dir is not None:
-            # Absolute: workers, and whoever resumes the search, may be in other folders.
+            # Absolute: workers, and a process that resumes the search, may run in other folders.
             workload = dataclasses.replace(workload, data_dir=str(Path(workload.data_dir).absolute()))
             object.__setattr__(self, "training", dataclasses.replace(self.training, workload=workload))
         if self.checkpoints and "://" not in self.checkpoints:
@@ -167,36 +171,36 @@ class SearchSpec:
             raise InvalidInput(_as_flag(str(error))) from None
 
     def trial_spec(self, optimizer: OptimizerSpec, number: int) -> TrialSpec:
-        """The training that trial ``number`` of a variant is.
+        """The training of a variant's trial ``number``.
 
-        Trials of one number share their seed over all variants: equal initial weights and batches.
+        Trials of the same number have the same seed in all variants, so that initial weights and batches are equal.
         """
         return dataclasses.replace(
             self.training, workload=self.workload_spec(), optimizer=optimizer, seed=self.seed * 1_000_003 + number
         )
 
     def confirm_spec(self, optimizer: OptimizerSpec, k: int) -> TrialSpec:
-        """The training that confirms an optimizer with fresh seed ``k``, the same for all: full length, to its end."""
+        """The training that confirms an optimizer with fresh seed ``k``, the same for all, for its whole budget."""
         return dataclasses.replace(self.trial_spec(optimizer, FIRST_FRESH + k), stop_at_target=False)
 
     def num_seeds(self, point: Literal["best", "default"]) -> int:
-        """Fresh seeds of each variant's best settings, and of its default point: the larger half."""
+        """Number of fresh seeds of each variant's best settings, or of its default point: half as many, rounded up."""
         return self.confirm_seeds if point == "best" else (self.confirm_seeds + 1) // 2
 
     @property
     def far_above_critical(self) -> float:
-        """Times the predicted critical learning rate above which a trial is, or would be, pruned."""
+        """Multiple of the predicted critical learning rate above which a trial is, or would be, pruned."""
         return self.prune_above_critical or FAR_ABOVE_CRITICAL
 
     def workload_spec(self) -> WorkloadSpec:
-        """What every trial trains."""
+        """The workload of every trial."""
         return dataclasses.replace(
             self.training.workload, download=False, loader_workers=max(1, int(self.cpus_per_trial))
         )
 
     @classmethod
     def from_flags(cls, **values: Any) -> SearchSpec:
-        """The spec that flags make, by their names with ``_`` for ``-``: ``from_flags(workload="cifar10", trials=32)``.
+        """The spec from flags, named with ``_`` for ``-``: ``from_flags(workload="cifar10", trials=32)``.
 
         Raises :class:`InvalidInput` for a name that is no flag and for a value that is refused.
         """
@@ -215,11 +219,11 @@ class SearchSpec:
             raise InvalidInput(_as_flag(str(error))) from None
 
     def flags(self) -> dict[str, Any]:
-        """Flag, with ``_`` for ``-`` -> value; :meth:`from_flags` gives the spec again."""
+        """Flag, with ``_`` for ``-`` -> value; :meth:`from_flags` makes the same spec from them."""
         return {name: functools.reduce(getattr, path, self) for name, path in LEAVES.items()}
 
     def located(self) -> SearchSpec:
-        """The same with SQLite databases, MLflow's default one too, by absolute path, so as to resume anywhere."""
+        """The same spec with absolute paths of SQLite databases, MLflow's default included: valid in any folder."""
         uris = {"storage": self.storage, "tracking_uri": self.tracking_uri or DEFAULT_TRACKING_URI}
         files = {
             name: f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
@@ -230,7 +234,7 @@ class SearchSpec:
 
 
 SET_BY_SEARCH = ("seed", "max_loss", "workload.augment", "workload.loader_workers")
-"""Leaves of a search's training that are no flags, beside its optimizer."""
+"""Fields of a search's training that the search sets, besides the optimizer; they have no flags."""
 
 
 def _leaves() -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -245,16 +249,16 @@ def _leaves() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 LEAVES: dict[str, tuple[str, ...]] = dict(_leaves())
-"""Flag, with ``_`` for ``-`` -> where its value stands in a :class:`SearchSpec`."""
+"""Flag, with ``_`` for ``-`` -> path of its field in a :class:`SearchSpec`."""
 
 
 def flag(name: str) -> str:
-    """A field's name as it is typed."""
+    """The flag of a field, as it is typed."""
     return "--" + name.replace("_", "-")
 
 
 def seconds(duration: str | None) -> float | None:
-    """Seconds of a duration such as ``90``, ``90s``, ``20m`` or ``2h``."""
+    """Seconds of a duration such as ``90``, ``90s``, ``20m`` or ``2h``; raises :class:`InvalidInput` for other text."""
     if duration is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", duration.strip())

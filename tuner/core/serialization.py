@@ -1,4 +1,4 @@
-"""Specs by dotted names, as text and as plain data: how search spaces, command lines and files reach their fields."""
+"""Specs by dotted field names, as text and as plain data: for search spaces, command lines and files."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def flatten(spec: Any) -> dict[str, Setting | tuple[Setting, ...]]:
 
 
 def with_settings(spec: Spec, settings: Mapping[str, Setting], *, within: str = "") -> Spec:
-    """The spec with some leaves, given by dotted name, replaced.
+    """The spec with some leaves replaced, which are given by dotted name.
 
-    Text is read as the field's own type, so that values may come from a command line; ``within`` is what messages put
-    before the names.
+    Text is read as the field's own type, so that values may come from a command line.  Messages put ``within`` before
+    the names.
     Raises :class:`InvalidInput` for a name that is no leaf and for a value that is refused.
     """
     known = flatten(spec)
@@ -73,7 +73,7 @@ def _parse(hint: Any, name: str, value: Setting) -> Any:
 
 
 def to_json(spec: Any) -> str:
-    """The spec as JSON text, one form for equal specs."""
+    """The spec as JSON text; equal specs give equal text."""
     return json.dumps(dataclasses.asdict(spec), sort_keys=True)
 
 
@@ -97,7 +97,7 @@ def from_dict(kind: type[Spec], values: Mapping[str, Any], *, within: str = "") 
 
 
 def _checked(hint: Any, name: str, value: Any) -> Any:
-    """The value as the field's type, where it is one: an int serves as a float, a list as a tuple."""
+    """The value as the field's type: an int may be a float, a list a tuple; raises InvalidInput otherwise."""
     if get_origin(hint) is tuple:
         if isinstance(value, list | tuple):
             return tuple(_checked(get_args(hint)[0], name, item) for item in value)
@@ -111,5 +111,5 @@ def _checked(hint: Any, name: str, value: Any) -> Any:
 
 
 def digest(spec: Any) -> str:
-    """A short name for the spec's content, the same in every process."""
+    """A short name for the spec's content, 16 hexadecimal digits, the same in every process."""
     return hashlib.sha256(to_json(spec).encode()).hexdigest()[:16]

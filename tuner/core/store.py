@@ -1,6 +1,6 @@
 """Where trainings keep checkpoints and final weights: a folder, or any URI that PyArrow or fsspec knows.
 
-A file is read and written whole.  A write that is cut short may leave a torn file, never harm another one.
+A file is read and written whole.  An interrupted write may leave an incomplete file, but damages no other one.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from tuner.core.errors import InvalidInput, first_line, masked
 
-if TYPE_CHECKING:  # a training that keeps nothing has no use for it
+if TYPE_CHECKING:  # a training without a store does not need it
     from pyarrow.fs import FileSystem
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pt")
-"""What the names of a training's checkpoints look like, with the epoch."""
+"""Pattern of the names of a training's checkpoints; its group is the epoch."""
 WEIGHTS = "weights.pt"
-"""Name of the file of a confirmed run's final weights."""
+"""Name of the file with a confirmed run's final weights."""
 
 
 class Store:
@@ -46,25 +46,25 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder of this machine, or one that is mounted on it."""
+        """Whether the place is a folder of this machine, or one that is mounted on it."""
         return bool(self._files.type_name == "local")
 
     def exists(self) -> bool:
-        """Whether the folder is there; object storage has no folders, and every place exists."""
+        """Whether the folder exists; always true for object storage, which has no folders."""
         return not self.is_local or Path(self._path).exists()
 
     def require(self) -> None:
-        """Raises FileNotFoundError where the folder is not there."""
+        """Raises FileNotFoundError if the folder does not exist."""
         if not self.exists():
-            raise FileNotFoundError("it is not there: --checkpoints must be a place that all machines see")
+            raise FileNotFoundError("it does not exist here: --checkpoints must be a place that all machines reach")
 
     def make(self) -> None:
-        """Makes the folder, where it is one."""
+        """Makes the folder; does nothing for object storage."""
         if self.is_local:
             Path(self._path).mkdir(parents=True, exist_ok=True)
 
     def names(self, *folders: str) -> list[str]:
-        """Names of the files here, or of those in ``folders`` as ``folder/name``, in order."""
+        """Sorted names of the files in this place, or of those in its ``folders``, as ``folder/name``."""
         from pyarrow.fs import FileSelector, FileType
 
         found = []
@@ -74,35 +74,33 @@ class Store:
         return sorted(info.path[len(self._path) + 1 :] for info in found if info.type == FileType.File)
 
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError where it is not there."""
+        """The content of a file; raises FileNotFoundError if there is none."""
         with self._files.open_input_file(f"{self._path}/{name}") as file:
             return bytes(file.read())
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file, in the place of one of that name."""
+        """Writes a file, replacing one of that name."""
         if self.is_local:
-            # Never its parents: on a machine that does not see the shared folder they would hide just that.
+            # Without its parents: on a machine that does not see the shared folder, they would hide that fault.
             Path(self._path).mkdir(exist_ok=True)
         with self._files.open_output_stream(f"{self._path}/{name}") as file:
             file.write(content)
 
     def delete(self, name: str) -> None:
-        """Deletes a file, if it is there."""
+        """Deletes a file, if it exists."""
         with suppress(FileNotFoundError):
             self._files.delete_file(f"{self._path}/{name}")
 
 
 def check_place(asked: str, place: str) -> None:
-    """Writes a file and deletes it again; where folders are missing, in the nearest that is there.
+    """Raises :class:`InvalidInput` if the place cannot be written to; ``asked`` is the flag that the message names.
 
-    Raises :class:`InvalidInput`, in the name of the flag that ``asked`` for the place, where that fails.
+    Writes a file there and deletes it again.  If the folder does not exist, its nearest existing parent is tested.
     """
     if re.search(r"://[^/]*:[^/]*@", place):
         raise InvalidInput(f"{asked} {masked(place)}: credentials belong in the environment, not in a URI")
     if not place or "?" in place or place.startswith("memory:"):
-        raise InvalidInput(
-            f"{asked} {place!r}: must be a folder, or a URI such as s3://bucket/folder with nothing after ?"
-        )
+        raise InvalidInput(f"{asked} {place!r}: must be a folder, or a URI such as s3://bucket/folder without a query")
     probe = f".probe-{uuid.uuid4().hex}"
     try:
         store = Store(place)
@@ -131,7 +129,7 @@ def _open(place: str) -> tuple[FileSystem, str]:
 
 
 def check_folder(name: str, folder: Path) -> None:
-    """The folder of the flag ``name`` must exist and be writable, or its nearest parent that exists must be."""
+    """Raises :class:`InvalidInput`, with the flag ``name``, if the folder, or its nearest parent, is not writable."""
     nearest = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     if not nearest.is_dir():
         raise InvalidInput(f"{name} {folder}: {nearest} is not a folder")

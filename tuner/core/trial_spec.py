@@ -1,6 +1,7 @@
 """What one training is: frozen dataclasses of plain data, without torch.
 
-As :mod:`tuner.core.optimizer_spec`, whose :class:`OptimizerSpec` is a part of it: names are dotted, values are checked.
+:class:`OptimizerSpec` is a part of it.  Names are dotted and values are checked, as in
+:mod:`tuner.core.optimizer_spec`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class WorkloadSpec:
     """What is trained: data, model, batch."""
 
     data: str = "digits"
-    """Data: digits, fashion-mnist, cifar10, cifar100, imagefolder; or diagonal, Gaussian samples for a network of two
-    weights per coordinate, whose accuracy is R^2."""
+    """Data: digits, fashion-mnist, cifar10, cifar100, imagefolder (images of your own), or diagonal (Gaussian samples
+    for a network with two weights per coordinate; its accuracy is R^2)."""
     model: str = ""
     """Model: resnet8/20/32/56, resnet18/34/50, a torchvision classifier, or package.module:function; for the workload
     diagonal: diagonal or diagonal-squares. Default: resnet8, or diagonal for the workload diagonal."""
@@ -34,19 +35,19 @@ class WorkloadSpec:
     download: bool = False
     """Fetch the data set into the data folder if it is missing."""
     batch_size: int = 64
-    """Images, or samples, per gradient evaluation, at least 1."""
+    """Images or samples per gradient evaluation, at least 1."""
     augment: bool = True
     """Random crops and flips, as far as the data set allows them."""
     skip_corrupt: bool = False
     """Leave out images that cannot be read."""
     stream: Literal["auto", "always", "never"] = "auto"
-    """Read images from disk batch by batch; auto does so where they do not fit in memory, decided once per search."""
+    """Read images from disk batch by batch; auto does so if they do not fit in memory, and decides once per search."""
     loader_workers: int = 2
     """Processes that read images when streaming, at least 0."""
 
     def __post_init__(self) -> None:
         if not self.model:
-            # Here and not where it is used: what is saved, shown and compared is the model that is trained.
+            # Set here, so that the model that is saved, shown and compared is the one that is trained.
             object.__setattr__(self, "model", default_model(self.data))
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(self.loader_workers >= 0, "loader_workers", self.loader_workers, "at least 0")
@@ -55,29 +56,30 @@ class WorkloadSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialSpec:
-    """One training, whole: the same spec gives the same numbers on the same machine."""
+    """One complete training: the same spec gives the same numbers on the same machine."""
 
     workload: WorkloadSpec = field(default_factory=WorkloadSpec)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     epochs: int = 10
     """Largest number of epochs per trial, at least 1; epochs times steps per epoch is the budget."""
     targets: tuple[float, ...] = (0.9, 0.95)
-    """Validation accuracies in (0, 1), increasing, whose first crossing is timed."""
+    """Validation accuracies in (0, 1), increasing; the cost to reach each for the first time is measured."""
     stop_at_target: bool = False
     """End a trial once it reaches the highest target, instead of training to the end of its budget."""
     max_loss: float = 1e3
-    """A training loss above this, or one that is not finite, is a divergence."""
+    """A training loss above this, or one that is not finite, is a divergence; above 0."""
     seed: int = 0
-    """Draws the initial weights, the batches and their augmentation; at least 0."""
+    """Seed of the initial weights, the batches and their augmentation, in [0, 2^62)."""
     precision: Precision = "auto"
-    """auto is bfloat16 autocast on a GPU and float32 elsewhere."""
+    """Precision of the training; auto is bfloat16 autocast on a GPU and float32 elsewhere."""
     compile: bool = False
     """Compile the models with torch.compile."""
     curvature: int = 0
-    """Estimate the loss's curvature, and the damping class there, once in so many evaluations, at a cost; 0: never."""
+    """Estimate the loss's curvature and the damping class once in this many evaluations, at least 0; 0 is never. Each
+    estimate takes time."""
     predict_critical_lr: bool = False
-    """Predict, from the curvature at a training's first weights, the lr.peak from which on it diverges, and report how
-    true that was; no trial is stopped for it."""
+    """Predict from the curvature at the initial weights the smallest lr.peak at which a trial diverges, and report how
+    accurate that was. Stops no trial unless --prune-above-critical is given."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
@@ -92,20 +94,20 @@ class TrialSpec:
 
 
 DIAGONAL = "diagonal"
-"""The data that is no images."""
+"""Name of the data that has samples in place of images."""
 
 
 DIAGONAL_MODELS = ("diagonal", "diagonal-squares")
-"""The models that take it; a user's own ``package.module:function`` may too."""
+"""Names of the models for the data ``diagonal``; a user's own ``package.module:function`` may take it too."""
 
 
 def default_model(data: str) -> str:
-    """The model that is trained where none is named."""
+    """The model that is trained if none is named."""
     return DIAGONAL_MODELS[0] if data == DIAGONAL else "resnet8"
 
 
 def check_model(data: str, model: str) -> None:
-    """Raises :class:`InvalidInput` where a model known by name is of the other kind than the data."""
+    """Raises :class:`InvalidInput` if a model known by name does not take this data."""
     if ":" in model or (model in DIAGONAL_MODELS) == (data == DIAGONAL):
         return
     if data == DIAGONAL:
@@ -118,7 +120,7 @@ def check_model(data: str, model: str) -> None:
 def load_spec(path: Path) -> TrialSpec:
     """The spec in a file, as :func:`tuner.core.serialization.to_json` writes it.
 
-    Raises :class:`OSError` for a file that cannot be read, and :class:`InvalidInput` for one that holds no spec.
+    Raises :class:`OSError` if the file cannot be read, and :class:`InvalidInput` if it holds no spec.
     """
     try:
         values = json.loads(path.read_text())
@@ -130,4 +132,4 @@ def load_spec(path: Path) -> TrialSpec:
 
 
 SPEC = "spec.json"
-"""Name of the spec in a training's folder; ``python -m tuner.train --spec .../spec.json`` trains it again."""
+"""Name of the spec's file in a training's folder; ``python -m tuner.train --spec .../spec.json`` trains it again."""

@@ -1,4 +1,4 @@
-"""From names on the command line to variants: known ones, groups of them, a user's own, and changed ranges."""
+"""Turns names on the command line into variants: known ones, groups, a user's own, with ranges changed by --space."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from tuner.core.serialization import Setting, flatten, with_settings
 from tuner.core.trial_spec import OptimizerSpec
 
 NUM_PROBES = 64
-"""Points of each space whose spec is built before a search starts, so that none is refused in the middle of it."""
+"""Random points of each space whose spec is built before a search starts, so that none is refused during it."""
 
 
 def resolve_variants(names: Sequence[str], overrides: Sequence[str]) -> tuple[Variant, ...]:
     """The variants of these names with the overrides (``--space``) applied, all checked against the spec's fields.
 
-    A group stands for its variants, in its place; a variant that several names stand for is there once.
+    A group is replaced by its variants; a variant that occurs several times is kept once, at its first place.
+    Raises :class:`InvalidInput` for a name or an override that is refused.
     """
     variants = [_find(name) for name in expand(names)]
     if len({variant.name for variant in variants}) < len(variants):
@@ -36,7 +37,7 @@ def resolve_variants(names: Sequence[str], overrides: Sequence[str]) -> tuple[Va
 
 
 def resolve_variant(name: str) -> Variant:
-    """The one variant of a name that stands for no group."""
+    """The variant of a name; raises :class:`InvalidInput` for a group and for an unknown name."""
     if name in GROUPS:
         raise InvalidInput(f"--variant {name}: is a group; name one of {', '.join(GROUPS[name])}")
     return resolve_variants([name], [])[0]
@@ -132,18 +133,18 @@ def _value(old: BaseDistribution, text: str) -> Setting:
 
 
 def shown(distribution: BaseDistribution) -> str:
-    """A range as it would be typed."""
+    """A range as it is typed for ``--space``."""
     if isinstance(distribution, CategoricalDistribution):
         return ",".join(map(str, distribution.choices))
     return f"{distribution.low:g}:{distribution.high:g}{':log' if distribution.log else ''}"  # type: ignore[attr-defined]
 
 
 def _check(variant: Variant) -> None:
-    """Builds specs at the default point and all over the space."""
+    """Builds specs at the default point and all over the space; raises InvalidInput for one that is refused."""
     try:
         with_settings(OptimizerSpec(), variant.default_settings())
         points = np.random.default_rng(0).random((NUM_PROBES, len(variant.searched)))
-        # Each setting's own two ends, where a range leaves what the spec allows.
+        # Each setting's two ends: a range that leaves what the spec allows does so there.
         ends = np.concatenate([np.eye(len(variant.searched)), 1 - np.eye(len(variant.searched))])
         for point in np.concatenate([ends, points]):
             with_settings(OptimizerSpec(), settings_at(variant, point))
@@ -161,7 +162,7 @@ def settings_at(variant: Variant, point: np.ndarray) -> Mapping[str, Setting]:
 
 
 def from_unit(distribution: BaseDistribution, u: float) -> Any:
-    """The value of a distribution at quantile u in [0, 1]; ours, so that one point serves any mixture of kinds."""
+    """The value of a distribution at quantile u in [0, 1]; ours, so that one point serves settings of any kind."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[min(int(u * len(distribution.choices)), len(distribution.choices) - 1)]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -172,7 +173,7 @@ def from_unit(distribution: BaseDistribution, u: float) -> Any:
         if not distribution.log:
             value = low + step * min(int(u * num_values), num_values - 1)
             return int(value) if isinstance(distribution, IntDistribution) else min(value, high)
-        # Integers on a log scale: each owns the stretch from half below to half above it.
+        # On a log scale, each integer has the interval from half below to half above it.
         low, high = low - 0.5, high + 0.5
     value = (
         math.exp(math.log(low) + u * (math.log(high) - math.log(low))) if distribution.log else low + u * (high - low)

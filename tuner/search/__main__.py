@@ -1,6 +1,6 @@
 """The command ``python -m tuner.search``.
 
-What takes long to import is imported where it is needed: ``--help`` and ``--list`` are answered at once.
+Slow imports are made where they are needed, so that ``--help`` and ``--list`` answer at once.
 """
 
 from __future__ import annotations
@@ -39,5 +39,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # All is written and Ray has been ended; to take the interpreter apart would take another second and a half.
+    # All is written and Ray has ended; a regular exit of the interpreter would take another second and a half.
     os._exit(status)

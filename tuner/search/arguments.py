@@ -1,4 +1,4 @@
-"""From argv to a SearchSpec, and every mistake in one line."""
+"""Parses argv into a SearchSpec; every mistake is reported in one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RULE = "─"
 def parse(argv: Sequence[str]) -> tuple[SearchSpec, str | None]:
     """The search asked for, and its id if it exists already.
 
-    A resumed search has the settings of its first start; argv may change those that change no result.
+    A resumed search keeps its saved settings; argv may change those that change no result.
     Raises InvalidInput; exits with status 0 for ``--help``.
     """
     asked = _parse(argv, None)
@@ -45,11 +45,11 @@ def parse(argv: Sequence[str]) -> tuple[SearchSpec, str | None]:
 def how_to_go_on(spec: SearchSpec) -> str:
     """The command that resumes a search."""
     output = f" --output {spec.output}" if spec.output != SearchSpec().output else ""
-    return f"Go on with: {PROGRAM} --resume {spec.name}{output}"
+    return f"Resume with: {PROGRAM} --resume {spec.name}{output}"
 
 
 def _parse(argv: Sequence[str], start: SearchSpec | None) -> SearchSpec:
-    """``start`` with what argv says; without one the class's own defaults, of which some depend on what is given."""
+    """``start`` changed by argv; without ``start``, the class's defaults, some of which depend on other flags."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -62,7 +62,7 @@ def _parse(argv: Sequence[str], start: SearchSpec | None) -> SearchSpec:
 
 
 def _flags(start: SearchSpec | None) -> type[Any]:
-    """A flat class with a field for each flag: its type, its help and its default, or else its value in ``start``."""
+    """A flat class with one field per flag: its type, its help, and its value in ``start`` or else its default."""
     made: list[tuple[str, Any, Any]] = []
     values = start.flags() if start else {}
     for name, (*path, leaf) in LEAVES.items():
@@ -77,7 +77,7 @@ def _flags(start: SearchSpec | None) -> type[Any]:
 
 
 def _one_line(box: str, argv: Sequence[str]) -> str:
-    """What the parser says in a frame, as one sentence with the nearest flag."""
+    """The parser's framed message as one sentence; an unknown flag gets the nearest known one."""
     flags = [flag(name) for name in LEAVES]
     for word in argv:
         name = word.partition("=")[0].replace("_", "-")

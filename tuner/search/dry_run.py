@@ -1,4 +1,4 @@
-"""What is shown with nothing started: ``--list``, the variants; ``--dry-run``, the plan of a search and its cost."""
+"""Prints without starting anything: the variants (``--list``), or the plan of a search and its cost (``--dry-run``)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tuner.study.results import POINTS
 from tuner.study.sampler import num_default, num_random
 
 UNBOUNDED = 10_000
-"""Columns of what is no terminal: lines are as long as they are, for grep."""
+"""Columns of output that goes to no terminal: lines are not wrapped, so that grep finds them whole."""
 
 
 def print_variants() -> None:
     """Prints every known variant: what it is, and what it searches."""
     console = _console()
     console.print(_table(("variant", "group", "controls", "idea", "source"), map(_described, SPACES.values())))
-    console.print(_table(("variant", "setting", "range", "default", "only where"), _settings(SPACES.values())))
+    console.print(_table(("variant", "setting", "range", "default", "only if"), _settings(SPACES.values())))
     points = [
         (f"{variant.name}@{name}", " ".join(f"{setting}={value}" for setting, value in changes.items()))
         for variant in SPACES.values()
@@ -37,9 +37,9 @@ def print_plan(spec: SearchSpec, variants: Sequence[Variant]) -> None:
     from tuner.workloads.data import load_data
 
     console = _console()
-    table = _table(("variant", "setting", "range", "default", "only where"), _settings(variants))
+    table = _table(("variant", "setting", "range", "default", "only if"), _settings(variants))
     workload, epochs = spec.training.workload, spec.training.epochs
-    table.title = f"{workload.data}, {workload.model}: {spec.trials} trials of each variant, {epochs} epochs a trial"
+    table.title = f"{workload.data}, {workload.model}: {spec.trials} trials of each variant, {epochs} epochs per trial"
     console.print(table)
     for variant in variants:
         console.print(f"{variant.name}: {variant.idea} ({variant.source})", highlight=False)
@@ -48,17 +48,17 @@ def print_plan(spec: SearchSpec, variants: Sequence[Variant]) -> None:
     steps = data.sizes["train"] // workload.batch_size
     budget = epochs * steps
     random, model = num_random(spec.trials), spec.trials - num_random(spec.trials)
-    stopping = "early stopping ends some sooner" if spec.early_stopping else "no early stopping"
+    stopping = "early stopping ends some trials sooner" if spec.early_stopping else "no early stopping"
     console.print(f"Data: {', '.join(f'{size} {split}' for split, size in data.sizes.items())}; {data.splits_note}")
     console.print(f"Each variant: {random} trials drawn at random, then {model} by TPE; {spec.objective}, {stopping}.")
     for variant in variants:
         if names := list(variant.enqueued)[: num_default(variant, spec.trials)]:
-            console.print(f"{variant.name}: in place of the first {len(names)} by TPE the points {', '.join(names)}.")
+            console.print(f"{variant.name}: the points {', '.join(names)} replace the first {len(names)} by TPE.")
     num_tuned, num_plain = (len(variants) * spec.num_seeds(point) for point in POINTS)
     if num_tuned:
         console.print(
             f"Then {num_tuned} trainings of the best settings and {num_plain} of the default points, each with a fresh "
-            "seed and in full; the test split is read when all have ended."
+            "seed and in full; the test split is read once all have ended."
         )
     num_trainings = num_trials + num_tuned + num_plain
     console.print(

@@ -1,4 +1,4 @@
-"""The end of a program's work on a search: report, model, MLflow, and what the terminal says."""
+"""Ends a process's work on a search: writes the report, saves the model, updates MLflow, prints the result."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tuner.study.search_folder import LOG, processes_of
 from tuner.tracking.tracker import WinningModel
 
 FLUSH_SECONDS, INTERRUPTED_FLUSH_SECONDS = 120.0, 6.0
-"""How long MLflow may take over what is left, at the end and after Ctrl-C."""
+"""Seconds that MLflow has to receive what is left, at the end and after Ctrl-C."""
 DESCRIPTION_TAG = "mlflow.note.content"
-"""What MLflow shows as the description of a run."""
+"""The tag that MLflow shows as the description of a run."""
 
 
 def finish_search(
@@ -41,10 +41,10 @@ def finish_search(
     cut_off: bool = False,
     storage_failed: str | None = None,
 ) -> SearchResult:
-    """Writes the report, tells MLflow the end and prints the leaderboard; after Ctrl-C, and where the storage failed
-    (the sentence says how), only what is quick and needs none.
+    """Writes the report, saves the winning model, ends the search in MLflow and prints the leaderboard.
 
-    Raises :class:`StorageFailed` where the report cannot be written.
+    Skips the report and the model after Ctrl-C, and if the storage failed; ``storage_failed`` is its message.
+    Raises :class:`StorageFailed` if the report cannot be written.
     """
     search, spec, folder = recorder.search, recorder.spec, recorder.search.folder
     unfinished = interrupted or cut_off or storage_failed is not None
@@ -65,10 +65,10 @@ def finish_search(
         tags = {DESCRIPTION_TAG: as_markdown(Report(report.title, report.sections[:1]))}
         model = saving.wait() if saving else None
         if saving and model is None:
-            sentences += (f"The winning model could not be saved for MLflow, see {folder / LOG}.",)
+            sentences += (f"The winning model could not be saved for MLflow; see {folder / LOG}.",)
         recorder.amend()
         recorder.tracking.log_variants(metrics_and_tags(search))
-    # Of a cluster that grows and shrinks nobody knows the slots.
+    # A cluster that grows and shrinks has no fixed number of slots.
     share = recorder.busy_share(resources.slots) if resources and spec.address is None else None
     in_mlflow = recorder.tracking.finish(
         "interrupted" if unfinished else "finished",
@@ -81,7 +81,7 @@ def finish_search(
     recorder.close(wait=not quick)
     console.print(_for_terminal(table))
     best = search.best(first)
-    lines = [*sentences, f"Best settings of {first}, by trial {best.name}:" if best else "No trial finished."]
+    lines = [*sentences, f"Best settings of {first}, from trial {best.name}:" if best else "No trial finished."]
     for name, value in best_settings(search, first).items():
         lines.append(f"  {name} = {value:.4g}" if isinstance(value, float) else f"  {name} = {value}")
     if share:
@@ -91,7 +91,7 @@ def finish_search(
     lines += [f"Files: {folder}", f"MLflow: {_browse(spec.tracking_uri)}"]
     if unfinished or not in_mlflow:
         why = f"Stopped: {storage_failed}." if storage_failed else "Stopped."
-        why = why if unfinished else f"MLflow has not taken everything yet, see {folder / LOG}."
+        why = why if unfinished else f"MLflow has not received everything yet; see {folder / LOG}."
         lines.append(f"{why} {how_to_go_on(spec)}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
@@ -100,18 +100,18 @@ def finish_search(
 
 @dataclass(frozen=True, slots=True)
 class _Saving:
-    """A program that saves the winning model; the driver has no torch."""
+    """A process that saves the winning model; the driver itself loads no torch."""
 
     program: subprocess.Popen[bytes] | None
     model: WinningModel
 
     def wait(self) -> WinningModel | None:
-        """The model; None where it could not be saved, which the log says why."""
+        """The model; None if it could not be saved, for which the log has the reason."""
         return self.model if self.program is None or self.program.wait() == 0 else None
 
 
 def _save_model(search: Search, winner: str) -> _Saving | None:
-    """Starts to save the winner's first confirmed run, unless it is there already; None where it has none."""
+    """Starts to save the model of the winner's first tested run, unless it is saved; None if there is no such run."""
     run = next((run for run in search.confirmed(winner).values() if run.test), None)
     if run is None:
         return None
@@ -127,7 +127,7 @@ def _start(search: Search, run: TrialRecord, out: Path) -> subprocess.Popen[byte
     with (search.folder / LOG).open("ab") as log:
         folder, weights = search.folder / run.folder_name, search.store(run).place
         command = [sys.executable, "-m", "tuner.tracking.served_model", str(folder), str(out), "--weights", weights]
-        # A user's own model is found where this program finds it.
+        # A user's own model is then found as in this process.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -155,14 +155,14 @@ def _browse(uri: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """A search as this program left it."""
+    """The state in which this process left a search."""
 
     folder: Path
     best_trial: str | None
     """Name of the trial whose settings lead the leaderboard; None where no trial finished."""
     interrupted: bool
     storage_failed: bool = False
-    """Whether it stopped because a database or a disk stayed away or full."""
+    """Whether it stopped because a database or a disk stayed unreachable, or a disk full."""
 
     @property
     def exit_status(self) -> int:

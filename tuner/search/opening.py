@@ -1,4 +1,4 @@
-"""What a search is made of, opened or made: its studies, its folder, its runs in MLflow."""
+"""Opens the parts of a search, or creates them: its studies, its folder, its runs in MLflow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tuner.workloads.check import SOURCES, Prepared
 
 
 def check_storage(spec: SearchSpec) -> None:
-    """Refuses the name of a new search that the given storage already holds studies of."""
+    """Raises :class:`InvalidInput` if the given storage already holds studies of a new search's name."""
     if spec.storage is not None:
         assert spec.name is not None
         prefix, storage = study_name(spec.name, ""), open_storage(spec.storage)
@@ -37,9 +37,9 @@ def check_storage(spec: SearchSpec) -> None:
 def open_recorder(
     spec: SearchSpec, search_id: str, variants: tuple[Variant, ...], data: Prepared, folder: Path
 ) -> Recorder:
-    """The search's trials, from its studies and folders; makes them where there are none."""
+    """The recorder of a search, with its studies, folders and runs in MLflow; creates those that are missing."""
     storage = open_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
-    # First, as it may find that the storage is not this search's.
+    # First, because it may find that the storage is not this search's.
     studies = open_studies(spec, variants, storage, search=folder.name)
     tracking = Tracker(
         uri=with_login_apart(spec.tracking_uri or DEFAULT_TRACKING_URI),
@@ -68,7 +68,7 @@ def open_recorder(
 
 
 def _provenance(search: str) -> dict[str, str]:
-    """Tags that every run of a search carries: who, what code, which versions, on what."""
+    """Tags of every run of a search: user, code, versions, hardware."""
     source = commit()
     return {
         "tuner.search": search,

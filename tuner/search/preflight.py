@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a search is found here, before anything of it exists."""
+"""Finds everything that can be wrong with a search, before anything of it exists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tuner.workloads.check import Prepared, check_workload, prepare
 
 
 def check(spec: SearchSpec, *, download: bool = True) -> tuple[tuple[Variant, ...], Prepared]:
-    """The search's variants, and what is known of its data; ``download`` lets ``--download`` fetch it.
+    """The search's variants, and what is known about its data; ``download`` permits ``--download`` to fetch it.
 
     Raises InvalidInput with one sentence for the first thing that is wrong.
     """
@@ -40,6 +40,6 @@ def check(spec: SearchSpec, *, download: bool = True) -> tuple[tuple[Variant, ..
 
 
 def _with_flag(message: str) -> str:
-    """The message with the flag that names the thing, where it names the thing alone."""
+    """The message with its flag in front, if it names only the variant, the data or the model."""
     flags = {"unknown variant '": "--variants", "unknown data '": "--workload", "unknown model '": "--model"}
     return next((f"{flag}: {message}" for start, flag in flags.items() if message.startswith(start)), message)

@@ -1,4 +1,4 @@
-"""The live display of a running search; on anything that is no terminal, a line for each trial that ends."""
+"""The live display of a running search; without a terminal, one line per trial that ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REFRESHES_PER_SECOND = 2
 
 
 class Display:
-    """Shows how the trials of a scheduler stand."""
+    """Shows the progress of a scheduler's trials."""
 
     def __init__(self, console: Console, trials: TrialScheduler) -> None:
         self.console = console
@@ -52,7 +52,7 @@ class Display:
             self._live.stop()
 
     def print_end(self, record: TrialRecord) -> None:
-        """Prints one line on a trial that has ended, where the output is no terminal; none on one that had one."""
+        """Prints one line for a trial that has ended, once; nothing if the output is a terminal."""
         if self.console.is_terminal or record.name in self._printed:
             return
         self._printed.add(record.name)
@@ -65,7 +65,7 @@ class Display:
         )
 
     def _standings(self) -> dict[str, _Standing]:
-        """Variant -> how it stands.  Records that have ended are added once: of thousands, few are ever open."""
+        """Variant -> its progress.  Records that have ended are added only once, as there may be thousands."""
         records, num_known, new = self.trials.records, -1, list[TrialRecord]()
         while num_known != len(records):  # the driver adds trials while the display's thread draws
             num_known = len(records)
@@ -112,7 +112,7 @@ class Display:
         bar = ProgressBar(total=self.trials.num_planned, completed=done, width=60)
         elapsed = _duration(time.monotonic() - self.started)
         left = _duration(self._seconds_left(done))
-        return Group(table, bar, Text(f"\n{elapsed} gone, {left} left. Ctrl-C stops; nothing is lost."))
+        return Group(table, bar, Text(f"\n{elapsed} elapsed, {left} left. Ctrl-C stops; nothing is lost."))
 
 
 _SHOWN = ("running", "stopped", "diverged", "failed")
@@ -120,16 +120,17 @@ _SHOWN = ("running", "stopped", "diverged", "failed")
 
 @dataclass(slots=True)
 class _Standing:
-    """What some trainings of a variant have come to."""
+    """The progress of some trainings of a variant."""
 
     num_ended: Counter[str] = field(default_factory=Counter)
-    """By phase."""
+    """Number of trainings that have ended, by phase."""
     statuses: Counter[str] = field(default_factory=Counter)
+    """Number of trainings by status."""
     done: float = 0.0
-    """Trainings, one under way as the share of its budget that it has spent."""
+    """Number of trainings done; a running one counts as the share of its budget that it has spent."""
     best_accuracy: float = 0.0
     fastest: int | None = None
-    """Least gradient evaluations to the highest target."""
+    """Fewest gradient evaluations to the highest target; None if no training reached it."""
 
     def add(self, record: TrialRecord, target: float) -> None:
         history = list(record.history)

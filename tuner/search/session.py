@@ -1,7 +1,7 @@
-"""One process's session over a search: opens what there is, trains what is left, writes the end.
+"""One process's session over a search: opens what exists, trains what is left, and finishes.
 
-What takes long to import is imported where it is needed: a mistake is answered at once, and a search imports most of it
-while Ray starts, which is mostly waiting.
+Slow imports are made where they are needed, so that a mistake is reported at once.  A search makes most of them while
+Ray starts, which is mostly waiting.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:  # slow to import
     from tuner.study.recorder import Recorder
 
 SLOW_IMPORTS = ("mlflow.tracking", "scipy.stats", "matplotlib.figure")
-"""Imported by a thread while Ray starts; none of Ray's own modules, which the main thread imports at that time."""
+"""Modules that a thread imports while Ray starts; none of Ray's own, which the main thread imports at that time."""
 
 
 def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
-    """Runs a search, or goes on with the one of this id, and shows it on the terminal.
+    """Runs a search, or resumes the one with this id, and shows its progress on the terminal.
 
     Raises :class:`tuner.core.errors.InvalidInput` before anything is created.
     """
@@ -48,7 +48,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
     if search_id is None:
         search_folder.check_new(spec)
     variants, data = preflight.check(spec)
-    # What is decided once: a resumed search, from wherever, has the same databases and reads its images the same way.
+    # Decided once: a search resumed in any folder has the same databases and reads its images in the same way.
     workload = replace(spec.training.workload, stream=data.stream)
     spec = replace(spec, training=replace(spec.training, workload=workload)).located()
     with search_folder.locked(folder), redirect_output(folder / search_folder.LOG) as console:
@@ -85,7 +85,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
 
 
 def train(recorder: Recorder, resources: Resources, console: Console) -> SearchResult:
-    """Runs the trials that are left, until they are done, the time budget is, or Ctrl-C comes."""
+    """Runs the trials that are left, until they are done, the time budget is spent, or Ctrl-C or SIGTERM comes."""
     from tuner.cluster.tune_run import Deadline, tune_all
     from tuner.search.finish import finish_search
     from tuner.search.progress import Display
@@ -106,9 +106,9 @@ def train(recorder: Recorder, resources: Resources, console: Console) -> SearchR
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Batch systems end a program by SIGTERM; it deserves the same farewell as Ctrl-C.
+    """Handles SIGTERM, by which batch systems end a program, like Ctrl-C.
 
-    To be entered when Ray has started: Ray answers SIGTERM in its own way.
+    Must be entered after Ray has started, because Ray sets its own handler of SIGTERM.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

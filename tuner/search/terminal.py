@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def redirect_output(log: Path) -> Iterator[Console]:
-    """A console on the real standard output while the process's own, and all its children's, goes to ``log``.
+    """A console on the real standard output; the output of this process and its children goes to ``log``.
 
     The redirection is of file descriptors: Ray's daemons and C++ libraries write past Python's ``sys.stdout``.
     """
@@ -36,7 +36,7 @@ def redirect_output(log: Path) -> Iterator[Console]:
     to_log = logging.StreamHandler()
     try:
         with (
-            # Not closed at the end: what libraries have taken hold of stays good.
+            # Not closed at the end, because libraries may keep these streams.
             redirect_stdout(_text(1, closefd=False)),
             redirect_stderr(_text(2, closefd=False)) as errors,
             _text(os.dup(saved[0])) as terminal,
@@ -54,7 +54,7 @@ def redirect_output(log: Path) -> Iterator[Console]:
 
 
 class _Lossy(io.FileIO):
-    """What a full disk, or a pipe that nobody reads, does not take is lost: no search ends for that."""
+    """Drops output that a full disk, or a pipe without a reader, does not take, so that no search ends for it."""
 
     def write(self, data: Buffer) -> int:
         try:
@@ -69,7 +69,7 @@ def _text(descriptor: int, *, closefd: bool = True) -> TextIO:
 
 @contextmanager
 def _outliving(terminal: TextIO, log: Path) -> Iterator[None]:
-    """When the terminal is lost, a window closed or a connection cut, the program goes on; the log gets the rest."""
+    """The program continues when its terminal is lost (window closed, connection cut); the log gets further output."""
     if threading.current_thread() is not threading.main_thread() or not terminal.isatty():
         yield
         return

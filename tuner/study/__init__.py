@@ -1,1 +1,1 @@
-"""Optuna: which trials there are, which is next, and what happened to each."""
+"""Optuna: which trials exist, which is next, and what happened to each."""

@@ -1,7 +1,7 @@
 """What a search optimizes: a number for each curve, finished or still running.
 
-The same function serves while a trial runs (its value if it ended now), so that Optuna compares stopped trials in the
-study's own direction, and at its end.  All definitions are ours.
+The value of a running trial is the one that it would have if it ended now.  So Optuna can compare stopped trials in the
+study's own direction.  All definitions are ours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Curve: TypeAlias = Sequence[EpochMetrics]
 def gradient_evaluations_to_target(history: Curve, targets: Sequence[float]) -> float:
     """Gradient evaluations to the highest target.
 
-    A miss is ``budget (1 + target - best accuracy)``: above every hit, and ordered by how near the curve came.
+    A curve that misses the target has ``budget (1 + target - best accuracy)``.  This is above every hit, and the
+    smaller, the nearer the curve came.
     """
     reached = time_to_target(history, targets[-1])
     if reached:
@@ -35,7 +36,7 @@ def final_accuracy(history: Curve, targets: Sequence[float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A direction, a value of a curve, and the worst value that a curve can have: that of a divergence."""
+    """A direction, a value of a curve, and the worst value of a curve, which a divergence has."""
 
     direction: Direction
     value: Callable[[Curve, Sequence[float]], float]
@@ -55,14 +56,14 @@ OBJECTIVES: dict[Objective, tuple[Goal, ...]] = {
 
 
 def evaluate(objective: Objective, history: Curve, targets: Sequence[float]) -> tuple[float, ...]:
-    """The objective's values, all finite; each at its worst where the training diverged."""
+    """The objective's values, all finite; a training that diverged has the worst ones."""
     return tuple(
         goal.worst(history) if history[-1].diverged else goal.value(history, targets) for goal in OBJECTIVES[objective]
     )
 
 
 def rank(objective: Objective, values: Sequence[float]) -> tuple[float, ...]:
-    """A key that sorts the best first; the first goal counts before the second."""
+    """A key that sorts the best first; the second goal only decides between equals in the first."""
     return tuple(
         value if goal.direction == "minimize" else -value
         for goal, value in zip(OBJECTIVES[objective], values, strict=True)

@@ -1,4 +1,4 @@
-"""The database behind Optuna: how it is opened, and what its outages look like."""
+"""The database behind Optuna: how it is opened, and which errors are outages."""
 
 from __future__ import annotations
 
@@ -27,19 +27,22 @@ CONNECT: dict[str, dict[str, int]] = {
         "tcp_user_timeout": 60_000,
     },
 }
-"""In seconds, the last in milliseconds: a server that has vanished without a word is missed within a minute."""
+"""Connection settings by database, in seconds; ``tcp_user_timeout`` is in milliseconds.
+
+A server that vanishes without closing its connections is noticed within a minute.
+"""
 POSTGRESQL_SESSION = "set idle_in_transaction_session_timeout = '60s'; set lock_timeout = '20s'"
-"""So that a connection which broke in a transaction does not hold its locks for hours against the one that follows."""
+"""Limits of a session, so that a connection that broke in a transaction does not block the next one for hours."""
 
 
 def open_storage(url: str) -> RDBStorage:
-    """The Optuna storage of a URL, to be written to; waits while it is away.
+    """Opens the Optuna storage of a URL for writing; retries while it is unreachable.
 
-    Where the database does not do what it was asked, calls raise OSError: ones that Optuna does not repeat by itself,
-    for it would make a second trial where only the answer to the first was lost.
+    A call that the database does not carry out raises OSError.  Optuna does not retry on that error by itself: a retry
+    would create a second trial where only the answer to the first was lost.
 
-    SQLite waits for a lock for a minute instead of five seconds, and writes ahead to a log.  A program that is killed
-    loses nothing by it.
+    SQLite waits a minute for a lock instead of five seconds, and uses a write-ahead log.  A process that is killed
+    loses nothing by that.
     """
     storage = retry(
         f"Optuna's storage {masked(url)}", lambda: _opened(url), failures=(SQLAlchemyError, StorageInternalError)
@@ -49,15 +52,15 @@ def open_storage(url: str) -> RDBStorage:
 
 
 def close_storage(storage: RDBStorage) -> None:
-    """Ends the connections; SQLite then puts what it has written ahead into the one file."""
+    """Closes the connections; SQLite then merges its write-ahead log into the database file."""
     storage.remove_session()
     storage.engine.dispose()
 
 
 def existing_storage(url: str) -> BaseStorage | None:
-    """The storage of a URL for reading; None where there is none yet.
+    """The storage of a URL for reading; None if it does not exist yet.
 
-    Opening one makes its file and tables, and two programs that make them at a time fail: so a reader leaves that to
+    Opening a storage creates its file and tables, and fails if two processes do so at once.  So a reader leaves that to
     the search.
     """
     path = make_url(url).database if url.startswith("sqlite") else None
@@ -68,7 +71,7 @@ def _is_made(url: str) -> bool:
     engine = create_engine(url, connect_args=_connect_args(url))
     try:
         with engine.connect() as connection:
-            # The version of the tables is what Optuna writes last.
+            # Optuna writes the version of its tables last.
             return MigrationContext.configure(connection).get_current_revision() is not None
     finally:
         engine.dispose()
@@ -83,7 +86,7 @@ def _opened(url: str) -> RDBStorage:
     backend = make_url(url).get_backend_name()
     if backend in CONNECTED:
         event.listen(storage.engine, "connect", CONNECTED[backend])
-        storage.engine.dispose()  # connections made before do not know yet
+        storage.engine.dispose()  # connections made before lack the setting
     return storage
 
 
@@ -98,7 +101,7 @@ def _limit_locks(connection: DBAPIConnection, _: object) -> None:
 
 
 CONNECTED: dict[str, Callable[..., None]] = {"sqlite": _write_ahead, "postgresql": _limit_locks}
-"""Database -> what a new connection is told first."""
+"""Database -> function that sets up a new connection."""
 
 
 def _as_oserror(context: ExceptionContext) -> OSError | None:

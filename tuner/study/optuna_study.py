@@ -1,4 +1,4 @@
-"""One Optuna study a variant: asks for settings, is told results, and is the truth about which trials exist.
+"""One Optuna study per variant: draws settings, receives results, and is the authority on which trials exist.
 
 The study of variant ``sgdm`` in search ``first`` is named ``first/sgdm``.  Trial ``n`` is named ``sgdm-0n``.
 """
@@ -48,7 +48,7 @@ STATUSES = {
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-"""How a trial ended, and the state that Optuna is told."""
+"""How a trial ended -> its state in Optuna."""
 
 T = TypeVar("T")
 
@@ -66,9 +66,9 @@ def trial_name(variant: str, number: int) -> str:
 class VariantStudy:
     """The trials of one variant.
 
-    The sampler, and whoever reads, sees a copy in memory: this program alone writes to the study.  So a trial is drawn
-    first and stored in one transaction, and no reading waits for a database.  Writing is retried while the storage is
-    unreachable, and raises :class:`tuner.core.errors.StorageFailed` where it stays so.  Every write can be repeated.
+    Only this process writes to the study, so the sampler and all readers use a copy in memory.  A trial is drawn on the
+    copy and then stored in one transaction, and no read waits for a database.  Writing is retried while the storage is
+    unreachable, and raises :class:`tuner.core.errors.StorageFailed` if it stays so.  Every write can be repeated.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class VariantStudy:
         self.objective: Objective = objective
         self.targets = tuple(targets)
         self.num_trials = num_trials
-        # The name keeps the spaces of variants apart that happen to have equally many settings.
+        # The name is part of the seed, so that variants with equally many settings draw different points.
         self._sampler = SearchSampler(variant, seed=(seed * 1_000_003 + zlib.crc32(variant.name.encode())) % 2**32)
         self._storage = storage
         name, directions = study_name(search, variant.name), [goal.direction for goal in OBJECTIVES[objective]]
@@ -113,11 +113,11 @@ class VariantStudy:
         return [number for number, trial in self._existing.items() if trial.state.is_finished() == ended]
 
     def existing_status(self, number: int) -> str:
-        """How a trial that had ended before the study was opened did so."""
+        """How a trial ended that had ended when the study was opened."""
         return str(self._existing[number].user_attrs.get("status", "failed"))
 
     def ask(self) -> int:
-        """Makes a trial, its settings drawn, and returns its number."""
+        """Creates a trial, draws its settings and returns its number."""
         arm = self._next_arm()
         index = self._arms[arm]
         self._arms[arm] += 1
@@ -140,7 +140,7 @@ class VariantStudy:
         def attempt() -> int:
             nonlocal tried
             if tried:
-                with suppress(KeyError):  # it was not stored
+                with suppress(KeyError):  # the first attempt stored nothing
                     return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
             tried = True
             return self._storage.create_new_trial(self._study_id, template_trial=trial)
@@ -157,7 +157,7 @@ class VariantStudy:
         return "default" if self._arms["default"] < num_default(self.variant, self.num_trials) else "model"
 
     def tags(self, number: int) -> dict[str, str]:
-        """What else is known of a trial: its arm, the name of the enqueued point it is, and why it failed if it did."""
+        """Further tags of a trial: its arm, the name of its point if it was enqueued, and why it failed if it did."""
         attributes = self._trial(number).user_attrs
         return {name: attributes[name] for name in ("arm", "part", "failure") if attributes.get(name)}
 
@@ -174,9 +174,9 @@ class VariantStudy:
             self._write(number, lambda storage, trial: storage.set_trial_intermediate_value(trial, step, value))
 
     def tell(self, number: int, status: str, history: Sequence[EpochMetrics], failure: str | None = None) -> None:
-        """Ends a trial; told again, keeps what was told first.
+        """Ends a trial with one of :data:`STATUSES`; a second call changes nothing.
 
-        The value of a stopped trial is the last that it reported, as Optuna's samplers take it.
+        The value of a stopped trial is the last one that it reported, as in Optuna's samplers.
         """
         trial, state = self._trial(number), STATUSES[status]
         values: list[float] | None = None
@@ -185,7 +185,7 @@ class VariantStudy:
         elif state == TrialState.PRUNED and trial.last_step is not None:
             values = [trial.intermediate_values[trial.last_step]]
         attributes = {"status": status}
-        if failure or trial.user_attrs.get("failure"):  # a program killed right here may have left one that is not so
+        if failure or trial.user_attrs.get("failure"):  # a process killed right here may have left a wrong one
             attributes["failure"] = failure or ""
 
         def end(storage: BaseStorage, trial_id: int) -> None:
@@ -201,7 +201,7 @@ class VariantStudy:
         _retry(lambda: write(self._storage, self._ids[number]))
 
     def _trial(self, number: int) -> FrozenTrial:
-        # All of them, as a study gives them, would be copied for each.
+        # A study's own method would copy all trials to return one.
         return self._copy.get_trial(self._copy.get_trial_id_from_study_id_trial_number(self.study._study_id, number))
 
 
@@ -212,9 +212,9 @@ def _retry(attempt: Callable[[], T]) -> T:
 def open_studies(
     spec: SearchSpec, variants: Sequence[Variant], storage: BaseStorage, *, search: str
 ) -> dict[str, VariantStudy]:
-    """Variant name -> its study, made where there is none.
+    """Variant name -> its study, created if missing.
 
-    Raises :class:`InvalidInput`, with nothing made, where the search's folder has a trial that the storage lacks.
+    Raises :class:`InvalidInput`, before it creates any, if the search's folder has a trial that the storage lacks.
     """
     for variant in variants:
         _refuse_lacking(storage, study_name(search, variant.name), variant.name, Path(spec.output) / search)

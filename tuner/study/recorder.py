@@ -1,7 +1,7 @@
-"""What happened to trials, confirmed runs and tests: written to Optuna, to their folders and to MLflow.
+"""Records what happens to trials, confirmed runs and tests: in Optuna, in their folders and in MLflow.
 
-Everything may be written again: a process that takes over a search from one that was killed writes what it finds in the
-studies and folders, and MLflow keeps what it has.
+Everything may be written twice.  A process that resumes a killed search sends MLflow what it finds in the studies and
+folders, and MLflow keeps what it already has.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Records what the trials of a scheduler come to."""
+    """Records starts, epochs, ends and test scores of a scheduler's trials."""
 
     def __init__(self, scheduler: TrialScheduler, tracking: Tracker, storage: RDBStorage) -> None:
-        """Tells MLflow what earlier processes brought to an end."""
+        """Sends MLflow the trials that earlier processes ended."""
         self.scheduler = scheduler
         self.search = scheduler.search
         self.spec = scheduler.spec
@@ -39,7 +39,7 @@ class Recorder:
         self.tracking = tracking
         self.storage = storage
         self._logged: dict[str, set[int]] = {}
-        """Epochs in the logs of trainings that earlier processes began."""
+        """Training -> the epochs in its log when this process started it."""
         self._pruning = ThreadPoolExecutor(1, thread_name_prefix="pruning")
         for record in self.records.values():
             if record.ended:
@@ -50,7 +50,7 @@ class Recorder:
         self._pruning.submit(self._prune, {record.folder_name for record in self.records.values() if record.ended})
 
     def start(self, name: str) -> None:
-        """A worker has taken up a trial."""
+        """Records that a worker has started a trial."""
         record = self.search.record(name)
         record.started_at = record.started_at or time.time()
         if record.status == "pending":
@@ -64,14 +64,14 @@ class Recorder:
         self._logged[record.name] = repair_log(folder)
 
     def lost_machine(self, name: str) -> None:
-        """The machine that trained it is gone; it goes on elsewhere from its last checkpoint."""
+        """Records that a trial lost its machine; it continues on another from its last checkpoint."""
         record = self.search.record(name)
         record.num_lost_machines += 1
         if record.phase != "test":
             self._open(record)
 
     def record(self, name: str, metrics: EpochMetrics, busy_seconds: float) -> None:
-        """A trial has told an epoch; one that it told before changes nothing."""
+        """Records an epoch that a trial reports; one that it reported before only adds to its busy seconds."""
         self.start(name)
         record = self.records[name]
         record.busy_seconds += busy_seconds
@@ -80,27 +80,27 @@ class Recorder:
         record.history.append(metrics)
         if metrics.epoch not in self._logged[name]:
             self.search.write(record, lambda folder: append_epoch(folder, metrics))
-        # An epoch that Optuna knows was let through: one that stops the trial is told together with its end.
+        # Optuna gets only epochs after which the trial continues: the one that stops it is reported with its end.
         if record.phase == "explore" and not self.scheduler.was_stopped(name):
             self.studies[record.variant].report(record.number, record.history)
         self.tracking.log_epoch(name, metrics)
 
     def record_test(self, name: str, score: FinalScore, busy_seconds: float) -> None:
-        """The test split has been read for a confirmed run."""
+        """Records the score of a confirmed run on the test split."""
         self.search.tests[name].busy_seconds += busy_seconds
         record = self.records[_tested(name)]
         self.search.write(record, lambda folder: write_test(folder, score))
         record.test = score
 
     def end(self, name: str, *, failure: str | None = None) -> None:
-        """A trial, confirmed run or test has ended: it failed, diverged, ran to its end, or was stopped."""
+        """Records the end of a trial, confirmed run or test: it failed, diverged, finished or was stopped."""
         record = self.search.record(name)
         if record.ended:
             return
         self.start(name)
         record.ended_at = time.time()
         if record.phase == "test":
-            # Its training has ended well all the same; a later program reads again.
+            # Its training finished all the same; a later process reads the test split again.
             record.status = "finished" if failure is None else "failed"
             self._close(self.records[_tested(name)], {"test_failure": failure or ""})
             return
@@ -117,13 +117,13 @@ class Recorder:
         self._close(record)
 
     def _say_if_prediction_failed(self, record: TrialRecord) -> None:
-        """Of a trial that diverged or failed nothing is said; the report lists the others again."""
+        """Logs a trial far above the predicted critical learning rate that did not diverge; the report lists it too."""
         last = record.history[-1] if record.history else None
         if not last or record.phase != "explore" or record.status not in ("finished", "stopped"):
             return
         if self.scheduler.is_far_above_critical(last):
             logger.warning(
-                "%s %s without diverging, at lr.peak %.3g, %.3g times the predicted critical one",
+                "%s %s without diverging, at lr.peak %.3g, %.3g times the predicted critical learning rate",
                 record.name,
                 "finished" if record.status == "finished" else "was stopped",
                 record.spec.optimizer.lr.peak,
@@ -131,7 +131,7 @@ class Recorder:
             )
 
     def busy_share(self, slots: int) -> float | None:
-        """Share of the slots' time, from the first start of a trial to the last end, that workers were busy with it."""
+        """Share of the slots' time, from the first start to the last end, spent on trials; None if none ran."""
         known = [*self.records.values(), *self.search.tests.values()]
         ran = [record for record in known if record.started_at and record.ended_at]
         if not ran:
@@ -158,19 +158,19 @@ class Recorder:
         self.tracking.start_trial(record.name, parameters, tags)
 
     def amend(self) -> None:
-        """Tells MLflow what each confirmed run confirms now, and the scores that an earlier program could not read."""
+        """Updates in MLflow what each confirmed run confirms, and adds scores that earlier processes did not read."""
         for record in self.records.values():
             if record.phase == "confirm" and record.ended and record.history:
                 self.tracking.amend(record.name, self._tags(record), _scores(record), record.history[-1])
 
     def _close(self, record: TrialRecord, tags: Mapping[str, str] | None = None) -> None:
-        """``tags`` are of a reading of the test split, after which a confirmed run has ended for MLflow too."""
+        """Ends a trial's run in MLflow; a finished confirmed run's only after its test, whose tags are ``tags``."""
         if record.phase == "explore" or record.test or record.status != "finished" or tags:
             last = record.history[-1] if record.history else None
             summary = speed_metrics(record.history, self.spec.training.targets) if record.history else {}
             summary |= _scores(record)
             self.tracking.end_trial(record.name, record.status, summary, last, {**self._tags(record), **(tags or {})})
-        # Only after Optuna was told: whoever resumes finds the end there, or the checkpoint here.
+        # After Optuna has the end: a resumed search finds the end there, or else the checkpoint here.
         self._pruning.submit(self._prune, {record.folder_name})
 
     def _prune(self, ended: set[str]) -> None:
@@ -184,7 +184,7 @@ class Recorder:
             logger.warning("Checkpoints of ended trials stay until the search is resumed: %s", error)
 
     def close(self, *, wait: bool = True) -> None:
-        """Ends what this program has open; what was told stands, and what is not pruned is by the next program."""
+        """Closes the storage; the next process deletes the checkpoints that this one has not."""
         self._pruning.shutdown(wait=wait, cancel_futures=not wait)
         close_storage(self.storage)
 

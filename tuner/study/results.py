@@ -1,7 +1,7 @@
-"""What a search has come to: its trials and its confirmed runs, as a program holds them or read from disk.
+"""A search's trials and confirmed runs, as a running process holds them or as read from disk.
 
-``load_search("name")`` needs neither Ray nor MLflow.  Optuna's studies say which trials there are, and the folders
-which confirmed runs; each one's folder holds its epochs.
+``load_search("name")`` needs neither Ray nor MLflow.  Optuna's studies hold which trials exist, and the search's folder
+holds which confirmed runs exist.  The folder of each training holds its epochs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tuner.study.objectives import evaluate, rank
 from tuner.study.optuna_study import existing_storage, study_name, trial_name
 from tuner.study.search_folder import Process
 
-if TYPE_CHECKING:  # slow to import, and of use to notebooks alone
+if TYPE_CHECKING:  # slow to import, and used only in notebooks
     import pandas as pd
 
 Phase: TypeAlias = Literal["explore", "confirm", "test"]
@@ -41,25 +41,27 @@ class TrialRecord:
     """What is known of one training: a trial of the exploration, or a confirmed run."""
 
     name: str
-    """``sgdm-03`` of a trial, ``sgdm/confirm-1`` of a confirmed run."""
+    """Name: ``sgdm-03`` for a trial, ``sgdm/confirm-1`` for a confirmed run."""
     variant: str
     number: int
+    """Number among its variant's trials, from 0, or among its confirmed runs, from 1."""
     spec: TrialSpec
     phase: Phase = "explore"
     status: str = "pending"
-    """pending, running, or as it ended: finished, stopped, diverged, failed."""
+    """``pending`` or ``running``; after its end ``finished``, ``stopped``, ``diverged`` or ``failed``."""
     history: list[EpochMetrics] = field(default_factory=list)
     arm: str | None = None
-    """Of a trial: random, default or model (:mod:`tuner.study.sampler`)."""
+    """Arm of a trial: random, default or model (:mod:`tuner.study.sampler`); None for a confirmed run."""
     test: FinalScore | None = None
-    """Of a confirmed run: its final weights on the test split."""
+    """Score of a confirmed run's final weights on the test split; None until it has been read."""
     started_at: float | None = None
-    """When a worker of this program took it up, seconds since 1970."""
+    """When a worker of this process started it, in seconds since 1970; None if none did."""
     ended_at: float | None = None
+    """When it ended in this process, in seconds since 1970; None if it did not."""
     num_lost_machines: int = 0
-    """Times that a machine was taken away or lost while it trained there, in this program."""
+    """How often, in this process, the machine that trained it was lost or taken away."""
     busy_seconds: float = 0.0
-    """Time this program's workers spent inside train()."""
+    """Seconds that workers of this process spent inside train()."""
 
     @property
     def ended(self) -> bool:
@@ -67,23 +69,23 @@ class TrialRecord:
 
     @property
     def observed(self) -> bool:
-        """Whether it ended by itself: a failure says nothing of the settings."""
+        """Whether it ended by itself; a failure tells nothing about the settings."""
         return self.ended and self.status != "failed"
 
     @property
     def folder_name(self) -> str:
-        """Name of its folder in the search's."""
+        """Name of its folder within the search's folder."""
         return trial_folder.folder_name(self.name)
 
     @property
     def gradient_evaluations(self) -> int:
-        """What it has spent."""
+        """Gradient evaluations that it has spent so far."""
         return self.history[-1].gradient_evaluations if self.history else 0
 
 
 @dataclass(slots=True)
 class Search:
-    """A search, as far as it has come."""
+    """A search and its trials so far."""
 
     spec: SearchSpec
     search_id: str
@@ -92,13 +94,13 @@ class Search:
     studies: Mapping[str, optuna.Study]
     """Variant name -> its Optuna study."""
     processes: tuple[Process, ...] = ()
-    """The processes that have worked on it, in order: when, with which versions, on what."""
+    """The processes that have worked on the search, in order, with their times, versions and hardware."""
     splits: str = ""
-    """How the data is split, for the reader."""
+    """How the data is split, in words."""
     records: dict[str, TrialRecord] = field(default_factory=dict)
-    """Trials and confirmed runs by name; read from disk, variant by variant."""
+    """Trials and confirmed runs by name; sorted by variant if they were read from disk."""
     tests: dict[str, TrialRecord] = field(default_factory=dict)
-    """Readings of the test split by this process, by name: they train nothing, so they are no records."""
+    """Readings of the test split by this process, by name; not among the records, because they train nothing."""
 
     def record(self, name: str) -> TrialRecord:
         """A trial, confirmed run or reading of the test split by its name."""
@@ -115,7 +117,7 @@ class Search:
 
     @property
     def root(self) -> Store:
-        """Where workers keep what they write: the search's folder, or a place of its own under ``--checkpoints``."""
+        """Where workers write files: the search's folder, or a place of its own under ``--checkpoints``."""
         if self.spec.checkpoints is None:
             return Store(self.folder)
         return Store(f"{self.spec.checkpoints.rstrip('/')}/{self.spec.name}-{self.search_id[:8]}")
@@ -126,17 +128,17 @@ class Search:
 
     @property
     def baseline(self) -> str:
-        """The variant that all are compared with."""
+        """The variant that all others are compared with."""
         names = [variant.name for variant in self.variants]
         return self.spec.baseline or ("sgdm" if "sgdm" in names else names[0])
 
     def trials_of(self, variant: str) -> list[TrialRecord]:
-        """A variant's trials, as they were made."""
+        """A variant's trials, in the order in which they were created."""
         return [r for r in list(self.records.values()) if r.variant == variant and r.phase == "explore"]
 
     def best(self, variant: str) -> TrialRecord | None:
-        """The finished trial with the best objective, the earliest of equals; None where none finished."""
-        # One whose log is gone has finished, but how is not known.
+        """The finished trial with the best objective, the earliest among equals; None if none finished."""
+        # A finished trial whose log is missing has no known objective.
         finished = [record for record in self.trials_of(variant) if record.status == "finished" and record.history]
         return min(finished, key=self._rank, default=None)
 
@@ -145,9 +147,9 @@ class Search:
         return rank(objective, evaluate(objective, record.history, self.spec.training.targets))
 
     def wanted(self, variant: str, point: Point) -> list[TrialSpec]:
-        """The trainings that confirm a variant's point, one for each fresh seed; none where no trial finished.
+        """The trainings that confirm a variant's point, one per fresh seed; for ``best`` none if no trial finished.
 
-        Number k of them has the same seed in all variants and points: equal initial weights and batches.
+        Training k has the same seed in all variants and points, so that initial weights and batches are equal.
         """
         if point == "default":
             chosen = next(known for known in self.variants if known.name == variant)
@@ -160,20 +162,20 @@ class Search:
         return [self.spec.confirm_spec(optimizer, k) for k in range(self.spec.num_seeds(point))]
 
     def confirmed(self, variant: str, point: Point = "best") -> dict[int, TrialRecord]:
-        """A point's confirmed runs by the index of their seed, those that have been made.
+        """A point's confirmed runs that exist, by the index of their seed, from 0.
 
-        Runs of settings that were the best at a time when fewer trials had been made are not among them.
+        Runs of settings that were the best only while there were fewer trials are left out.
         """
         made = {r.spec: r for r in list(self.records.values()) if r.variant == variant and r.phase == "confirm"}
         wanted = enumerate(self.wanted(variant, point))
         return {k: made[spec] for k, spec in wanted if spec in made}
 
     def points_of(self, record: TrialRecord) -> list[Point]:
-        """What a confirmed run confirms: one point, both where they are the same, or none any more."""
+        """The points that a confirmed run confirms: one, both if they are equal, none if neither any more."""
         return [point for point in POINTS if record.spec in self.wanted(record.variant, point)]
 
     def trials(self) -> pd.DataFrame:
-        """A row a trial or confirmed run: its name, phase and end, its settings by dotted name, its final metrics."""
+        """One row per trial or confirmed run: name, phase, status, settings by dotted name, final metrics."""
         import pandas as pd
 
         return pd.DataFrame([self._row(record) for record in self.records.values()])
@@ -197,7 +199,7 @@ class Search:
         return row | ({"test/accuracy": record.test.accuracy, "test/loss": record.test.loss} if record.test else {})
 
     def curves(self) -> pd.DataFrame:
-        """A row an epoch of each trial and confirmed run, with the metrics that MLflow has, under their names."""
+        """One row per epoch of each trial and confirmed run, with the metrics under their MLflow names."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -210,10 +212,10 @@ class Search:
 
 
 def load_search(name: str, *, output: str = "runs", storage: str | None = None) -> Search:
-    """Reads a search from its folder ``<output>/<name>``, running or ended, and changes nothing.
+    """Reads a search, running or ended, from its folder ``<output>/<name>``, and changes nothing.
 
-    ``storage`` is the URL of its studies, where that holds a password, which is not kept.
-    Raises :class:`InvalidInput` where there is no such search, or a variant of the user's own is there no more.
+    ``storage`` is the URL of its studies; it is needed if it contains a password, which the folder does not keep.
+    Raises :class:`InvalidInput` if there is no such search, or if a user's own variant can no longer be imported.
     """
     spec, search_id = search_folder.load(output, name, asked="search")
     spec = replace(spec, storage=storage or spec.storage)
@@ -221,7 +223,7 @@ def load_search(name: str, *, output: str = "runs", storage: str | None = None) 
     variants = resolve_variants(spec.variants, spec.space)
     opened = existing_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
     made = {} if opened is None else {s.study_name: s for s in opened.get_all_studies()}
-    # Its folder may have been given another name since.
+    # The folder may have been renamed since.
     names = {variant.name: study_name(spec.name or name, variant.name) for variant in variants}
     studies = {
         variant: optuna.load_study(study_name=full, storage=opened)

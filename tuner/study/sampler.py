@@ -27,17 +27,17 @@ def num_random(num_trials: int) -> int:
 
 
 def num_default(variant: Variant, num_trials: int) -> int:
-    """How many of the enqueued points are tried: they take the place of at most half of the model's trials."""
+    """How many enqueued points are tried; they replace at most half of the model's trials."""
     return min(len(variant.enqueued), (num_trials - num_random(num_trials)) // 2)
 
 
 class SearchSampler(BaseSampler):
-    """Three arms in one sampler; :class:`tuner.study.optuna_study.VariantStudy` says which arm the next trial is of.
+    """Three arms in one sampler; :class:`tuner.study.optuna_study.VariantStudy` chooses the arm of the next trial.
 
-    Random arm: points of a scrambled Sobol sequence where the space has no conditions, else independent uniform draws
-    (a low-discrepancy sequence means nothing over dimensions that come and go).
+    Random arm: points of a scrambled Sobol sequence if the space has no conditions, else independent uniform draws
+    (a low-discrepancy sequence has no meaning if the dimensions vary).
     Default arm: the variant's enqueued points, in order.
-    Model arm: multivariate TPE with a constant liar.  It learns from the others, and has no start-up phase of its own.
+    Model arm: multivariate TPE with a constant liar.  It learns from all arms and has no start-up phase.
     """
 
     def __init__(self, variant: Variant, seed: int) -> None:
@@ -45,15 +45,15 @@ class SearchSampler(BaseSampler):
         self.seed = seed
         self._names = list(variant.searched)
         self._enqueued = list(variant.enqueued.values())
-        # TPE's own, a new one for each draw, would go through all trials.
+        # TPE makes its own anew for each draw, and goes through all trials again.
         self._space = IntersectionSearchSpace(include_pruned=True)
         self.choose("random", 0)
 
     def choose(self, arm: Arm, index: int) -> None:
-        """The next trial is the ``index``-th (from 0) of this arm."""
+        """Makes the next trial the ``index``-th (from 0) of this arm."""
         self.arm: Arm = arm
         self.index = index
-        # Seeded by position: a resumed search draws what it would have drawn uninterrupted, given the same results.
+        # Seeded by position, so that a resumed search draws what an uninterrupted one would, given the same results.
         with warnings.catch_warnings():
             # Optuna calls `group`, which conditional spaces need, experimental.
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -96,10 +96,10 @@ class SearchSampler(BaseSampler):
         return sobol_point(len(self._names), self.index, self.seed)
 
 
-@functools.lru_cache(maxsize=1)  # a trial asks for it once a setting
+@functools.lru_cache(maxsize=1)  # a trial asks for it once per setting
 def sobol_point(dimension: int, index: int, seed: int) -> np.ndarray:
     """Point ``index`` (from 0) of a scrambled Sobol sequence in the unit cube."""
-    from scipy.stats import qmc  # costs most of a second: only where it is needed
+    from scipy.stats import qmc  # the import takes most of a second
 
     sequence = qmc.Sobol(dimension, scramble=True, rng=np.random.default_rng(seed))
     if index:

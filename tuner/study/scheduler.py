@@ -1,7 +1,7 @@
-"""Which trial is next, and does a trial go on.  Knows nothing of Ray.
+"""Decides which trial is next, and whether a trial continues; independent of Ray.
 
-Optuna's studies hold which trials exist and which have ended; the folders hold which confirmed runs do.  A process that
-takes over a search from one that was killed plans from these alone.
+Optuna's studies hold which trials exist and which of them have ended.  The folders hold the same for confirmed runs.  A
+process that resumes a killed search plans from these alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class TrialScheduler:
     """Plans the trials, confirmed runs and readings of the test split of a search; fills the search's records."""
 
     def __init__(self, search: Search, studies: Mapping[str, VariantStudy]) -> None:
-        """Lists what earlier processes brought to an end, and plans what is left."""
+        """Lists the trials that earlier processes ended, and plans the rest."""
         self.search = search
         self.spec = search.spec
         self.records = search.records
@@ -32,19 +32,19 @@ class TrialScheduler:
         """Whether :meth:`next_trial` has nothing more to give, now or later."""
         self._live: list[TrialRecord] = []
         self._again: list[TrialRecord] = []
-        """The live ones that are to be given again."""
+        """Trials that :meth:`next_trial` gives again."""
         self._stopped: set[str] = set()
-        """Trials that a rung did not let through."""
+        """Names of the trials that :meth:`should_continue` has refused."""
         self._num_confirmed: Counter[str] = Counter()
-        """Confirmed runs that have been made, by variant."""
+        """Variant -> number of its confirmed runs so far."""
         self._rungs = {variant.name: SuccessiveHalving() for variant in search.variants}
         self._list_earlier()
         self._waiting = self._plan()
 
     def next_trial(self) -> TrialRecord | None:
-        """What to run next, or what has ended already and only needs to be listed.
+        """The next trial to run, or one that has ended already and only needs to be listed.
 
-        None where there is nothing now: ask again after a trial has ended, unless ``all_planned``.
+        None if there is none now: ask again after a trial has ended, unless ``all_planned``.
         """
         record = self._again.pop(0) if self._again else next(self._waiting, END)
         self.all_planned = record is END
@@ -55,19 +55,19 @@ class TrialScheduler:
 
     @property
     def num_live(self) -> int:
-        """How many of those that were given run or wait."""
+        """Number of given trials that have not ended."""
         self._live = [record for record in self._live if not record.ended]
         return len(self._live)
 
     def again(self, name: str) -> None:
-        """A trial that was given is to be given again."""
+        """Makes :meth:`next_trial` give a trial again."""
         record = self.search.record(name)
         self._live.remove(record)
         self._again.append(record)
 
     @property
     def num_planned(self) -> int:
-        """Trials and confirmed runs there will be, where a trial of each variant finishes."""
+        """Number of trials and confirmed runs of the whole search, if a trial of each variant finishes."""
         num_runs = sum(map(self.spec.num_seeds, POINTS))
         return sum(self.spec.trials + max(num_runs, self._num_confirmed[name]) for name in self.studies)
 
@@ -89,15 +89,15 @@ class TrialScheduler:
         )
 
     def should_continue(self, name: str, metrics: EpochMetrics) -> bool:
-        """Whether a trial with this epoch, not its last, behind it trains on; confirmed runs always do."""
+        """Whether a trial continues after this epoch, which is not its last; confirmed runs always do."""
         record = self.records[name]
         if record.phase == "confirm":
             return True
         ahead = self._rungs[record.variant].should_continue(name, _share(metrics), metrics.validation_accuracy)
-        # Its time to the target is known, and its area and tail are worth having.
+        # A trial that reached the target trains on, for the area and the tail of its curve.
         reached = time_to_target([*record.history, metrics], self.spec.training.targets[-1]) is not None
         should_continue = ahead or reached or not self.spec.early_stopping or self.spec.objective == "pareto"
-        # After the rungs, which a trial that is pruned here has reached all the same: a resumed search finds them so.
+        # After the rungs, so that they count a trial that is pruned here, as they do in a resumed search.
         should_continue = should_continue and not (
             self.spec.prune_above_critical and self.is_far_above_critical(metrics)
         )
@@ -134,11 +134,11 @@ class TrialScheduler:
         yield from self._test()
 
     def _explore(self) -> Iterator[TrialRecord]:
-        """Trials that earlier processes left, then new ones, one of each variant in turn."""
+        """Trials that earlier processes left unfinished, then new ones, one of each variant in turn."""
         for name, study in self.studies.items():
             for number in study.existing(ended=False):
                 record = self._add(name, number)
-                # What Optuna holds was judged before, and the trial let through; what only the log has was not.
+                # Epochs that Optuna holds were judged, and let the trial through; those only in the log were not.
                 judged = study.reported_steps(number)
                 history = read_epochs(self.search.folder_of(record))
                 self._at_rungs(record, [metrics for metrics in history if metrics.gradient_evaluations in judged])
@@ -165,7 +165,7 @@ class TrialScheduler:
                 yield None
 
     def _confirmations(self, variant: str) -> list[TrialRecord]:
-        """The runs that are left of those that confirm a variant; makes the folders of those that are new."""
+        """The confirmed runs of a variant that have not ended; makes the folders of new ones."""
         runs = [r for r in self.records.values() if r.variant == variant and r.phase == "confirm"]
         made: dict[TrialSpec, TrialRecord] = {record.spec: record for record in runs}
         for spec in [spec for point in POINTS for spec in self.search.wanted(variant, point)]:
@@ -179,7 +179,7 @@ class TrialScheduler:
         return [record for record in made.values() if not record.ended]
 
     def _test(self) -> Iterator[TrialRecord | None]:
-        """When every confirmed run has ended, the test split for those that finished."""
+        """Readings of the test split for the confirmed runs that finished, once all confirmed runs have ended."""
         confirmed = [record for record in self.records.values() if record.phase == "confirm"]
         while not all(record.ended for record in confirmed):
             yield None

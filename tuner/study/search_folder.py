@@ -1,4 +1,4 @@
-"""A search's folder ``<output>/<name>``: what was asked for, and a lock so that one program at a time works on it."""
+"""A search's folder ``<output>/<name>``: its spec, and a lock that admits one process at a time."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from tuner.core.search_spec import SearchSpec, flag
 
 SPEC_FILE, LOCK, LOG = "search.json", ".lock", "ray.log"
 FILES_MADE_FIRST = (LOCK, LOG)
-"""All that a search has written before its spec is saved."""
+"""The files that a search writes before it saves its spec."""
 
 
 def with_name(spec: SearchSpec) -> SearchSpec:
-    """The spec, named: after the workload and the time where no name was given."""
+    """The spec with a name: the given one, or else the workload and the time."""
     name = spec.name or f"{spec.training.workload.data}-{datetime.now():%Y%m%d-%H%M%S}"
     return dataclasses.replace(spec, name=name)
 
 
 def check_new(spec: SearchSpec) -> None:
-    """Refuses the name of a search that exists."""
+    """Raises :class:`InvalidInput` if a search of this name exists."""
     assert spec.name is not None, "with_name comes first"
     folder = Path(spec.output) / spec.name
     if (folder / SPEC_FILE).exists():
-        raise InvalidInput(f"--name {spec.name}: this search exists; go on with it by --resume {spec.name}")
+        raise InvalidInput(f"--name {spec.name}: this search exists; resume it with --resume {spec.name}")
     if (folder / "optuna.db").exists():
         raise InvalidInput(
-            f"--name {spec.name}: {folder} holds a search whose {SPEC_FILE} is gone; choose another name"
+            f"--name {spec.name}: {folder} holds a search whose {SPEC_FILE} is missing; choose another name"
         )
 
 
@@ -63,30 +63,34 @@ CHANGEABLE_ON_RESUME = frozenset(
         "checkpoint_seconds",
     }
 )
-"""Fields that may differ when a search is resumed: they change no number of a trial that was already planned."""
+"""Flags that may differ when a search is resumed: they change no result of a trial that is already planned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A program that worked on a search."""
+    """A process that worked on a search."""
 
     started_at: float
-    """Seconds since 1970; the next likewise."""
+    """When it started, in seconds since 1970."""
     ended_at: float | None
-    """None while it runs, and where it was killed."""
+    """When it ended, in seconds since 1970; None while it runs and if it was killed."""
     versions: Mapping[str, str]
-    """Package -> version, Python's too."""
+    """Package -> version, Python's included."""
     hardware: str
+    """The machine that it ran on, in words."""
     slots: int
-    """Trials at a time."""
+    """Number of trials at a time."""
 
 
 def load(output: str, name: str, *, asked: str = "--resume") -> tuple[SearchSpec, str]:
-    """A search as it was last started, and its id; ``asked`` is what messages say asked for it."""
+    """The spec of a search, as it was last started, and its id.
+
+    Raises :class:`InvalidInput` if there is no such search or its spec cannot be read; ``asked`` begins the message.
+    """
     try:
         saved = json.loads((Path(output) / name / SPEC_FILE).read_text())
-        saved["spec"].setdefault("confirm_seeds", 0)  # begun when there was no confirmation
-        # Where it was found, which from another folder reads otherwise than from where it was started.
+        saved["spec"].setdefault("confirm_seeds", 0)  # for searches from before there were confirmed runs
+        # The folder where it was found: the saved one may be relative to another working folder.
         return dataclasses.replace(SearchSpec.from_flags(**saved["spec"]), output=output), str(saved["id"])
     except OSError:
         searches = [path.parent.name for path in Path(output).glob(f"*/{SPEC_FILE}")]
@@ -98,16 +102,16 @@ def load(output: str, name: str, *, asked: str = "--resume") -> tuple[SearchSpec
 
 
 def check_same(folder: Path, content: Mapping[str, str | None]) -> None:
-    """Refuses to go on where a variant's space or the images have changed since they were saved."""
+    """Raises :class:`InvalidInput` if a variant's space or the data has changed since the search was started."""
     saved = json.loads((folder / SPEC_FILE).read_text()).get("content", {})
     for name, old in saved.items():
-        # None in what was saved before data known by name had a digest.
+        # Older searches saved None for data known by name, which had no digest.
         if old is not None and name in content and content[name] != old:
-            raise InvalidInput(f"--resume {folder.name}: {name} is not what it was when the search was started")
+            raise InvalidInput(f"--resume {folder.name}: {name} has changed since the search was started")
 
 
 def refuse_changes(spec: SearchSpec, saved: SearchSpec) -> None:
-    """Raises InvalidInput, by name, where resuming ``saved`` as this spec would change results."""
+    """Raises :class:`InvalidInput`, with the flag, if resuming ``saved`` as this spec would change results."""
     before = saved.flags()
     for name, new in spec.flags().items():
         old = before[name]
@@ -132,7 +136,7 @@ def _shown(value: object) -> str:
 
 
 def content_of(variants: Sequence[Variant], data_digest: str | None) -> dict[str, str | None]:
-    """What a search depends on beside its spec, as short names of the content."""
+    """What a search depends on besides its spec: a digest of each variant's space, and that of the data."""
     spaces = {
         f"variant {variant.name}": json.dumps(
             [
@@ -158,7 +162,7 @@ def save(
     splits: str = "",
     program: Process | None = None,
 ) -> None:
-    """Writes the spec, without passwords, whole or not at all; ``program`` is added to those that worked on it."""
+    """Writes the spec, without passwords, whole or not at all; adds ``program`` to the processes of the search."""
     kept = spec.flags()
     for name in ("storage", "tracking_uri"):
         kept[name] = kept[name] and masked(kept[name])
@@ -167,7 +171,7 @@ def save(
 
 
 def processes_of(folder: Path) -> tuple[Process, ...]:
-    """The programs that have worked on a search, in order."""
+    """The processes that have worked on a search, in order."""
     try:
         saved = json.loads((folder / SPEC_FILE).read_text()).get("programs", [])
     except FileNotFoundError:
@@ -176,12 +180,12 @@ def processes_of(folder: Path) -> tuple[Process, ...]:
 
 
 def splits_of(folder: Path) -> str:
-    """How the search's data is split, for the reader."""
+    """How the search's data is split, in words."""
     return str(json.loads((folder / SPEC_FILE).read_text()).get("splits", ""))
 
 
 def note_end(folder: Path, ended_at: float) -> None:
-    """The last program has done its work."""
+    """Saves when the last process ended its work, in seconds since 1970."""
     saved = json.loads((folder / SPEC_FILE).read_text())
     *before, last = processes_of(folder)
     _write(folder, saved, [*before, dataclasses.replace(last, ended_at=ended_at)])
@@ -200,16 +204,16 @@ def _write(folder: Path, content: Mapping[str, object], programs: Sequence[Proce
 
 
 def new_id() -> str:
-    """Tells this search from others of its name in a tracking server or storage that several people share."""
+    """A random id, which tells a search from others of its name on a shared tracking server or storage."""
     return uuid.uuid4().hex
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds it for this program; the lock ends with the program, however that ends.
+    """Makes the folder and locks it for this process; the lock ends with the process, however that ends.
 
-    Where bad input is found, or Ctrl-C comes, before the search was saved, what was made here goes again; what was in
-    the folder before stays.
+    On bad input or Ctrl-C before the search is saved, what was made here is deleted again.  What was in the folder
+    before stays.  Raises :class:`InvalidInput` if another process holds the lock.
     """
     made = [path for path in [folder, *folder.parents] if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,7 +230,7 @@ def locked(folder: Path) -> Iterator[None]:
                 for name in FILES_MADE_FIRST:
                     if folder / name not in present:
                         (folder / name).unlink(missing_ok=True)
-                with suppress(OSError):  # somebody put something there meanwhile
+                with suppress(OSError):  # another process has put something there meanwhile
                     for path in made:
                         path.rmdir()
             raise

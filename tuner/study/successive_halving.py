@@ -1,8 +1,8 @@
 """Early stopping: asynchronous successive halving, kept apart for each variant.
 
 Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, arXiv 1810.05934, in its stopping form:
-a trial that comes to a rung goes on if it is among the best ``1/reduction`` of the variant's trials that came there so
-far.  Variants never meet: one that starts fast would end one that finishes well.
+a trial that reaches a rung continues if it is among the best ``1/reduction`` of the variant's trials that have reached
+it so far.  Trials of different variants are never compared: one that starts fast would stop one that finishes well.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import math
 
 
 class SuccessiveHalving:
-    """The rungs of one variant.  Time is the share of the budget spent, in gradient evaluations."""
+    """The rungs of one variant.  Time is measured as the share of the budget spent, in gradient evaluations."""
 
     def __init__(self, *, reduction: int = 3, num_rungs: int = 2) -> None:
         self.reduction = reduction
         self.shares = [reduction ** -(num_rungs - i) for i in range(num_rungs)]
-        """Where the rungs are, rising, in (0, 1): by default at a ninth and a third of the budget."""
+        """Positions of the rungs, increasing, in (0, 1): by default a ninth and a third of the budget."""
         self._judged: list[set[str]] = [set() for _ in self.shares]
         self._accuracies: list[list[float]] = [[] for _ in self.shares]
-        """At each rung, rising."""
+        """The accuracies at each rung, increasing."""
 
     def should_continue(self, trial: str, share: float, accuracy: float) -> bool:
-        """Records a trial's accuracy at the highest rung it has come to, if it is new there; says whether it goes on.
+        """Records a trial's accuracy at the highest rung it has reached, if it is new there; whether it continues.
 
-        Told the same twice, it answers True the second time: a trial that was let through is not judged again.
-        The last evaluation (share 1) is neither recorded nor judged: too late to be compared with.
+        The second call with the same arguments returns True: a trial that was let through is not judged again.
+        The last evaluation (share 1) is neither recorded nor judged: it is too late for a fair comparison.
         """
         rung = bisect.bisect(self.shares, share) - 1
         if share >= 1 or rung < 0 or trial in self._judged[rung]:

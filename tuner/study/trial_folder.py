@@ -1,8 +1,7 @@
-"""The files of a training's folder in a search's: its spec, a log of epochs; of a confirmed run more.
+"""The files in a training's folder: its spec and a log of its epochs; for a confirmed run also its test score.
 
-The driver alone writes them.  The log has the name and form of Ray Tune's, one JSON object a line, so that Tune's own
-tools read it.  A confirmed run has what its final weights did on the test split; which confirmed runs there are is said
-by their folders alone.
+Only the driver writes them.  The log has the name and form of Ray Tune's, one JSON object per line, so that Tune's own
+tools read it.  A confirmed run exists if its folder does; nothing else lists it.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from tuner.core.trial_spec import SPEC, TrialSpec, load_spec
 LOG = "result.json"
 """A training's epochs, one JSON object per line."""
 TEST, FAILURE = "test.json", "failure.txt"
-"""Of a confirmed run: the score of its final weights on the test split, and why it failed if it did."""
+"""Files of a confirmed run: the score of its final weights on the test split, and why it failed if it did."""
 CONFIRMED = "*.confirm-*"
-"""What the names of confirmed runs' folders look like; a variant's name has no dot."""
+"""Pattern of the names of confirmed runs' folders; a variant's name has no dot."""
 
 
 def confirmed_name(variant: str, number: int) -> str:
@@ -30,7 +29,7 @@ def confirmed_name(variant: str, number: int) -> str:
 
 
 def folder_name(name: str) -> str:
-    """Name of the folder of a trial or confirmed run; a test is in its confirmed run's."""
+    """Name of the folder of a trial or confirmed run; a test has the folder of its confirmed run."""
     return name.removesuffix("/test").replace("/", ".")
 
 
@@ -41,7 +40,7 @@ def write_spec(folder: Path, spec: TrialSpec) -> None:
 
 
 def read_spec(folder: Path) -> TrialSpec | None:
-    """The spec, None where there is none that can be read."""
+    """The spec; None if it is missing or cannot be read."""
     try:
         return load_spec(folder / SPEC)
     except (OSError, InvalidInput):
@@ -54,7 +53,7 @@ def write_test(folder: Path, score: FinalScore) -> None:
 
 
 def read_test(folder: Path) -> FinalScore | None:
-    """The score, None where the test split has not been read, or the file cannot be."""
+    """The score; None if the test split has not been read, or the file cannot be."""
     try:
         return from_dict(FinalScore, json.loads((folder / TEST).read_text()))
     except (OSError, ValueError, TypeError):
@@ -69,12 +68,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def append_epoch(folder: Path, metrics: EpochMetrics) -> None:
-    """Adds an epoch to the log, whole or, where the disk is full, not at all."""
+    """Adds an epoch to the log; if the disk is full, raises OSError and leaves the log as it was."""
     with (folder / LOG).open("ab", buffering=0) as log:
         end = log.tell()
         line = _line(metrics).encode()
         try:
-            # A disk that is nearly full takes a part, and only the next write says so.
+            # A nearly full disk writes a part of the line, and only the next write fails.
             written = log.write(line)
             while written < len(line):
                 written += log.write(line[written:])
@@ -84,7 +83,7 @@ def append_epoch(folder: Path, metrics: EpochMetrics) -> None:
 
 
 def repair_log(folder: Path) -> set[int]:
-    """Takes out of the log what a kill cut short; returns the epochs that are there."""
+    """Removes what a kill left incomplete from the log; returns the numbers of its epochs."""
     history = read_epochs(folder)
     kept = "".join(_line(metrics) for metrics in history)
     log = folder / LOG
@@ -103,7 +102,7 @@ def _line(metrics: EpochMetrics) -> str:
 
 
 def read_epochs(folder: Path) -> list[EpochMetrics]:
-    """The epochs in the log, in order; a line cut short by a kill, and anything after it, is left out."""
+    """The epochs in the log, in order, up to the first line that a kill left incomplete."""
     history: dict[int, EpochMetrics] = {}
     try:
         lines = (folder / LOG).read_text().splitlines()
