@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         marker = item.get_closest_marker("xdist_group")
         if marker:
             groups[item] = marker.args[0]
-        elif "finished" in item.fixturenames:
+        elif "finished" in getattr(item, "fixturenames", ()):
             groups[item] = "finished"
         else:
             groups[item] = item.nodeid if is_slow else item.nodeid.partition("::")[0]

@@ -12,7 +12,8 @@ import pytest
 from nbformat import NotebookNode
 
 from benchmarks.simulated_search import Truth, simulate
-from tests.command import HANG_SECONDS, search
+from tests.command import search
+from tests.waiting import HANG_SECONDS
 from tuner.core.search_spec import SearchSpec
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
