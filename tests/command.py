@@ -73,13 +73,13 @@ class Running:
             )
         self.begun.append(self)
 
-    def wait_until(self, happened: Callable[[], bool]) -> None:
+    def wait_until(self, happened: Callable[[], bool], every: float = 0.05) -> None:
         """Returns as soon as something happened; fails where the search ends before."""
         end = time.monotonic() + HANG_SECONDS
         while not happened():
             assert self.process.poll() is None, f"ended before: {self.output()}"
             assert time.monotonic() < end, f"did not happen: {self.output()}"
-            time.sleep(0.05)
+            time.sleep(every)
 
     def kill(self) -> None:
         """kill -9 of the driver alone; what it started has to notice by itself."""

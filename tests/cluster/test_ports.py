@@ -14,7 +14,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.hosts import ROOT, USER, Host
 from tests.waiting import HANG_SECONDS
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("hosts")]
+pytestmark = pytest.mark.cluster
 
 STRANGERS = str(ROOT / "tests/cluster/strangers.py")
 SSH_PORT, GCS, OBJECT_MANAGER, RAYLET, RUNTIME_ENV, AGENT_GRPC, AGENT, CLIENT = (

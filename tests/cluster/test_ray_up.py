@@ -10,7 +10,7 @@ from tests.cluster.browser import CHROMIUM, page_text
 from tests.cluster.cluster import MLFLOW, STORAGE, Cluster
 from tests.cluster.hosts import HOME
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("hosts")]
+pytestmark = pytest.mark.cluster
 
 SEARCH = (
     f"python -m tuner.search --address auto --storage '{STORAGE}' --tracking-uri {MLFLOW} "

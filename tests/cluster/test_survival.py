@@ -13,7 +13,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.faults import FAULTS, inject
 from tests.cluster.searching import ClusterSearch
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 def test_a_search_survives_the_loss_of_its_driver_and_of_a_worker(cluster: Cluster) -> None:
