@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import HANG_SECONDS
+
 CHROMIUM = shutil.which("chromium")
 
 # The page stands in a frame: no window of Chromium is as narrow as a phone.
@@ -49,7 +51,7 @@ def look(page: Path, folder: Path, *, width: int) -> dict[str, Any]:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=True,
     )  # fmt: skip
     seen = re.search(r'<pre id="seen">(.*?)</pre>', shown.stdout, re.DOTALL)

@@ -18,14 +18,13 @@ import optuna
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from tests.waiting import HANG_SECONDS
 from tuner.study.results import POINTS, load_search
 from tuner.study.trial_folder import TEST, folder_name
 
 SMALL = ["--name", "a", "--epochs", "2", "--trials", "2", "--confirm-seeds", "0"]
 
 
-HANG_SECONDS = 600.0
-"""Longest wait for anything: only a hang meets it, however busy the machine is."""
 SEARCH = ("-m", "tuner.search")
 FORMULA = ("-m", "tests.formula")
 """The same with trainings that are formulas, for tests of what is around a training."""
@@ -34,16 +33,14 @@ HELD_EPOCH = 3
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def search(
-    folder: Path, *arguments: str, program: Sequence[str] = SEARCH, timeout: float = HANG_SECONDS
-) -> subprocess.CompletedProcess[str]:
+def search(folder: Path, *arguments: str, program: Sequence[str] = SEARCH) -> subprocess.CompletedProcess[str]:
     """Runs ``python -m tuner.search`` to its end."""
     return subprocess.run(
         [sys.executable, *program, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=HANG_SECONDS,
         check=False,
         env=environment(),
     )
@@ -76,13 +73,13 @@ class Running:
             )
         self.begun.append(self)
 
-    def wait_until(self, happened: Callable[[], bool]) -> None:
+    def wait_until(self, happened: Callable[[], bool], every: float = 0.05) -> None:
         """Returns as soon as something happened; fails where the search ends before."""
         end = time.monotonic() + HANG_SECONDS
         while not happened():
             assert self.process.poll() is None, f"ended before: {self.output()}"
             assert time.monotonic() < end, f"did not happen: {self.output()}"
-            time.sleep(0.05)
+            time.sleep(every)
 
     def kill(self) -> None:
         """kill -9 of the driver alone; what it started has to notice by itself."""

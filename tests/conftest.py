@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import shutil
 import signal
@@ -9,6 +11,7 @@ import sqlite3
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from sqlalchemy import Engine
 
 from search_spaces import Variant
 from tests.command import Running, search
+from tests.distribution import process_of, pytest_xdist_make_scheduler  # noqa: F401
 from tests.postgres import BINARIES, Postgres
 from tests.tidy import nothing_left_in_the_working_directory, nothing_left_where_it_was_started  # noqa: F401
 from tuner.core.metrics import EpochMetrics
@@ -38,25 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)  # else each of these processes starts one for every core
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those of a file share one process and its fixtures, slow ones apart; what is slow
-    comes first, so that no process is left with it at the end."""
-    slow: dict[str, bool] = {}
-    groups: dict[pytest.Item, str] = {}
-    for item in items:
-        is_slow = item.get_closest_marker("slow") is not None
-        marker = item.get_closest_marker("xdist_group")
-        if marker:
-            groups[item] = marker.args[0]
-        elif "finished" in getattr(item, "fixturenames", ()):
-            groups[item] = "finished"
-        else:
-            groups[item] = item.nodeid if is_slow else item.nodeid.partition("::")[0]
-        if not marker:
-            item.add_marker(pytest.mark.xdist_group(groups[item]))
-        slow[groups[item]] = slow.get(groups[item], False) or is_slow
-    items.sort(key=lambda item: not slow[groups[item]])
+    """What is slow comes first, so that no process is left with it at the end."""
+    slow = {process_of(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: process_of(item.nodeid) not in slow)
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +65,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def memory_given_back() -> Iterator[None]:
+    """After a module of large networks the process holds what it held before: C's allocator keeps what is freed."""
+    yield
+    gc.collect()
+    with suppress(AttributeError):  # not the GNU C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture

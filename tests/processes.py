@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
+from tests.waiting import HANG_SECONDS
 from tuner.train.data_parallel import join, rendezvous
 
 CPU = torch.device("cpu")
-HANG_SECONDS = 120
-"""Longest wait for an answer: nothing that is tested takes it."""
 
 
 class Processes:

@@ -12,7 +12,8 @@ import pytest
 from nbformat import NotebookNode
 
 from benchmarks.simulated_search import Truth, simulate
-from tests.command import HANG_SECONDS, search
+from tests.command import search
+from tests.waiting import HANG_SECONDS
 from tuner.core.search_spec import SearchSpec
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
@@ -156,14 +157,12 @@ def ran(searched: Path) -> dict[str, NotebookNode]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("notebooks")
 @pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
 def test_notebook(name: str, ran: dict[str, NotebookNode]) -> None:
     check(ran[name], *SHOWN[name])
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("notebooks")
 @pytest.mark.parametrize("name", OF_NO_SEARCH)
 def test_notebook_of_no_search_made_smaller(name: str, ran: dict[str, NotebookNode]) -> None:
     pictures, printed = OF_NO_SEARCH[name]

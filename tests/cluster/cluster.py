@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from tests.cluster.hosts import KEY, LAPTOP_HOME, ROOT, USER, Host, Hosts, until
+from tests.cluster.hosts import KEY, LAPTOP_HOME, ROOT, USER, Host, Hosts
+from tests.waiting import HANG_SECONDS, until
 
 FILE = f"{LAPTOP_HOME}/cluster.yaml"
 """The file for the hosts, on the laptop, made from cluster.yaml by the command that makes it for one's own machines."""
@@ -53,25 +54,25 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.hosts.down()
 
-    def laptop(self, *command: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def laptop(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a command on the laptop, in the repository's folder."""
-        return self.hosts.laptop.inside(*command, cwd=ROOT, check=check, timeout=timeout)
+        return self.hosts.laptop.inside(*command, cwd=ROOT, check=check)
 
     def ray_up(self) -> str:
         """``ray up``, and the wait for all nodes; returns what it says."""
-        said = self.laptop("ray", "up", "--yes", FILE, timeout=300)
-        until(lambda: not any(map(self.is_quiet, self.hosts.workers)), "Ray starts on all workers", 120)
-        until(lambda: len(self.nodes()) == 1 + len(self.hosts.workers), "all nodes are in the cluster", 120, every=2)
+        said = self.laptop("ray", "up", "--yes", FILE)
+        until(lambda: not any(map(self.is_quiet, self.hosts.workers)), "Ray starts on all workers")
+        until(lambda: len(self.nodes()) == 1 + len(self.hosts.workers), "all nodes are in the cluster", every=2)
         return said.stdout + said.stderr
 
     def ray_down(self) -> str:
         """``ray down``; returns what it says."""
-        said = self.laptop("ray", "down", "--yes", FILE, timeout=300)
+        said = self.laptop("ray", "down", "--yes", FILE)
         return said.stdout + said.stderr
 
-    def on_head(self, command: str, *, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def on_head(self, command: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A command in a shell on the head like the one that ``ray attach`` gives."""
-        return self.hosts.ssh(self.hosts.head, _login(command), check=check, timeout=timeout)
+        return self.hosts.ssh(self.hosts.head, _login(command), check=check)
 
     def nodes(self) -> list[str]:
         """Addresses of the nodes that are alive, the head's included; none where Ray does not answer."""
@@ -101,7 +102,7 @@ class Cluster:
                 until(partial(self._succeeds, dial), f"port {port} of the tunnel")
             yield
         finally:
-            attach.communicate(b"exit\n", timeout=30)
+            attach.communicate(b"exit\n", timeout=HANG_SECONDS)
 
     def password(self) -> str:
         """MLflow's, of the user ``admin``, as the user reads it."""

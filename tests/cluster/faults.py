@@ -12,8 +12,9 @@ from collections.abc import Callable
 import yaml
 
 from tests.cluster.cluster import FILE
-from tests.cluster.hosts import HOME, Host, until
+from tests.cluster.hosts import HOME, Host
 from tests.cluster.searching import RUN_FOLDER, ClusterSearch
+from tests.waiting import until
 
 Fault = Callable[[ClusterSearch, random.Random], None]
 
@@ -44,7 +45,7 @@ def driver_killed(search: ClusterSearch, random: random.Random) -> None:
 def head_ray_killed(search: ClusterSearch, random: random.Random) -> None:
     """All of Ray on the head ends by kill -9; ``ray up`` starts it again."""
     search.cluster.hosts.head.inside("pkill", "-9", "-f", "gcs_server|raylet|ray/dashboard|monitor.py|log_monitor.py")
-    until(lambda: search.status is not None, "the driver notices", 180)
+    until(lambda: search.status is not None, "the driver notices")
     search.cluster.ray_up()
 
 
@@ -57,7 +58,7 @@ def mlflow_stopped(search: ClusterSearch, random: random.Random) -> None:
     (start,) = [command for command in commands if "mlflow server" in command]
     search.cluster.on_head(start)
     ready = "curl -sf http://127.0.0.1:5000/health"
-    until(lambda: search.cluster.on_head(ready, check=False).returncode == 0, "MLflow answers", 120, every=1)
+    until(lambda: search.cluster.on_head(ready, check=False).returncode == 0, "MLflow answers", every=1)
 
 
 def postgresql_restarted(search: ClusterSearch, random: random.Random) -> None:
@@ -79,7 +80,7 @@ def disk_full(search: ClusterSearch, random: random.Random) -> None:
     if random.random() < 0.5:
         time.sleep(random.uniform(5, 30))
     else:
-        until(lambda: search.status is not None, f"it stops\n{search.output}", 300)
+        until(lambda: search.status is not None, f"it stops\n{search.output}")
         assert search.status in (0, 3), f"{search.status}\n{search.output}"
     head.inside("rm", filler)
 

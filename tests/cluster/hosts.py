@@ -15,10 +15,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 import venv
-from collections.abc import Callable
 from pathlib import Path
+
+from tests.waiting import HANG_SECONDS, until
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = "10.77.0"
@@ -59,16 +59,8 @@ def lacking() -> str | None:
     return None
 
 
-def until(done: Callable[[], bool], what: str, seconds: float = 30.0, every: float = 0.1) -> None:
-    """Waits for something, and says in vain for what."""
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, f"{what}: not within {seconds:g} s"
-        time.sleep(every)
-
-
 def run(
-    command: list[str], *, check: bool = True, timeout: float = 120, input: str | None = None
+    command: list[str], *, check: bool = True, timeout: float = HANG_SECONDS, input: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs a program to its end; with ``check`` one that fails is an AssertionError with all that it said."""
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout, input=input or "")
@@ -185,7 +177,7 @@ class Host:
         *command: str,
         cwd: str | Path = "/",
         check: bool = True,
-        timeout: float = 120,
+        timeout: float = HANG_SECONDS,
         input: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command as root in the host, as at its console."""
@@ -257,7 +249,7 @@ class Hosts:
         self._network("link", "set", host.name, "up")
 
     def ssh(
-        self, host: Host, command: str, *, check: bool = True, timeout: float = 120, input: str | None = None
+        self, host: Host, command: str, *, check: bool = True, timeout: float = HANG_SECONDS, input: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command as the host's user, from the laptop by SSH."""
         return run(self.enter_by_ssh(host, command), check=check, timeout=timeout, input=input)

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from tests.cluster.cluster import MLFLOW, STORAGE, Cluster
-from tests.cluster.hosts import HOME, ROOT, until
+from tests.cluster.hosts import HOME, ROOT
 from tests.command import epochs_logged, metrics_by_epoch
+from tests.waiting import until
 from tuner.core.metrics import is_finished
 from tuner.core.serialization import from_dict
 from tuner.core.store import Store
@@ -80,23 +81,21 @@ class ClusterSearch:
         """kill -9 of the driver."""
         pid = (self._home / f"{self.name}-{self._num_programs}.pid").read_text().strip()
         self.cluster.hosts.head.inside("kill", "-9", pid, check=False)
-        until(lambda: self.status is not None, "the driver has ended", 30)
+        until(lambda: self.status is not None, "the driver has ended")
 
     @property
     def num_epochs(self) -> int:
         """Epochs in its logs."""
         return sum(map(len, epochs_logged(self._home, self.name).values()))
 
-    def wait_for_epochs(self, number: int, seconds: float = 240) -> None:
+    def wait_for_epochs(self, number: int) -> None:
         """Waits until so many more epochs are logged, or it has ended."""
         end = self.num_epochs + number
-        until(
-            lambda: self.num_epochs >= end or self.status is not None, f"{number} more epochs\n{self.output}", seconds
-        )
+        until(lambda: self.num_epochs >= end or self.status is not None, f"{number} more epochs\n{self.output}")
 
-    def wait(self, seconds: float = 600) -> int:
+    def wait(self) -> int:
         """Waits for the end of its newest program and returns the exit status."""
-        until(lambda: self.status is not None, f"{self.name} ends\n{self.output}", seconds, every=0.5)
+        until(lambda: self.status is not None, f"{self.name} ends\n{self.output}", every=0.5)
         assert self.status is not None
         return self.status
 
@@ -116,7 +115,7 @@ class ClusterSearch:
             "from pathlib import Path; from tests.command import check_whole; "
             f"check_whole(Path.home(), {counts}, {where})"
         )
-        self.cluster.on_head(f'PYTHONPATH={ROOT} python -W ignore -c "{program}"', timeout=600)
+        self.cluster.on_head(f'PYTHONPATH={ROOT} python -W ignore -c "{program}"')
 
     def check_interrupted(self, most: int | None = None) -> int:
         """Compares what was interrupted, its final weights too, with trainings that nobody interrupts, bit for bit.

@@ -60,7 +60,7 @@ def _soak(cluster: Cluster, draw: random.Random, names: list[str], num_trials: i
             if search.status == 0:
                 break
             if not waiting:
-                assert search.wait(1200) == 0, search.output
+                assert search.wait() == 0, search.output
                 break
             name = waiting.pop(0)
             print(f"{time.monotonic() - started:5.0f} s  {search.name}  {name}", flush=True)

@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from tests.command import FORMULA, HELD_EPOCH, Running, epochs_logged, mlflow_runs, studies
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lost machines")]
+pytestmark = pytest.mark.slow
 EPOCHS = 2 * HELD_EPOCH
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.hosts import ROOT, USER, Host
+from tests.waiting import HANG_SECONDS
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("hosts")]
+pytestmark = pytest.mark.cluster
 
 STRANGERS = str(ROOT / "tests/cluster/strangers.py")
 SSH_PORT, GCS, OBJECT_MANAGER, RAYLET, RUNTIME_ENV, AGENT_GRPC, AGENT, CLIENT = (
@@ -33,7 +34,7 @@ sys.stdin.read()
 
 def asked(host: Host, *arguments: str) -> dict[str, list[int]]:
     """The answer of strangers.py, run on the host by someone who has no token."""
-    said = host.inside("python", STRANGERS, *arguments, timeout=300)
+    said = host.inside("python", STRANGERS, *arguments)
     answer: dict[str, list[int]] = json.loads(said.stdout)
     return answer
 
@@ -46,7 +47,7 @@ def busy(cluster: Cluster) -> Iterator[Cluster]:
     with subprocess.Popen(program, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL) as driver:
         assert driver.stdout is not None and driver.stdout.readline()
         yield cluster
-        driver.communicate(timeout=60)
+        driver.communicate(timeout=HANG_SECONDS)
 
 
 def test_from_outside_only_ssh_answers(busy: Cluster) -> None:

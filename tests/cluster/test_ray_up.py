@@ -10,7 +10,7 @@ from tests.cluster.browser import CHROMIUM, page_text
 from tests.cluster.cluster import MLFLOW, STORAGE, Cluster
 from tests.cluster.hosts import HOME
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("hosts")]
+pytestmark = pytest.mark.cluster
 
 SEARCH = (
     f"python -m tuner.search --address auto --storage '{STORAGE}' --tracking-uri {MLFLOW} "
@@ -24,7 +24,7 @@ EXPERIMENT = f"{MLFLOW}/#/experiments/1/runs"
 def searched(cluster: Cluster) -> Cluster:
     """The cluster after a search of four trials."""
     small = "--variants sgdm adamw --trials 2 --epochs 2 --confirm-seeds 1 --no-early-stopping"
-    cluster.on_head(f"{SEARCH} --name first {small}", timeout=600)
+    cluster.on_head(f"{SEARCH} --name first {small}")
     return cluster
 
 
@@ -63,10 +63,11 @@ def test_a_job_through_the_tunnel_with_the_token(cluster: Cluster) -> None:
         refused = cluster.laptop("bash", "-c", submit, check=False)
         assert refused.returncode != 0 and "authentication" in (refused.stdout + refused.stderr).lower()
         cluster.fetch(".ray/auth_token")
-        cluster.laptop("bash", "-c", f"export RAY_AUTH_MODE=token; {submit}", timeout=300)
+        cluster.laptop("bash", "-c", f"export RAY_AUTH_MODE=token; {submit}")
     assert cluster.hosts.head.path(f"{HOME}/runs/job/report.html").exists()
 
 
+@pytest.mark.extensive
 def test_a_second_ray_up_keeps_everything(searched: Cluster) -> None:
     def kept() -> tuple[str, ...]:
         secrets = searched.on_head("cat ~/.ray/auth_token ~/.mlflow/credentials").stdout

@@ -22,7 +22,7 @@ from tuner.core.store import WEIGHTS
 from tuner.core.trial_spec import TrialSpec, WorkloadSpec
 from tuner.diagnose.__main__ import main
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("diagnose")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 ONE = ["--threads", "1"]
 
 

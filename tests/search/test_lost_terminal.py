@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import FORMULA, HANG_SECONDS, HELD_EPOCH, check_whole, environment
+from tests.command import FORMULA, HELD_EPOCH, check_whole, environment
+from tests.waiting import HANG_SECONDS
 
 
 @pytest.mark.slow

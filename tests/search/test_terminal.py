@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG_SECONDS
 from tuner.search.terminal import redirect_output
 
 PROGRAM = """
@@ -27,7 +28,7 @@ print("after")
 
 def run(log: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-c", PROGRAM, log]
-    return subprocess.run(program, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    return subprocess.run(program, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=HANG_SECONDS)
 
 
 def test_a_full_disk_takes_the_log_and_not_the_program() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import FORMULA, HANG_SECONDS, SMALL, check_whole, search
+from tests.command import FORMULA, SMALL, check_whole, search
 from tests.postgres import BINARIES, Postgres
+from tests.waiting import HANG_SECONDS
 from tuner.core.errors import InvalidInput
 from tuner.core.search_spec import SearchSpec
 from tuner.search.preflight import check

@@ -6,15 +6,16 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from search_spaces import SPACES
+from tests.waiting import HANG_SECONDS, until
 from tuner.core.metrics import EpochMetrics
 from tuner.study.optuna_study import VariantStudy, open_storage
 
@@ -64,18 +65,19 @@ def dashboard(told: str, tmp_path: Path) -> Iterator[Callable[[str], Any]]:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return json.load(answer)
 
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
+        with suppress(OSError):
+            ask("/api/meta")
+            return True
+        return False
+
     try:
-        for _ in range(600):
-            try:
-                ask("/api/meta")
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.1)
+        until(answers, "optuna-dashboard answers")
         yield ask
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=HANG_SECONDS)
 
 
 def test_each_variant_is_a_study_with_its_trials(dashboard: Callable[[str], Any]) -> None:

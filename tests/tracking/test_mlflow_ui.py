@@ -6,14 +6,15 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.command import mlflow_runs
+from tests.waiting import HANG_SECONDS, until
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
@@ -29,18 +30,20 @@ def server(finished: tuple[Path, object]) -> Iterator[str]:
     with log.open("w") as out:
         process = subprocess.Popen(program, cwd=finished[0], stdout=out, stderr=out)
     address = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
+        with suppress(OSError):
+            urllib.request.urlopen(f"{address}/health", timeout=5).close()
+            return True
+        return False
+
     try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.2)
+        until(answers, "mlflow ui answers")
         yield address
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=HANG_SECONDS)
 
 
 def page(address: str, folder: Path) -> str:
@@ -55,7 +58,7 @@ def page(address: str, folder: Path) -> str:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=True,
     )  # fmt: skip
     return shown.stdout

@@ -229,7 +229,6 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("diagonal")
 def test_a_search_is_whole_and_says_what_its_accuracy_is(
     searched: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
@@ -245,7 +244,6 @@ def test_a_search_is_whole_and_says_what_its_accuracy_is(
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("diagonal")
 def test_mlflow_has_the_data_and_the_winning_model(
     searched: tuple[Path, subprocess.CompletedProcess[str]], data: Data
 ) -> None:
@@ -268,7 +266,6 @@ def test_mlflow_has_the_data_and_the_winning_model(
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("diagonal")
 def test_its_networks_cannot_be_diagnosed(
     searched: tuple[Path, subprocess.CompletedProcess[str]],
     monkeypatch: pytest.MonkeyPatch,

@@ -15,6 +15,8 @@ from tuner.workloads.check import KNOWN_MODELS, prepare
 from tuner.workloads.models import MODELS, OPTIONS, RepeatGrey, build_model, find_model
 from tuner.workloads.resnet import Block, ResNet
 
+pytestmark = pytest.mark.usefixtures("memory_given_back")
+
 
 def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())

@@ -22,6 +22,8 @@ from tuner.workloads.data import load_data
 from tuner.workloads.models import build_model
 from tuner.workloads.streaming import StreamedImages
 
+pytestmark = pytest.mark.usefixtures("memory_given_back")
+
 CPU = torch.device("cpu")
 
 NUM_CLASSES = 1000
