@@ -22,7 +22,7 @@ test: $(VENV)/.installed-dev
 test-all: $(VENV)/.installed-dev
 	$(PYTEST) -n $(JOBS) $(ARGS)
 
-# `ray up`, one search and its faults on test hosts; skipped where this machine cannot make them.
+# `ray up`, a search, a job and a lost worker on test hosts; skipped where this machine cannot make them.
 test-hosts: $(VENV)/.installed-dev
 	$(PYTEST) -m "cluster and not extensive" $(ARGS) tests/cluster
 

@@ -67,6 +67,7 @@ def test_a_job_through_the_tunnel_with_the_token(cluster: Cluster) -> None:
     assert cluster.hosts.head.path(f"{HOME}/runs/job/report.html").exists()
 
 
+@pytest.mark.extensive
 def test_a_second_ray_up_keeps_everything(searched: Cluster) -> None:
     def kept() -> tuple[str, ...]:
         secrets = searched.on_head("cat ~/.ray/auth_token ~/.mlflow/credentials").stdout

@@ -9,7 +9,7 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.waiting import until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.extensive]
 
 
 def test_ray_down_leaves_no_process_of_ray(cluster: Cluster) -> None:
