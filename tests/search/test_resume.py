@@ -57,7 +57,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 
 def test_killed_and_interrupted_it_ends_as_if_nobody_had(tmp_path: Path) -> None:
     arguments = ["--name", "a", "--epochs", "6", "--trials", "2", "--confirm-seeds", "1", "--variants", "sgdm"]
-    killed = Running(tmp_path, *arguments)
+    killed = Running(tmp_path, *arguments, "--no-early-stopping")
     killed.wait_until(lambda: MOMENTS["middle of a trial"](tmp_path))
     killed.kill()
 
