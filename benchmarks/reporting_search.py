@@ -29,7 +29,7 @@ from tuner.core.metrics import EpochMetrics, is_finished
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import from_dict, to_json
 from tuner.core.trial_spec import TrialSpec
-from tuner.search import finish, session
+from tuner.search import finish, trials
 from tuner.search.progress import Display
 from tuner.search.session import run_search
 from tuner.study.optuna_study import VariantStudy
@@ -158,7 +158,7 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
     """Runs a search and returns its costs.  Run it in a process of its own, since it replaces functions for good."""
     clock = Clock(every=max(1, len(spec.variants) * spec.trials // 20))
     costs: dict[str, Any] = {}
-    train, finish_search = session.train, finish.finish_search
+    train, finish_search = trials.train, finish.finish_search
 
     def trained(recorder: Recorder, *args: Any) -> Any:
         clock.begin()
@@ -175,11 +175,11 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
         return finish_search(recorder, *args, **kwargs)
 
     replace(
-        {(session, "train"): trained, (finish, "finish_search"): concluded, (tune_run, "TrialActor"): ReportingActor}
+        {(trials, "train"): trained, (trials, "finish_search"): concluded, (tune_run, "TrialActor"): ReportingActor}
     )
     finish.FLUSH_SECONDS = 3600.0  # MLflow falls behind trainings that take no time
     clock.watch()
-    clock.count(tune_run, "tune_all", TUNE)
+    clock.count(trials, "tune_all", TUNE)
     clock.count(VariantStudy, "ask", lambda study: ASK.format(study._next_arm()))
     for method in ("_store", "_write"):
         clock.count(VariantStudy, method, OPTUNA)

@@ -177,7 +177,7 @@ def _write(search: Search, program: search_folder.Process) -> Search:
     folder = search.folder
     folder.mkdir(parents=True)
     spec = dataclasses.replace(search.spec, output=str(folder.parent))
-    search_folder.save(folder, spec, search.search_id, {}, splits=search.splits, program=program)
+    search_folder.save(folder, spec, search.search_id, {}, splits=search.splits, process=program)
     for record in search.records.values():
         place = folder / record.folder_name
         trial_folder.write_spec(place, record.spec)

@@ -42,7 +42,7 @@ def test_what_users_type_is_there(name: str) -> None:
         ("import tuner.train, tuner.optimizers, tuner.order", {"optuna", "ray", "mlflow", "sqlalchemy"}),
         ("import tuner.cluster.trial_actor", {"optuna", "mlflow", "torch", "sqlalchemy"}),
         ("import tuner.search.__main__", {"ray", "mlflow", "torch", "matplotlib"}),
-        ("import tuner.search.finish, tuner.search.opening, tuner.cluster.tune_run", {"torch"}),
+        ("import tuner.search.trials", {"torch"}),
         ("import tuner.study.results", {"ray", "mlflow", "torch", "pandas"}),
         ("import tuner.theory", {"optuna", "ray", "mlflow", "torch"}),
     ],

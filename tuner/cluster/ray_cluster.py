@@ -105,10 +105,10 @@ def start_ray(spec: SearchSpec) -> Resources:
 
 
 @contextmanager
-def running_ray(spec: SearchSpec) -> Iterator[Resources]:
-    """Connects to Ray, yields a trial's resources, and disconnects; a Ray that was started here ends with it."""
+def ray_shut_down() -> Iterator[None]:
+    """Disconnects from Ray at the end; a Ray that was started here ends with it."""
     try:
-        yield start_ray(spec)
+        yield
     finally:
         ray.shutdown()
 

@@ -277,8 +277,8 @@ def _as_flag(message: str) -> str:
     name, separator, rest = message.partition(" = ")
     whole = {".".join(path): known for known, path in LEAVES.items()}
     last = {path[-1]: known for known, path in LEAVES.items()}
-    if message.startswith(("--", "unknown flag")) or (name.startswith("training.") and name not in whole):
-        return message
-    if not separator:
+    if message.startswith("unknown ") and not message.startswith("unknown flag"):
         return f"--{message.removeprefix('unknown ')}"
+    if not separator or message.startswith("--") or (name.startswith("training.") and name not in whole):
+        return message
     return f"{flag(whole.get(name) or last.get(name, name))} {rest}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import re
 from collections.abc import Sequence
@@ -54,7 +55,8 @@ def _parse(argv: Sequence[str], start: SearchSpec | None) -> SearchSpec:
     try:
         with contextlib.redirect_stderr(printed):
             given = tyro.cli(_flags(start), args=list(argv), prog=PROGRAM, description=SearchSpec.__doc__)
-        return SearchSpec.from_flags(**vars(given))
+        # None is the default of every flag that may be None.
+        return SearchSpec.from_flags(**{name: value for name, value in vars(given).items() if value is not None})
     except SystemExit as stop:
         if stop.code == 0:
             raise
@@ -70,10 +72,18 @@ def _flags(start: SearchSpec | None) -> type[Any]:
         for part in path:
             owner = get_type_hints(owner)[part]
         default = next(item.default for item in dataclasses.fields(owner) if item.name == leaf)
-        help = next(text.description or "" for text in parse_from_object(owner).params if text.arg_name == leaf)
-        kind: Any = Annotated[get_type_hints(owner)[leaf], tyro.conf.arg(help=" ".join(help.split()))]
-        made.append((name, kind, dataclasses.field(default=values.get(name, default))))
+        kind, value = get_type_hints(owner)[leaf], values.get(name, default)
+        if default == "":  # no default to show: the help says what is taken in its place
+            kind, value = kind | None, value or None
+        annotated: Any = Annotated[kind, tyro.conf.arg(help=_helps(owner).get(leaf))]
+        made.append((name, annotated, dataclasses.field(default=value)))
     return dataclasses.make_dataclass("SearchSpec", made)
+
+
+@functools.cache  # reads and parses the source of the class
+def _helps(owner: type[Any]) -> dict[str, str]:
+    """Field -> the docstring under it, in one line."""
+    return {text.arg_name: " ".join((text.description or "").split()) for text in parse_from_object(owner).params}
 
 
 def _one_line(box: str, argv: Sequence[str]) -> str:

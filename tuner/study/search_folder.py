@@ -160,14 +160,14 @@ def save(
     content: Mapping[str, str | None],
     *,
     splits: str = "",
-    program: Process | None = None,
+    process: Process | None = None,
 ) -> None:
-    """Writes the spec, without passwords, whole or not at all; adds ``program`` to the processes of the search."""
+    """Writes the spec, without passwords, whole or not at all; adds ``process`` to the processes of the search."""
     kept = spec.flags()
     for name in ("storage", "tracking_uri"):
         kept[name] = kept[name] and masked(kept[name])
-    programs = [*processes_of(folder), *([program] if program else [])]
-    _write(folder, {"id": search_id, "content": content, "splits": splits, "spec": kept}, programs)
+    processes = [*processes_of(folder), *([process] if process else [])]
+    _write(folder, {"id": search_id, "content": content, "splits": splits, "spec": kept}, processes)
 
 
 def processes_of(folder: Path) -> tuple[Process, ...]:
@@ -176,7 +176,7 @@ def processes_of(folder: Path) -> tuple[Process, ...]:
         saved = json.loads((folder / SPEC_FILE).read_text()).get("programs", [])
     except FileNotFoundError:
         return ()
-    return tuple(Process(**program) for program in saved)
+    return tuple(Process(**process) for process in saved)
 
 
 def splits_of(folder: Path) -> str:
@@ -191,9 +191,9 @@ def note_end(folder: Path, ended_at: float) -> None:
     _write(folder, saved, [*before, dataclasses.replace(last, ended_at=ended_at)])
 
 
-def _write(folder: Path, content: Mapping[str, object], programs: Sequence[Process]) -> None:
+def _write(folder: Path, content: Mapping[str, object], processes: Sequence[Process]) -> None:
     draft = folder / f"{SPEC_FILE}.new"
-    listed = [dataclasses.asdict(program) for program in programs]
+    listed = [dataclasses.asdict(process) for process in processes]
     text = json.dumps({**content, "programs": listed}, indent=2) + "\n"
 
     def write() -> None:

@@ -9,16 +9,15 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuner.core.errors import InvalidInput, StorageFailed, first_line, masked
-from tuner.tracking.client import with_login_apart
-from tuner.tracking.run_state import finite
-from tuner.tracking.runs import SEARCH_TAG, TRIAL_TAG
-
-# isort: split
 from mlflow.entities import Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from tuner.core.errors import InvalidInput, StorageFailed, first_line, masked
+from tuner.tracking.client import with_login_apart
+from tuner.tracking.run_state import finite
+from tuner.tracking.runs import SEARCH_TAG, TRIAL_TAG
 
 
 @dataclass(frozen=True, slots=True)

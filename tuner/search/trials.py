@@ -1,23 +1,33 @@
-"""Opens the parts of a search, or creates them: its studies, its folder, its runs in MLflow."""
+"""A search's studies, folder and runs in MLflow, opened or made; and its trials, run to their ends."""
 
 from __future__ import annotations
 
 import getpass
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from optuna import get_all_study_names
+from rich.console import Console
 
 from search_spaces import Variant
+from tuner.cluster.ray_cluster import Resources
+from tuner.cluster.tune_run import Deadline, tune_all
 from tuner.core.environment import commit, hardware, versions
-from tuner.core.errors import InvalidInput, masked
+from tuner.core.errors import InvalidInput, StorageFailed, masked
 from tuner.core.retry import retry
-from tuner.core.search_spec import DEFAULT_TRACKING_URI, SearchSpec
+from tuner.core.search_spec import DEFAULT_TRACKING_URI, SearchSpec, seconds
 from tuner.search.arguments import PROGRAM
+from tuner.search.finish import SearchResult, finish_search
+from tuner.search.progress import Display
 from tuner.study.optuna_study import close_storage, open_storage, open_studies, study_name
 from tuner.study.recorder import Recorder
 from tuner.study.results import Search
 from tuner.study.scheduler import TrialScheduler
-from tuner.study.search_folder import CHANGEABLE_ON_RESUME, processes_of
+from tuner.study.search_folder import CHANGEABLE_ON_RESUME, note_end, processes_of
 from tuner.tracking.client import with_login_apart
 from tuner.tracking.tracker import DataSet, Tracker
 from tuner.workloads.check import SOURCES, Prepared
@@ -65,6 +75,38 @@ def open_recorder(
     search = Search(spec, search_id, variants, folder, by_variant, processes_of(folder), data.note)
     retry("--checkpoints", search.root.make)
     return Recorder(TrialScheduler(search, studies), tracking, storage)
+
+
+def train(recorder: Recorder, resources: Resources, console: Console) -> SearchResult:
+    """Runs the trials that are left, until they are done, the time budget is spent, or Ctrl-C or SIGTERM comes."""
+    deadline = Deadline(seconds(recorder.spec.time_budget))
+    try:
+        try:
+            with _sigterm_as_ctrl_c(), Display(console, recorder.scheduler) as display:
+                tune_all(recorder, resources, deadline, on_end=display.print_end)
+        except KeyboardInterrupt:
+            note_end(recorder.search.folder, time.time())
+            return finish_search(recorder, console, resources=resources, interrupted=True)
+        note_end(recorder.search.folder, time.time())
+        return finish_search(recorder, console, resources=resources, cut_off=deadline.passed)
+    except StorageFailed as error:
+        return finish_search(recorder, console, resources=resources, storage_failed=str(error))
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Handles SIGTERM, by which batch systems end a program, like Ctrl-C.
+
+    Must be entered after Ray has started, because Ray sets its own handler of SIGTERM.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _provenance(search: str) -> dict[str, str]:
