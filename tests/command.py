@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -200,13 +201,15 @@ for line in sys.stdin:
 @cache
 def _reader() -> subprocess.Popen[str]:
     """One for all tests of this process, with which it ends: what it imports takes seconds."""
-    return subprocess.Popen(
+    reader = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", TUNES_OWN],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    atexit.register(reader.communicate)  # it ends with its input
+    return reader
 
 
 def as_tune_reads(folder: Path) -> dict[str, Any]:
