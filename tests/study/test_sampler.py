@@ -257,7 +257,8 @@ def test_the_spaces_with_conditions_are_searched_without_a_complaint(
         logging.getLogger("optuna").addHandler(caplog.handler)  # Optuna's loggers hand nothing up
         study, drawn = search(variant, lambda settings: 0.9 if settings["order.composition"] == "forward" else 0.5, 40)
         logging.getLogger("optuna").removeHandler(caplog.handler)
-    assert not caplog.records
+    # Threads of other tests may have complaints of their own.
+    assert not [record for record in caplog.records if record.name.startswith("optuna")]
     trials = study.study.get_trials()
     assert all(variant.contains({**variant.fixed, **trial.params}) for trial in trials)
     assert len({str(trial.params) for trial in trials}) == len(drawn) == 40

@@ -200,6 +200,7 @@ def test_curvature_is_that_of_one_process_and_rank_0_alone_computes_it(two: Proc
     assert numbers(second) == numbers([dataclasses.replace(m, **dict.fromkeys(CURVATURE)) for m in first])
 
 
+@pytest.mark.extensive
 def test_compiled_agrees_with_eager(two: Processes) -> None:
     eager, _ = two(whole_training, small(workload=PARTLY_USED, epochs=1))
     compiled, _ = two(compiled_training, small(workload=PARTLY_USED, epochs=1, compile=True))
