@@ -145,8 +145,9 @@ def test_the_winning_model_can_be_loaded_from_mlflow(finished: tuple[Path, objec
 def test_python_interface_is_the_same_dataclass(tmp_path: Path) -> None:
     program = (
         "from tests import formula\nformula.install()\n"
-        "from tuner import load_search, run_search\nfrom tuner.core.search_spec import SearchSpec\n"
-        "result = run_search(SearchSpec(name='a', variants=('sgdm',), trials=1, epochs=1, confirm_seeds=1))\n"
+        "from tuner import SearchSpec, TrialSpec, load_search, run_search\n"
+        "spec = SearchSpec(name='a', variants=('sgdm',), trials=1, training=TrialSpec(epochs=1), confirm_seeds=1)\n"
+        "result = run_search(spec)\n"
         "assert len(load_search('a').records) == 3\n"
         "assert result.exit_status == 0 and result.best_trial == 'sgdm-00'\n"
     )
