@@ -36,6 +36,10 @@ from tuner.tracking.tracker import Tracker
 def pytest_configure(config: pytest.Config) -> None:
     # Where a shell started the tests in the background it is ignored, here and in all searches that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Tests run in empty folders; Ray's workers import what is defined here, as `tests.cluster.test_worker_group`.
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(config.rootpath) not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(config.rootpath), *known)))
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch
 

@@ -58,7 +58,14 @@ def crash(cluster: Cluster, folder: Path) -> None:
     os.kill(worker.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("happens", "costs_a_failure"), [(lose, False), (drain, False), (crash, True)])
+@pytest.mark.parametrize(
+    ("happens", "costs_a_failure"),
+    [
+        (lose, False),
+        pytest.param(drain, False, marks=pytest.mark.extensive),
+        pytest.param(crash, True, marks=pytest.mark.extensive),
+    ],
+)
 def test_what_counts_as_a_failure(
     cluster: Cluster, happens: Callable[[Cluster, Path], None], costs_a_failure: bool, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def type_in(folder: Path, about: str, **variables: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extensive
 def test_a_search_moves_to_postgresql_is_restored_and_moves_back(postgres: Postgres, tmp_path: Path) -> None:
     first = search(tmp_path, *SMALL, "--variants", "sgdm", program=FORMULA)
     assert first.returncode == 0, first.stdout + first.stderr

@@ -151,6 +151,7 @@ def kept(replicas: Replicas, spec: TrialSpec, places: list[Path], num_epochs: in
 EVERYTHING = with_settings(OptimizerSpec(), {**SPACES["composed"].default_settings(), "average.decay": 0.9})
 
 
+@pytest.mark.extensive
 def test_interrupted_and_continued_is_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     """Three workers, since a sum of two is the same in any order."""
     workload = WorkloadSpec(batch_size=48)
@@ -237,6 +238,7 @@ def test_parts_are_all_and_nearly_alike(num: int, size: int) -> None:
     assert max(lengths) - min(lengths) <= (num % size > 0)
 
 
+@pytest.mark.extensive
 def test_a_rank_that_dies_ends_the_other() -> None:
     with Processes(2) as processes:
         processes.begin(dies_in_its_second_epoch, small(epochs=50))
