@@ -20,12 +20,12 @@ FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 VARIANTS = ("sgdm", "lpsgdm", "lpsgdm-fixed", "critical", "hybrid", "critical-matched", "backward", "backward-forward")
 SHOWN = {
     "01-first-search": (2, [f"small: 24 trials of {', '.join(VARIANTS)}", "24 confirmed runs", "lpsgdm-0"]),
-    "02-p-schedules": (3, ["small: 6 trials of lpsgdm, lpsgdm-fixed", "lpsgdm-fixed, its control"]),
+    "02-p-schedules": (3, ["small: 6 trials of lpsgdm, lpsgdm-fixed", "control lpsgdm-fixed"]),
     "03-momentum": (
         4,
-        ["small: 12 trials of sgdm, critical, hybrid, critical-matched", "critical-matched, its control"],
+        ["small: 12 trials of sgdm, critical, hybrid, critical-matched", "control critical-matched"],
     ),
-    "04-forward-and-backward": (3, ["small: 2 confirmed runs of backward, 2", "backward-forward, its control"]),
+    "04-forward-and-backward": (3, ["small: 2 confirmed runs of backward, 2", "control backward-forward"]),
     "05-layers": (2, ["small: ", "Groups that two networks share, of 1", "No repair yet: python -m"]),
 }
 """Notebook -> how many pictures it has at least, and what is in what it prints."""

@@ -128,7 +128,7 @@ def test_runs_are_compared(there: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["--compare", "a/sgdm/confirm-1", "a/sgdm/confirm-2", "a/adamw/confirm-1", *ONE]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in ("a/sgdm/confirm-1", "a/sgdm/confirm-2", "a/adamw/confirm-1"))
-    assert "by chance 0.80, p = " in " ".join(said.split())
+    assert "Chance gives 0.80; p = " in " ".join(said.split())
 
 
 def file_of(folder: Path, spec: TrialSpec = SPEC) -> Path:
