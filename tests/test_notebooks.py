@@ -157,6 +157,7 @@ def ran(searched: Path) -> dict[str, NotebookNode]:
 
 
 @pytest.mark.slow
+@pytest.mark.extensive
 @pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
 def test_notebook(name: str, ran: dict[str, NotebookNode]) -> None:
     check(ran[name], *SHOWN[name])

@@ -75,13 +75,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, copy)
     build = [*PIP, "wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
-    subprocess.run([*build, str(folder / "repository")], cwd=folder, check=True)
+    subprocess.run([*build, str(folder / "repository")], cwd=folder, env=without_python(), check=True)
     (wheel,) = folder.glob("*.whl")
 
     made = folder / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(made)], check=True)
     install = [*PIP, "--python", str(made / "bin" / "python"), "install", "--no-index", "--no-deps", str(wheel)]
-    subprocess.run(install, cwd=folder, check=True)
+    subprocess.run(install, cwd=folder, env=without_python(), check=True)
 
     (site_packages,) = made.glob("lib/python*/site-packages")
     (installed,) = metadata.distributions(path=[str(site_packages)])
@@ -93,9 +93,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def without_python() -> dict[str, str]:
+    """The environment variables without those by which Python finds this repository."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+
+
 def run(environment: Path, program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Runs a program of the environment, which finds no Python package outside it."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    variables = without_python()
     variables["PATH"] = f"{environment / 'bin'}:{os.defpath}"
     command = [str(environment / "bin" / program), *arguments]
     return subprocess.run(

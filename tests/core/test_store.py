@@ -81,6 +81,7 @@ def test_a_place_is_tried_before_anything_is_made(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
+@pytest.mark.extensive
 def test_a_search_whose_workers_write_to_object_storage_alone_survives_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
