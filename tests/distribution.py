@@ -18,6 +18,7 @@ APART = (
 )
 """Beginnings of the names of tests that share nothing, and take long."""
 TOGETHER = {
+    "tests/diagnose/test_diagnose.py": "tests/search/test_search.py",
     "tests/tracking/test_mlflow_ui.py": "tests/search/test_search.py",
     "tests/cluster/test_ports.py": "hosts",
     "tests/cluster/test_ray_up.py": "hosts",

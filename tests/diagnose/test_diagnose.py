@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from tests.command import mlflow_runs, search
+from tests.command import mlflow_runs
 from tests.trained_digits import SPEC, linear, trained, trained_state, two_layers
 from tuner.core.serialization import to_json
 from tuner.core.store import WEIGHTS
@@ -27,12 +27,12 @@ ONE = ["--threads", "1"]
 
 
 @pytest.fixture(scope="session")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two variants, a trial and two confirmed runs each, with MLflow beside it."""
-    folder = tmp_path_factory.mktemp("searched")
-    small = ["--name", "a", "--epochs", "3", "--trials", "1", "--confirm-seeds", "2", "--curvature", "1"]
-    done = search(folder, *small, "--variants", "sgdm", "adamw")
-    assert done.returncode == 0, done.stderr
+def searched(finished: tuple[Path, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished search with a copy of its MLflow, to be written to."""
+    folder = tmp_path_factory.mktemp("searched") / "copy"
+    shutil.copytree(finished[0], folder)
+    spec = folder / "runs/a/search.json"
+    spec.write_text(spec.read_text().replace(str(finished[0]), str(folder)))
     return folder
 
 
