@@ -214,6 +214,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     """A small search of all default variants; easy targets, so that they are reached."""
     folder = tmp_path_factory.mktemp("search")
     arguments = ["--name", "a", "--epochs", "3", "--trials", "2", "--targets", ".2", ".6", "--confirm-seeds", "2"]
-    ran = search(folder, *arguments, "--curvature", "1")
+    ran = search(folder, *arguments, "--curvature", "3")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return folder, ran

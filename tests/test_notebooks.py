@@ -147,10 +147,7 @@ def ran(searched: Path) -> dict[str, NotebookNode]:
     """The notebooks on a search, which they leave as it was."""
     before = files(searched)
     path = [str(searched.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]  # the model
-    given = [
-        *((notebook, searched) for notebook in NOTEBOOKS),
-        *((FOLDER / f"{name}.ipynb", None) for name in OF_NO_SEARCH),
-    ]
+    given = [(notebook, searched) for notebook in NOTEBOOKS]
     made = run(*given, whole_size=False, PYTHONPATH=os.pathsep.join(path))
     assert files(searched) == before
     return made
@@ -165,9 +162,10 @@ def test_notebook(name: str, ran: dict[str, NotebookNode]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OF_NO_SEARCH)
-def test_notebook_of_no_search_made_smaller(name: str, ran: dict[str, NotebookNode]) -> None:
+def test_notebook_of_no_search_made_smaller(name: str) -> None:
     pictures, printed = OF_NO_SEARCH[name]
-    check(ran[name], pictures, [words for words in printed if "d = 6" not in words])
+    made = run((FOLDER / f"{name}.ipynb", None), whole_size=False)[name]
+    check(made, pictures, [words for words in printed if "d = 6" not in words])
 
 
 @pytest.mark.slow

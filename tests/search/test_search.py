@@ -173,6 +173,7 @@ def test_all_diverged_is_a_result_and_exit_status_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extensive
 def test_a_failing_trial_is_failed_everywhere_and_the_rest_goes_on(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"
