@@ -105,8 +105,7 @@ class SearchSpec:
     def __post_init__(self) -> None:
         default = flatten(TrialSpec())
         for leaf, value in flatten(self.training).items():
-            is_flag = leaf.partition(".")[0] != "optimizer" and leaf not in SET_BY_SEARCH
-            if not is_flag and value != default[leaf]:
+            if not _is_flag(leaf) and value != default[leaf]:
                 raise InvalidInput(f"training.{leaf} = {value}: the search sets it; leave it at its default")
         workload = self.training.workload
         if workload.data_dir is not None:
@@ -237,6 +236,10 @@ SET_BY_SEARCH = ("seed", "max_loss", "workload.augment", "workload.loader_worker
 """Fields of a search's training that the search sets, besides the optimizer; they have no flags."""
 
 
+def _is_flag(leaf: str) -> bool:
+    return not leaf.startswith("optimizer.") and leaf not in SET_BY_SEARCH
+
+
 def _leaves() -> Iterator[tuple[str, tuple[str, ...]]]:
     for item in dataclasses.fields(SearchSpec):
         if item.name != "training":
@@ -244,7 +247,7 @@ def _leaves() -> Iterator[tuple[str, tuple[str, ...]]]:
             continue
         for leaf in flatten(TrialSpec()):
             path = leaf.split(".")
-            if path[0] != "optimizer" and leaf not in SET_BY_SEARCH:
+            if _is_flag(leaf):
                 yield "workload" if leaf == "workload.data" else path[-1], ("training", *path)
 
 
