@@ -51,7 +51,7 @@ benchmarks: $(VENV)/.installed-dev
 		--out build/benchmarks/default_points.json
 	$(BIN)/python -m benchmarks.share --out build/benchmarks/share.json -- --trials 2 --epochs 2 --confirm-seeds 1
 	$(BIN)/python -m benchmarks.overhead --trials 8 --repeats 1 --skip-slow --out build/benchmarks/overhead.json
-	$(BIN)/python -m benchmarks.calibration --intervals 50 --searches 5 --out build/benchmarks/calibration.json
+	$(BIN)/python -m benchmarks.calibration --races 10 --searches 2 --intervals 50 --out build/benchmarks/calibration.json
 	$(BIN)/python -m benchmarks.checkpoints --models resnet8 --saves 3
 	$(BIN)/python -m benchmarks.growth --trials 2 5 --databases sqlite --folder build/benchmarks/growth \
 		--picture build/benchmarks/growth.png --out build/benchmarks/growth.json

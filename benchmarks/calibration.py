@@ -1,13 +1,13 @@
-"""Whether the report's statistics have the levels that they state, on costs whose truth is known.  It takes minutes.
+"""Whether the race and the report's intervals err as seldom as they say, on costs whose truth is known.
 
-It simulates three things on one thread:
+It simulates on one thread:
 
-1. The intervals of tuner.report.intervals, on costs whose logarithms are normal with standard deviation 0.2.  Beside
-   them stand simpler intervals that the report does not use: a percentile bootstrap of pairs, one that selects the
-   cheapest trial anew in every resample, and a median without the misses.
-2. The same on costs in whole epochs, where ratios tie.
-3. Whole searches of two variants that are equal, or of which one is faster.  They go through exploration with rungs,
-   selection and fresh seeds to the verdict.
+1. Races of K variants, of which the first takes a ratio of the others' time, with one worker and with many.  Beside
+   them stands the plan that the search had before variants raced.
+2. Races of one variant under two names, resumed with more rounds five times.
+3. Whole searches with the real scheduler: verdicts about twins, and chosen settings against the default point.
+4. The intervals of tuner.report.intervals, on costs whose logarithms are normal with standard deviation 0.2, and on
+   costs in whole epochs, where ratios tie.  Beside them stand simpler intervals that the report does not use.
 """
 
 from __future__ import annotations
@@ -18,28 +18,36 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.peers.before_the_race import beside_the_race
 from benchmarks.recording import conditions, parser, record, show
-from benchmarks.simulated_search import Truth, curve, simulate
+from benchmarks.simulated_race import MOST_ROUNDS, WORLDS, Outcome, figures, run_race, speeds_of
+from benchmarks.simulated_search import Truth, simulate
+from benchmarks.tuned_settings import tuned
 from search_spaces import SPACES
 from tuner.core.search_spec import SearchSpec
 from tuner.report.comparison import compare
-from tuner.report.intervals import Interval, median_interval, paired_ratio, search_ratio
+from tuner.report.intervals import Interval, median_interval, paired_ratio
 from tuner.study.results import Search
 
 Costs: TypeAlias = NDArray[np.float64]
 Way: TypeAlias = Callable[[np.random.Generator], Interval]
+Figures: TypeAlias = dict[str, dict[str, float]]
+"""Line of a table -> column -> value."""
 
+RATIOS = (1.0, 0.8, 0.67, 0.5)
+NULL_ROUNDS = 32
+"""Rounds of a race of equals, which is seldom decided: twice as many as a search has by default."""
+PLANS = (4, 8, 16, 32, 64, 128)
+"""Rounds of a race that is resumed five times."""
 WIDTH = 0.2
 RESAMPLES = 1000
 NUM_TRUTH = 200_000
 """Draws that approximate a truth without a formula."""
-OTHER_SEEDS = 1000
-"""Difference between the seeds of two runs that must be independent."""
 SAME = Truth(width=1e9)
 """A variant whose settings make no difference, so the settings of two winners are equally good."""
 
@@ -62,26 +70,13 @@ def median(generator: np.random.Generator, *, num: int, limit: float = math.inf,
 
 
 def pairs(generator: np.random.Generator, *, num: int, limit: float = math.inf, bootstrap: bool = False) -> Interval:
-    """The interval for the ratio of two equal costs, in pairs; costs above ``limit`` are misses."""
-    drawn = (lognormal(generator, num) for _ in range(2))
-    ours, theirs = (np.where(costs <= limit, costs, math.inf) for costs in drawn)
+    """The interval for the ratio of two equal costs, in pairs; a cost above ``limit`` is a miss, and counts as that."""
+    ours, theirs = (np.minimum(lognormal(generator, num), limit) for _ in range(2))
     if not bootstrap:
         return paired_ratio(ours.tolist(), theirs.tolist())
     logs = np.log(ours / theirs)
-    return _percentiles(logs[generator.integers(num, size=(RESAMPLES, num))].mean(axis=1))
-
-
-def arms(generator: np.random.Generator, *, num: int, bootstrap: bool = False) -> Interval:
-    """The interval for the ratio of two searches whose random arms have equal costs."""
-    ours, theirs = lognormal(generator, num), lognormal(generator, num)
-    if not bootstrap:
-        return search_ratio(ours.tolist(), theirs.tolist())
-    best = [arm[generator.integers(num, size=(RESAMPLES, num))].min(axis=1) for arm in (ours, theirs)]
-    return _percentiles(np.log(best[0] / best[1]))
-
-
-def _percentiles(logs: Costs) -> Interval:
-    low, middle, high = np.exp(np.quantile(logs, (0.025, 0.5, 0.975))).tolist()
+    resampled = logs[generator.integers(num, size=(RESAMPLES, num))].mean(axis=1)
+    low, middle, high = np.exp(np.quantile(resampled, (0.025, 0.5, 0.975))).tolist()
     return Interval(middle, low, high, 0.95, "bootstrap")
 
 
@@ -94,8 +89,6 @@ WAYS: dict[str, Way] = {
     **{f"ratio of {n} pairs": partial(pairs, num=n) for n in (3, 6, 12)},
     **{f"ratio of {n} pairs, 3 in 10 missed": partial(pairs, num=n, limit=LIMIT) for n in (6, 12)},
     **{f"ratio of {n} pairs, bootstrap (not taken)": partial(pairs, num=n, bootstrap=True) for n in (3, 6, 12)},
-    **{f"ratio of searches of {n} random trials": partial(arms, num=n) for n in (3, 4, 16, 64)},
-    **{f"the same of {n}, bootstrap (not taken)": partial(arms, num=n, bootstrap=True) for n in (4, 16, 64)},
 }
 """Name -> simulation of one interval; the true value is 1."""
 
@@ -113,21 +106,20 @@ def coverage(way: Way, num: int, generator: np.random.Generator) -> dict[str, fl
 def in_whole_epochs(num_pairs: int, ratio: float, num: int, generator: np.random.Generator) -> dict[str, float]:
     """Coverage of intervals for a ratio of costs of 3 to 10 whole epochs: mean and least over 20 laws.
 
-    ``called`` is the largest share of p-values up to .05.  The truth is the quantity that the interval estimates: the
-    geometric mean, or the median if all ratios are equal.
+    ``called`` is the largest share of p-values up to .05.  The truth is the ratio of the geometric means of the costs
+    as they are known, in whole epochs.
     """
     covered, called = [], []
     for epochs, width in itertools.product((3.2, 3.5, 5.5, 7.7, 9.9), (0.02, 0.05, 0.1, 0.2)):
-        draws = [
+        ours, theirs = (
             whole_epochs(generator, (num + NUM_TRUTH // num_pairs, num_pairs), e, width)
             for e in (epochs * ratio, epochs)
-        ]
-        many = draws[0][num:] / draws[1][num:]
-        truths = {"paired t on logarithms": float(np.exp(np.log(many).mean())), "signs": float(np.median(many))}
+        )
+        truth = float(np.exp(np.log(ours[num:] / theirs[num:]).mean()))
         made = [
-            paired_ratio(ours.tolist(), theirs.tolist()) for ours, theirs in zip(*(d[:num] for d in draws), strict=True)
+            paired_ratio(a.tolist(), b.tolist(), resolution=1) for a, b in zip(ours[:num], theirs[:num], strict=True)
         ]
-        covered.append(np.mean([interval.low <= truths[interval.method] <= interval.high for interval in made]))
+        covered.append(np.mean([interval.low <= truth <= interval.high for interval in made]))
         called.append(np.mean([interval.p_value is not None and interval.p_value <= 0.05 for interval in made]))
     return {"mean": float(np.mean(covered)), "least": float(np.min(covered)), "called": float(np.max(called))}
 
@@ -135,16 +127,15 @@ def in_whole_epochs(num_pairs: int, ratio: float, num: int, generator: np.random
 def searches(num: int, trials: int, truth: Truth, speed: float = 1.0) -> Iterator[Search]:
     """Searches over ``sgdm`` and a twin that trains ``speed`` times as fast.
 
-    The confirmed runs of the two are independent, which is the least that equal seeds can give.
+    All noise is a training's own, which is the least that equal settings and seeds can have in common.
     """
     sgdm = SPACES["sgdm"]
     twins = (sgdm, dataclasses.replace(sgdm, name="twin"))
-    truths = {"sgdm": truth, "twin": dataclasses.replace(truth, speed=speed * truth.speed)}
+    own = dataclasses.replace(truth, own=1.0)
+    truths = {"sgdm": own, "twin": dataclasses.replace(own, speed=speed * truth.speed, stream=1)}
     for seed in range(num):
-        search = simulate(SearchSpec(name="twins", trials=trials, seed=seed), truths, variants=twins)
-        for run in search.confirmed("twin").values():
-            run.history = curve(dataclasses.replace(run.spec, seed=run.spec.seed + OTHER_SEEDS), truths["twin"])
-        yield search
+        spec = SearchSpec(name="twins", trials=trials, seed=seed, confirm="all")
+        yield simulate(spec, truths, variants=twins)
 
 
 def verdicts(num: int, trials: int, truth: Truth, speed: float) -> dict[str, float]:
@@ -157,38 +148,98 @@ def verdicts(num: int, trials: int, truth: Truth, speed: float) -> dict[str, flo
     return {f"{what} {end}": counts[f"{what} {end}"] / num for what in ("variant", "settings") for end in ends}
 
 
-def main() -> None:
-    """Runs the simulations and prints three tables."""
-    options = parser(__doc__, "calibration")
-    options.add_argument("--intervals", type=int, default=2000, help="simulations of each interval")
-    options.add_argument("--searches", type=int, default=400, help="simulations of each search")
-    options.add_argument("--seed", type=int, default=0)
-    chosen = options.parse_args()
-    before, generator = conditions(), np.random.default_rng(chosen.seed)
+def raced(num: int, world: str, k: int, ratio: float, **options: Any) -> list[Outcome]:
+    """Races of K variants, of which the first takes ``ratio`` times as long as each other one."""
+    plans = (NULL_ROUNDS if ratio == 1 else MOST_ROUNDS,)
+    return [run_race(WORLDS[world], speeds_of(k, ratio), s, **{"plans": plans, **options}) for s in range(num)]
 
-    alone = {name: coverage(way, chosen.intervals, generator) for name, way in WAYS.items()}
-    columns = ["", "level stated", "covers", "estimates too low"]
-    lines = [[name, *(f"{value:.1%}" for value in found.values())] for name, found in alone.items()]
-    show(f"{chosen.intervals} simulations each", columns, lines)
 
-    num = chosen.intervals // 2
-    grid = {
-        f"ratio {ratio:g} of {n} pairs": in_whole_epochs(n, ratio, num, generator)
-        for n in (3, 6, 12)
-        for ratio in (1, 0.8, 0.55)
+def races(num: int) -> Figures:
+    """Races in both worlds."""
+    cases = [(world, k, ratio) for world in WORLDS for k in (2, 4, 8) for ratio in RATIOS]
+    return {f"{world}, K = {k}, ratio {ratio:g}": figures(raced(num, world, k, ratio)) for world, k, ratio in cases}
+
+
+def side_by_side(num: int) -> Figures:
+    """Cost of the same races with more workers, K = 4.  Nothing else depends on their number."""
+    found = {}
+    for world, ratio in itertools.product(WORLDS, RATIOS):
+        many = {workers: raced(num, world, 4, ratio, workers=workers) for workers in (1, 2, 16, 64)}
+        same = [{(one.left, one.rounds, one.called) for one in ones} for ones in zip(*many.values(), strict=True)]
+        costs = {
+            f"cost, {workers} workers": float(np.mean([one.cost for one in ones])) for workers, ones in many.items()
+        }
+        found[f"{world}, ratio {ratio:g}"] = {**costs, "same result": float(np.mean([len(ones) == 1 for ones in same]))}
+    return found
+
+
+def sentences(num: int) -> Figures:
+    """False sentences about any pair, in races that put nobody out."""
+    found = {}
+    for world, (k, ratio) in itertools.product(WORLDS, ((2, 1.0), (4, 1.0), (8, 1.0), (4, 0.8))):
+        made = raced(num, world, k, ratio, alpha=0.0, plans=(NULL_ROUNDS,))
+        found[f"{world}, K = {k}, ratio {ratio:g}"] = {"false": float(np.mean([one.false_sentence for one in made]))}
+    return found
+
+
+def resumed(num: int) -> Figures:
+    """Races of one variant under two names, resumed five times, with one worker and with many."""
+    return {
+        f"{world}, {workers} worker{'s' * (workers > 1)}": figures(
+            [run_race(WORLDS[world], (1.0, 1.0), seed, workers=workers, plans=PLANS) for seed in range(num)]
+        )
+        for world in WORLDS
+        for workers in (1, 16)
     }
-    lines = [[name, *(f"{value:.1%}" for value in found.values())] for name, found in grid.items()]
-    columns = ["", "covers", "least", "p <= .05, most"]
-    show(f"whole epochs, {num} simulations of each of 20 laws", columns, lines)
 
-    whole = {}
-    for truth, speed, trials in [(SAME, 1.0, 8), *itertools.product((Truth(),), (1.0, 1.5, 2.0), (8, 32))]:
-        name = f"{speed:g} times as fast, {trials} trials" + (", no setting matters" if truth is SAME else "")
-        whole[name] = verdicts(chosen.searches, trials, truth, speed)
-    lines = [[name, *(f"{value:.1%}" for value in found.values())] for name, found in whole.items()]
-    show(f"verdicts of {chosen.searches} searches each", ["", *next(iter(whole.values()))], lines)
 
-    record(chosen.out, before, {"intervals": alone, "whole_epochs": grid, "searches": whole})
+def intervals(num: int, generator: np.random.Generator) -> tuple[Figures, Figures]:
+    """Coverage of intervals, and of those of costs in whole epochs."""
+    alone = {name: coverage(way, num, generator) for name, way in WAYS.items()}
+    cases = [(n, ratio) for n in (3, 6, 12) for ratio in (1, 0.8, 0.55)]
+    return alone, {f"ratio {r:g} of {n} pairs": in_whole_epochs(n, r, num // 2, generator) for n, r in cases}
+
+
+def main() -> None:
+    """Runs the simulations and prints a table of each kind."""
+    options = parser(__doc__, "calibration")
+    options.add_argument("--races", type=int, default=1000, help="simulated races of each kind; 0 for none")
+    options.add_argument("--searches", type=int, default=200, help="simulated searches of each kind; 0 for none")
+    options.add_argument("--intervals", type=int, default=2000, help="simulations of each interval; 0 for none")
+    options.add_argument("--seed", type=int, default=0, help="seed of the intervals")
+    chosen = options.parse_args()
+    before = conditions()
+    made: dict[str, Figures] = {}
+
+    def add(title: str, found: Figures) -> None:
+        made[title] = found
+        columns = list(next(iter(found.values())))
+        show(title, ["", *columns], [[name, *(shown(c, line[c]) for c in columns)] for name, line in found.items()])
+
+    if num := chosen.races:
+        add(f"{num} races", races(num))
+        add(f"{-(-num // 10)} races side by side", side_by_side(-(-num // 10)))
+        add(f"sentences in {num} races that put nobody out", sentences(num))
+        add(f"{num} races of one variant under two names, resumed five times", resumed(num))
+        add(f"the race and the plan before it, K = 4, ratio 0.5, {num} cases", beside_the_race(num))
+    if num := chosen.searches:
+        cases = [(SAME, 1.0), *((Truth(), speed) for speed in (1.0, 1.5, 2.0))]
+        named = {f"{s:g} times as fast" + ", no setting matters" * (truth is SAME): (truth, s) for truth, s in cases}
+        add(f"verdicts of {num} searches", {name: verdicts(num, 64, *case) for name, case in named.items()})
+        add(f"settings chosen in {num} searches", tuned(num))
+    if num := chosen.intervals:
+        alone, epochs = intervals(num, np.random.default_rng(chosen.seed))
+        add(f"{num} simulations of each interval", alone)
+        add(f"whole epochs, {num // 2} simulations of each of 20 laws", epochs)
+    record(chosen.out, before, made)
+
+
+def shown(column: str, value: float) -> str:
+    """A share in percent, and any other value as a number."""
+    if math.isnan(value):
+        return ""
+    is_number = any(word in column for word in ("cost", "rounds", "trials", "ratio"))
+    return f"{value:.3g}" if is_number else f"{value:.1%}"
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def tables(trainings: Sequence[Trainer], targets: Sequence[float]) -> None:
 def _cost(history: Sequence[EpochMetrics], target: float) -> str:
     """Cost to the target; a training that diverged later counts as a miss."""
     reached = time_to_target(history, target) if history and not history[-1].diverged else None
-    return f"{reached.gradient_evaluations} ({reached.epochs})" if reached else "-"
+    return f"{reached.gradient_evaluations:.0f} ({reached.epoch})" if reached else "-"
 
 
 def draw(trainings: Sequence[Trainer], title: str, path: Path) -> None:

@@ -1,9 +1,9 @@
 """The driver's own time per trial as a search grows, on SQLite and PostgreSQL: a table and a figure.
 
 The trainings only report (:mod:`benchmarks.reporting_search`), so only the driver's work for a trial remains: its
-settings, Optuna's and MLflow's databases, logs, rungs, Ray Tune.  The figures are CPU seconds of the driver's process,
-by part.  Wall time would include other work of the machine, and the driver is idle while a trial trains.  Each search
-is a process of its own.  The benchmark starts its own PostgreSQL server, which holds both databases.
+settings, Optuna's and MLflow's databases, logs, the race, Ray Tune.  The figures are CPU seconds of the driver's
+process, by part.  Wall time would include other work of the machine, and the driver is idle while a trial trains.  Each
+search is a process of its own.  The benchmark starts its own PostgreSQL server, which holds both databases.
 
 A search that ended is kept under ``--folder`` and not repeated.
 """
@@ -23,13 +23,15 @@ from benchmarks.memory import peak_mb
 from benchmarks.programs import run, scratch
 from benchmarks.recording import conditions, parser, record
 from benchmarks.reporting_search import (
-    ASK,
     END,
     LOGS,
     MLFLOW,
     OPTUNA,
+    RACE,
     RAY,
     RECORDER,
+    REFINE,
+    REPEAT,
     REPORT,
     SNAPSHOTS,
     TABLES,
@@ -41,12 +43,11 @@ from tests.postgres import BINARIES, Postgres
 
 TIMEOUT_SECONDS = 4 * 3600.0
 Costs = Mapping[str, Any]
-RANDOM, DEFAULT, MODEL = (ASK.format(arm) for arm in ("random", "default", "model"))
 GROUPS = {
-    "settings, random arm and enqueued points": (RANDOM, DEFAULT),
-    "settings, model arm (TPE)": (MODEL,),
+    "settings, race and repeats": (RACE, REPEAT),
+    "settings, refinement (TPE)": (REFINE,),
     "Optuna's database": (OPTUNA,),
-    "recorder and rungs": (RECORDER,),
+    "recorder and race": (RECORDER,),
     "logs on disk": (LOGS,),
     "display, one line per trial": (TELL,),
     "MLflow's thread": (MLFLOW,),
@@ -106,8 +107,8 @@ def lines(found: Costs) -> dict[str, str]:
         **{f"{name}, ms": each(rooms) for name, rooms in GROUPS.items()},
         "**all, ms per trial**": f"**{each([room for rooms in GROUPS.values() for room in rooms])}**",
         "wall, ms per trial": f"{1000 * trained['wall'] / num_trials:.0f}",
-        "one draw of the random arm, ms": each([RANDOM], found["arms"].get("random", 0)),
-        "one draw of the model arm, ms": each([MODEL], found["arms"].get("model", 0)),
+        "one draw of the race, ms": each([RACE], found["phases"].get("race", 0)),
+        "one draw of the refinement, ms": each([REFINE], found["phases"].get("refine", 0)),
         "one drawing of the display, ms": f"{1000 * found['refresh']:.1f}",
         **{f"at the end: {name}, s": f"{seconds(total, rooms):.2f}" for name, rooms in AT_END.items()},
         "at the end, wall, s": f"{total['wall'] - trained['wall']:.0f}",

@@ -53,7 +53,8 @@ def main() -> int:
     chosen = options.parse_args()
     before, peaks = conditions(), Peaks()
     with scratch() as folder:
-        search(["--trials", str(chosen.trials), "--epochs", str(chosen.epochs)], folder, watch=peaks.look)
+        raced = ["--trials", str(chosen.trials), "--round-size", "1", "--refine-trials", "0"]
+        search([*raced, "--epochs", str(chosen.epochs)], folder, watch=peaks.look)
     if not peaks.workers:
         raise RuntimeError(f"no process with {TRIAL_TITLE} in its title was seen")
     worker = max(peaks.workers.values())

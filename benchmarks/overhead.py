@@ -5,7 +5,7 @@ All programs train ResNet-8 on the digits for one epoch, once per trial, one thr
 bare         the trainings one after the other in one process, by a hand-written loop, with SGD only: the work of the
              peers.  ``bare, four rules`` uses the update rules of our four variants in turn: the work of ours.  So
              the extra cost of AdamW and l_p descent over SGD is not counted as overhead
-ours         python -m tuner.search without early stopping, the trials spread evenly over the four variants
+ours         python -m tuner.search without early stopping: as many rounds of four variants, of which none is put out
 peer         Ray Tune, OptunaSearch, MLflowLoggerCallback and SQLite: peers/tune_optuna_mlflow.py
 peer, reuse  the same with a class trainable and reuse_actors=True
 
@@ -40,7 +40,10 @@ def programs(num_trials: int) -> dict[str, Callable[[Path], Finished]]:
         BARE: lambda folder: run(bare, ["--trainings", count], folder),
         BARE_FOUR: lambda folder: run(bare, ["--trainings", count, "--variants", *VARIANTS], folder),
         OURS: lambda folder: search(
-            ["--epochs", "1", "--trials", each, "--variants", *VARIANTS, "--no-early-stopping", "--confirm-seeds", "0"],
+            [
+                *("--epochs", "1", "--trials", each, "--variants", *VARIANTS, "--no-early-stopping"),
+                *("--round-size", "1", "--alpha", "0", "--refine-trials", "0", "--confirm-seeds", "0"),
+            ],
             folder,
         ),
         PEER: lambda folder: run(peer, ["--trials", count], folder),

@@ -1,7 +1,7 @@
 """A search whose trainings only report, with the driver's time by part; ``benchmarks.growth`` runs it.
 
 Everything except the training is the real search: ``run_search`` with its checks, Ray, Optuna's and MLflow's databases,
-logs and report.  A worker reports two epochs from a formula (:mod:`benchmarks.simulated_search`).
+logs and report.  A worker reports at most two epochs from a formula (:mod:`benchmarks.simulated_search`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,12 @@ from tuner.tracking.tracker import Tracker
 
 VARIANTS = ("sgdm", "adamw", "lpsgdm", "critical")
 EPOCHS = 2
-ASK = "settings, {} arm"
+RACE, REFINE, REPEAT = "settings of the race", "settings of the refinement", "settings of repeats"
 TUNE, OPTUNA, RECORDER, LOGS, TELL = "Tune's controller", "Optuna's database", "recorder", "logs", "display"
 SNAPSHOTS, TABLES, REPORT, END = "Tune's snapshots", "Tune's tables", "report", "end, the rest"
 MLFLOW, RAY = "MLflow's thread", "Ray's threads"
 ROOMS = (
-    *(ASK.format(arm) for arm in ("random", "default", "model")),
+    *(RACE, REFINE, REPEAT),
     *(OPTUNA, RECORDER, LOGS, TELL, MLFLOW, TUNE, SNAPSHOTS, RAY, TABLES, REPORT, END),
 )
 
@@ -91,8 +91,8 @@ class Clock:
         wall = time.perf_counter() - self._wall
         return {"trials": self._num_ended, "wall": wall, **self._seconds, MLFLOW: mlflow, RAY: others}
 
-    def count(self, owner: Any, method: str, room: str | Callable[[Any], str]) -> None:
-        """Counts the main thread's time in a method for ``room``, a name or a function of the first argument."""
+    def count(self, owner: Any, method: str, room: str) -> None:
+        """Counts the main thread's time in a method for ``room``."""
         original = getattr(owner, method)
 
         @functools.wraps(original)
@@ -100,7 +100,7 @@ class Clock:
             if threading.current_thread() is not threading.main_thread():
                 return original(first, *args, **kwargs)
             self._switch()
-            self._rooms.append(room if isinstance(room, str) else room(first))
+            self._rooms.append(room)
             try:
                 return original(first, *args, **kwargs)
             finally:
@@ -156,7 +156,7 @@ def refresh_seconds(recorder: Recorder, repeats: int = 3) -> float:
 
 def measured(spec: SearchSpec) -> dict[str, Any]:
     """Runs a search and returns its costs.  Run it in a process of its own, since it replaces functions for good."""
-    clock = Clock(every=max(1, len(spec.variants) * spec.trials // 20))
+    clock = Clock(every=max(1, len(spec.variants) * (spec.trials + spec.refine_trials) // 20))
     costs: dict[str, Any] = {}
     train, finish_search = trials.train, finish.finish_search
 
@@ -165,7 +165,8 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
         answer = train(recorder, *args)
         records = recorder.records.values()
         costs["total"] = clock.now()
-        costs["arms"], costs["statuses"] = Counter(r.arm for r in records), Counter(r.status for r in records)
+        costs["phases"] = Counter("repeat" if r.repeats is not None else r.phase for r in records)
+        costs["statuses"] = Counter(r.status for r in records)
         return answer
 
     def concluded(recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
@@ -180,10 +181,11 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
     finish.FLUSH_SECONDS = 3600.0  # MLflow falls behind trainings that take no time
     clock.watch()
     clock.count(trials, "tune_all", TUNE)
-    clock.count(VariantStudy, "ask", lambda study: ASK.format(study._next_arm()))
+    for method, room in (("ask_race", RACE), ("ask_refine", REFINE), ("ask_repeat", REPEAT)):
+        clock.count(VariantStudy, method, room)
     for method in ("_store", "_write"):
         clock.count(VariantStudy, method, OPTUNA)
-    for method in ("next_trial", "should_continue"):
+    for method in ("next_trial", "should_continue", "end"):
         clock.count(TrialScheduler, method, RECORDER)
     for method in ("start", "record", "end"):
         clock.count(Recorder, method, RECORDER)
@@ -202,7 +204,7 @@ def measured(spec: SearchSpec) -> dict[str, Any]:
 def main() -> None:
     """Runs one search and writes its costs."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--trials", type=int, required=True, help="trials of each variant")
+    options.add_argument("--trials", type=int, required=True, help="trials of each variant, half of them in the race")
     options.add_argument("--storage", default=None)
     options.add_argument("--tracking-uri", default=None)
     options.add_argument("--out", type=Path, required=True)
@@ -210,8 +212,12 @@ def main() -> None:
     spec = SearchSpec.from_flags(
         name="grown",
         variants=VARIANTS,
-        trials=chosen.trials,
+        trials=chosen.trials // 2,
+        round_size=1,
+        alpha=0.0,  # all have as many trials
+        refine_trials=chosen.trials - chosen.trials // 2,
         epochs=EPOCHS,
+        targets=(0.5, 0.8),  # which about half of them reach
         confirm_seeds=0,
         storage=chosen.storage,
         tracking_uri=chosen.tracking_uri,

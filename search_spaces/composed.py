@@ -1,8 +1,8 @@
 """Direction, memory, length and order searched at once.
 
-The space contains the default point of each paper's variants and of SGD with momentum.  They are enqueued after the
-random trials, as many as fit, in the order of PARTS, so that the model learns from what each idea gives alone.  A
-hyperparameter that a part does not have is at its neutral value.
+The space contains the default point of each paper's variants and of SGD with momentum.  They are enqueued: a
+refinement tries as many as fit into half of it, in the order of PARTS, so that the model learns from what each idea
+gives alone.  A hyperparameter that a part does not have is at its neutral value.
 
 Backward composition has no weight decay, as in its paper.
 """

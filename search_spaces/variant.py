@@ -37,7 +37,7 @@ class Variant:
     points: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     """Other default points by name, each as its differences from ``default``; see :meth:`at`."""
     enqueued: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
-    """Complete points by name, in order: a search tries as many as fit into half of its model-based trials."""
+    """Complete points by name, in order: after the default point, a refinement tries as many as fit into half of it."""
 
     def __post_init__(self) -> None:
         if set(self.default) != set(self.searched):
@@ -128,7 +128,7 @@ class Variant:
         return dataclasses.replace(changed, enqueued=kept)
 
     def at(self, point: str) -> Variant:
-        """The variant ``<name>-<point>``, with the named point as its default; at least four trials include it."""
+        """The variant ``<name>-<point>``, with the named point as its default."""
         placed = dataclasses.replace(
             self, name=f"{self.name}-{point}", default={**self.default, **self.points[point]}, points={}
         )

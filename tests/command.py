@@ -20,10 +20,21 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from tests.waiting import HANG_SECONDS
-from tuner.study.results import POINTS, load_search
+from tuner.core.search_spec import NUM_REPEATS
+from tuner.study.results import Search, load_search
 from tuner.study.trial_folder import TEST, folder_name
+from tuner.study.trial_record import POINTS
 
-SMALL = ["--name", "a", "--epochs", "2", "--trials", "2", "--confirm-seeds", "0"]
+TINY = ["--trials", "2", "--round-size", "1", "--refine-trials", "0"]
+"""A race of two rounds of one training each, which decides nothing, and no refinement."""
+RACED = ["sgdm", "lpsgdm"]
+LONG = ["--name", "a", "--epochs", "6", "--trials", "3", "--round-size", "1", "--refine-trials", "0"]
+LONG += ["--confirm-seeds", "1", "--variants", *RACED]
+"""A race of three rounds, which decides nothing."""
+ALONE = ["--trials", "1", "--round-size", "1", "--variants", "sgdm"]
+NUM_ALONE = 1 + NUM_REPEATS
+"""Trials of such a search, which has no race: the default point with several seeds."""
+SMALL = ["--name", "a", "--epochs", "2", *TINY, "--confirm-seeds", "0"]
 
 
 SEARCH = ("-m", "tuner.search")
@@ -138,10 +149,10 @@ def check_whole(
     """Exactly the planned trials and confirmed runs, each ended and each epoch once, in Optuna, in MLflow and for
     Tune's own tools; the test split read once, and last, unless the search has ``grown`` after it had ended."""
     seen = load_search(name, output=str(folder / "runs"), storage=storage)
-    explored = {f"{variant}-{number:02d}" for variant, count in trials.items() for number in range(count)}
+    made = {f"{variant}-{number:02d}" for variant, count in trials.items() for number in range(count)}
     confirmed = {record.name for record in seen.records.values() if record.phase == "confirm"}
     logs = epochs_logged(folder, name)
-    assert set(logs) == {folder_name(planned) for planned in explored | confirmed}
+    assert set(logs) == {folder_name(planned) for planned in made | confirmed}
     for trial, epochs in logs.items():
         assert epochs == list(range(1, len(epochs) + 1)), trial
 
@@ -152,13 +163,12 @@ def check_whole(
         assert all(trial.state.is_finished() for trial in study.trials)
         for recorded in study.trials:
             assert len(recorded.intermediate_values) == len(logs[f"{variant}-{recorded.number:02d}"])
-        arms = Counter(trial.user_attrs["arm"] for trial in study.trials)
-        assert arms["random"] == (trials[variant] + 1) // 2
+        check_places(seen, variant)
         numbers = [
             record.number for record in seen.records.values() if record.variant == variant if record.phase == "confirm"
         ]
         assert numbers == list(range(1, len(numbers) + 1))
-        for point in POINTS:
+        for point in POINTS if variant in seen.refined else ():
             assert len(seen.confirmed(variant, point)) == len(seen.wanted(variant, point))
     last_training = max((r.history[-1].finished_at for r in seen.records.values() if r.history), default=0)
     for record in seen.records.values():
@@ -167,8 +177,8 @@ def check_whole(
             assert (seen.folder / record.folder_name / TEST).stat().st_mtime > last_training, "before its time"
 
     client, runs = mlflow_runs(folder, tracking_uri, experiment)
-    phases = {run.info.run_name: run for run in runs if run.data.tags.get("phase") in ("explore", "confirm")}
-    assert set(phases) == explored | confirmed
+    phases = {run.info.run_name: run for run in runs if run.data.tags.get("phase") in ("race", "refine", "confirm")}
+    assert set(phases) == made | confirmed
     assert all("mlflow.parentRunId" in run.data.tags for run in phases.values())
     assert sum("mlflow.parentRunId" not in run.data.tags for run in runs) == 1
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -184,7 +194,18 @@ def check_whole(
     assert not list((folder / "runs" / name).glob("*/checkpoint*")), "left over"
     in_tune = as_tune_reads(folder / "runs" / name)
     trainings = {trial: found for trial, found in in_tune.items() if not trial.endswith("/test")}
-    assert trainings == {trial: ["TERMINATED", len(logs[folder_name(trial)])] for trial in explored | confirmed}
+    assert trainings == {trial: ["TERMINATED", len(logs[folder_name(trial)])] for trial in made | confirmed}
+
+
+def check_places(search: Search, variant: str) -> None:
+    """No slot, no setting and no repeat of a variant was trained twice; those of failed trainings may have been."""
+    places = Counter(tuple(sorted(record.place.items())) for record in search.trials_of(variant) if record.observed)
+    assert set(places.values()) <= {1}, places
+    race, size = search.race, search.spec.round_size
+    assert [one.number for one in race.rounds] == list(range(len(race.rounds)))
+    for one in race.rounds:
+        if variant in one.results:
+            assert [(("round", one.number), ("slot", slot)) in places for slot in range(size)] == [True] * size, one
 
 
 TUNES_OWN = """

@@ -20,7 +20,7 @@ from optuna.distributions import FloatDistribution
 from sqlalchemy import Engine
 
 from search_spaces import Variant
-from tests.command import Running, search
+from tests.command import TINY, Running, search
 from tests.distribution import process_of, pytest_xdist_make_scheduler  # noqa: F401
 from tests.postgres import BINARIES, Postgres
 from tests.tidy import nothing_left_in_the_working_directory, nothing_left_where_it_was_started  # noqa: F401
@@ -200,7 +200,8 @@ def open_recorder(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Iterator
         )
         opened.append(tracking)
         by_variant = {name: study.study for name, study in studies.items()}
-        search = Search(spec, "id", tuple(variants), tmp_path / "s", by_variant)
+        joined = {name: study.joined for name, study in studies.items()}
+        search = Search(spec, "id", tuple(variants), tmp_path / "s", by_variant, joined=joined)
         return Recorder(TrialScheduler(search, studies), tracking, storage)
 
     yield open_it
@@ -213,7 +214,7 @@ def open_recorder(mlflow_uri: str, storage_url: str, tmp_path: Path) -> Iterator
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A small search of all default variants; easy targets, so that they are reached."""
     folder = tmp_path_factory.mktemp("search")
-    arguments = ["--name", "a", "--epochs", "3", "--trials", "2", "--targets", ".2", ".6", "--confirm-seeds", "2"]
+    arguments = ["--name", "a", "--epochs", "3", *TINY, "--targets", ".2", ".6", "--confirm-seeds", "2"]
     ran = search(folder, *arguments, "--curvature", "3")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return folder, ran

@@ -15,6 +15,7 @@ from benchmarks.simulated_search import Truth, simulate
 from tests.command import search
 from tests.waiting import HANG_SECONDS
 from tuner.core.search_spec import SearchSpec
+from tuner.study.refinement import most_repeats
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 VARIANTS = ("sgdm", "lpsgdm", "lpsgdm-fixed", "critical", "hybrid", "critical-matched", "backward", "backward-forward")
@@ -53,7 +54,16 @@ SMALLER = {
 }
 """What makes these quick: fewer runs, and networks of a tenth of the dimension."""
 NOTEBOOKS = [path for path in sorted(FOLDER.glob("*.ipynb")) if path.stem not in OF_NO_SEARCH]
-LONG = {"02-p-schedules": (3, ["small: 72 trials", "Nothing was confirmed", "matter more than chance"])}
+LONG = {
+    "02-p-schedules": (
+        3,
+        [
+            f"small: {2 * (24 + 12 + most_repeats(24, 12))} trials",
+            "lacks controls of lpsgdm",
+            "matter more than chance",
+        ],
+    )
+}
 """Of a longer search without confirmation."""
 
 
@@ -68,8 +78,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "    return torch.nn.Sequential(torch.nn.Flatten(), first, torch.nn.ReLU(), second)\n"
     )
     ran = search(
-        folder, "--name", "small", "--variants", *VARIANTS, "--model", "mine:model", "--trials", "3", "--epochs", "3",
-        "--targets", ".3", ".7", "--confirm-seeds", "2",
+        folder, "--name", "small", "--variants", *VARIANTS, "--model", "mine:model", "--epochs", "3",
+        "--trials", "3", "--round-size", "1", "--refine-trials", "0", "--targets", ".3", ".7", "--confirm-seeds", "2",
         "--space", "backward:order.start=0.0", "backward:order.interval=1",  # so that there are replays
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -133,7 +143,9 @@ def long(tmp_path_factory: pytest.TempPathFactory, quick_sqlite: None) -> Path:
     spec = SearchSpec.from_flags(
         name="small",
         variants=("sgdm", "lpsgdm", "lpsgdm-rms"),
-        trials=36,
+        trials=24,
+        alpha=0.0,
+        refine_trials=12,
         confirm_seeds=0,
         epochs=4,
         early_stopping=False,
@@ -185,7 +197,9 @@ def test_notebook_of_a_long_search_without_confirmation(name: str, long: Path) -
 def test_notebook_says_what_to_search_where_its_variants_are_missing(
     path: Path, tmp_path: Path, quick_sqlite: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = simulate(SearchSpec(name="plain", variants=("sgdm",), trials=2), {"sgdm": Truth()}, output=tmp_path)
+    made = simulate(
+        SearchSpec(name="plain", variants=("sgdm",), trials=1, round_size=1), {"sgdm": Truth()}, output=tmp_path
+    )
     monkeypatch.setenv("TUNER_SEARCH", str(made.folder))
     opening = next(cell.source for cell in read(path).cells if cell.cell_type == "code")
     with pytest.raises(SystemExit, match=r"plain has .*: python -m tuner\.search --variants .*"):

@@ -146,7 +146,7 @@ def test_every_module_imports(environment: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_search_needs_no_other_distribution(environment: Path, tmp_path: Path) -> None:
-    small = ["--trials", "1", "--epochs", "1", "--confirm-seeds", "0", "--variants", "sgdm"]
+    small = ["--trials", "1", "--round-size", "1", "--epochs", "1", "--confirm-seeds", "0", "--variants", "sgdm"]
     ran = run(environment, "sgd-tuner", "search", *small, cwd=tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert len(list(tmp_path.glob("runs/*/report.html"))) == 1

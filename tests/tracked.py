@@ -41,7 +41,7 @@ def tell(tracking: Tracker, name: str, history: list[EpochMetrics], status: str 
         tracking.log_epoch(name, metrics)
     if status is not None:
         last = history[-1] if history else None
-        tracking.end_trial(name, status, speed_metrics(history, TARGETS) if history else {}, last, {"arm": "random"})
+        tracking.end_trial(name, status, speed_metrics(history, TARGETS) if history else {}, last, {"round": "0"})
 
 
 def runs(uri: str, search_id: str = "id") -> dict[str, Run]:

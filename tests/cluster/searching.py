@@ -33,7 +33,9 @@ class ClusterSearch:
         self.name = name
         self.trials = trials
         self._arguments = (
-            f"--name {name} --experiment {name} --variants {' '.join(VARIANTS)} --trials {trials} --epochs {epochs} "
+            f"--name {name} --experiment {name} --variants {' '.join(VARIANTS)} --epochs {epochs} --trials {trials} "
+            # As many trials of each, whatever they find.
+            "--round-size 1 --alpha 0 --refine-trials 0 "
             f"--confirm-seeds 1 --no-early-stopping --address auto --storage '{STORAGE}' --tracking-uri {MLFLOW} "
             "--checkpoints /srv/checkpoints --checkpoint-seconds 0"
         )

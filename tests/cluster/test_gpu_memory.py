@@ -45,4 +45,4 @@ def test_more_than_the_whole_is_the_whole() -> None:
 def test_a_training_that_does_not_fit_its_share_names_one_that_does(tmp_path: Path) -> None:
     workload = WorkloadSpec(model="resnet50", batch_size=512)
     with pytest.raises(ValueError, match=r"out of GPU memory with --gpus-per-trial 0.01 .*; --gpus-per-trial .* fits"):
-        worked(tmp_path, TrialSpec(workload=workload, epochs=1), "explore", gpu_share=0.01)
+        worked(tmp_path, TrialSpec(workload=workload, epochs=1), "race", gpu_share=0.01)

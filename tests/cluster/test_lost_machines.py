@@ -13,7 +13,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.command import FORMULA, HELD_EPOCH, Running, epochs_logged, mlflow_runs, studies
+from tests.command import FORMULA, HELD_EPOCH, NUM_ALONE, Running, epochs_logged, mlflow_runs, studies
 
 pytestmark = pytest.mark.slow
 EPOCHS = 2 * HELD_EPOCH
@@ -70,8 +70,8 @@ def test_what_counts_as_a_failure(
     cluster: Cluster, happens: Callable[[Cluster, Path], None], costs_a_failure: bool, tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
-    small = ["--name", "a", "--epochs", str(EPOCHS), "--trials", "2", "--confirm-seeds", "0", "--variants", "sgdm"]
-    small += ["--max-failures", "0", "--no-early-stopping", "--address", cluster.address]
+    small = ["--name", "a", "--epochs", str(EPOCHS), "--trials", "2", "--round-size", "2", "--confirm-seeds", "0"]
+    small += ["--variants", "sgdm", "--max-failures", "0", "--no-early-stopping", "--address", cluster.address]
     running = Running(tmp_path, *small, program=FORMULA, HOLD=str(go))
     running.wait_until(lambda: len(epochs_logged(tmp_path).get("sgdm-00", [])) == HELD_EPOCH)
     happens(cluster, tmp_path)
@@ -80,7 +80,8 @@ def test_what_counts_as_a_failure(
     go.touch()
     assert running.wait() == 0, running.output()
     states = [trial.state.name for trial in studies(tmp_path)["sgdm"].trials]
-    assert states == (["FAIL", "COMPLETE"] if costs_a_failure else ["COMPLETE", "COMPLETE"])
+    # Two settings, and repeats of those that finished.
+    assert states == (["FAIL", *["COMPLETE"] * NUM_ALONE] if costs_a_failure else ["COMPLETE"] * 2 * NUM_ALONE)
     _, runs = mlflow_runs(tmp_path)
     tags = next(run.data.tags for run in runs if run.info.run_name == "sgdm-00")
     assert tags.get("lost_machines") == (None if costs_a_failure else "1")

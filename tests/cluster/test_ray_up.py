@@ -9,6 +9,7 @@ import pytest
 from tests.cluster.browser import CHROMIUM, page_text
 from tests.cluster.cluster import MLFLOW, STORAGE, Cluster
 from tests.cluster.hosts import HOME
+from tests.command import TINY
 
 pytestmark = pytest.mark.cluster
 
@@ -23,7 +24,7 @@ EXPERIMENT = f"{MLFLOW}/#/experiments/1/runs"
 @pytest.fixture(scope="module")
 def searched(cluster: Cluster) -> Cluster:
     """The cluster after a search of four trials."""
-    small = "--variants sgdm adamw --trials 2 --epochs 2 --confirm-seeds 1 --no-early-stopping"
+    small = "--variants sgdm adamw --epochs 2 --confirm-seeds 1 --no-early-stopping " + " ".join(TINY)
     cluster.on_head(f"{SEARCH} --name first {small}")
     return cluster
 
@@ -57,7 +58,7 @@ def test_mlflow_through_the_tunnel_in_a_browser(searched: Cluster) -> None:
 
 
 def test_a_job_through_the_tunnel_with_the_token(cluster: Cluster) -> None:
-    small = "--variants sgdm --trials 1 --epochs 1 --confirm-seeds 0"
+    small = "--variants sgdm --trials 1 --round-size 1 --epochs 1 --confirm-seeds 0"
     submit = f"ray job submit --address http://127.0.0.1:8265 -- {SEARCH} --name job --output {HOME}/runs {small}"
     with cluster.tunnel(8265):
         refused = cluster.laptop("bash", "-c", submit, check=False)

@@ -45,14 +45,14 @@ def searcher_of(recorder: Recorder, max_live: int) -> TrialSearcher:
 
 def test_tune_keeps_a_text_of_a_spec_and_few_numbers(open_recorder: Open, toy: Toy) -> None:
     """It copies each setting of a trial's config several times, and counts each number of each result."""
-    recorder = open_recorder([toy()], trials=2)
+    recorder = open_recorder([toy()], trials=2, round_size=1)
     config = searcher_of(recorder, 2).suggest("a")
     assert from_dict(TrialSpec, json.loads(config["spec"])) == recorder.records["toy-00"].spec
     assert not any(isinstance(value, dict | list) for value in config.values())
 
 
 def test_no_more_trials_are_given_than_may_live(open_recorder: Open, toy: Toy) -> None:
-    recorder = open_recorder([toy()], trials=3)
+    recorder = open_recorder([toy()], trials=3, round_size=1)
     searcher = searcher_of(recorder, 2)
     given: list[Any] = [searcher.suggest(str(number)) for number in range(3)]
     assert [config and config["trial"] for config in given] == ["toy-00", "toy-01", None]
@@ -62,7 +62,7 @@ def test_no_more_trials_are_given_than_may_live(open_recorder: Open, toy: Toy) -
 
 def test_of_the_trials_that_live_the_first_that_waits_is_next(open_recorder: Open, toy: Toy) -> None:
     """A controller that names all trials, ended ones too, is not asked for them."""
-    scheduler = EarlyStopping(open_recorder([toy()], trials=1).scheduler)
+    scheduler = EarlyStopping(open_recorder([toy()], trials=1, round_size=1).scheduler)
     trials = [cast(Trial, FakeTrial(status)) for status in (Trial.RUNNING, Trial.PENDING, Trial.PENDING)]
     controller = Controller(live=trials)
     assert scheduler.choose_trial_to_run(controller) is None
@@ -82,7 +82,7 @@ def test_tune_has_no_logs_to_read_at_the_end(open_recorder: Open, toy: Toy) -> N
     """An empty list would have it read those of its snapshot."""
     trials = [cast(Trial, object()) for _ in range(3)]
     first = trials[0]
-    TuneCallback(open_recorder([toy()], trials=1)).on_experiment_end(trials)
+    TuneCallback(open_recorder([toy()], trials=1, round_size=1)).on_experiment_end(trials)
     assert trials == [first]
 
 
@@ -98,7 +98,7 @@ class GivenTrial:
 
 def test_a_trial_that_tune_takes_up_and_gives_up_at_one_loss_is_given_again(open_recorder: Open, toy: Toy) -> None:
     """Tune hears twice of an actor that dies while it is handed its next trial."""
-    recorder = open_recorder([toy()], trials=2)
+    recorder = open_recorder([toy()], trials=2, round_size=1)
     searcher, callback = (
         searcher_of(recorder, 9),
         TuneCallback(recorder),
@@ -116,7 +116,7 @@ def test_a_trial_that_tune_takes_up_and_gives_up_at_one_loss_is_given_again(open
 
 
 def test_a_trial_that_fails_too_often_ends(open_recorder: Open, toy: Toy) -> None:
-    recorder = open_recorder([toy()], trials=1)
+    recorder = open_recorder([toy()], trials=1, round_size=1)
     callback = TuneCallback(recorder)
     trial = cast(Trial, GivenTrial(searcher_of(recorder, 9).suggest("a")))
     for _ in range(recorder.spec.max_failures + 1):
@@ -130,7 +130,7 @@ def test_a_trial_that_fails_too_often_ends(open_recorder: Open, toy: Toy) -> Non
 def test_an_end_that_cannot_be_written_stops_the_search_and_is_no_failure(
     open_recorder: Open, toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder = open_recorder([toy()], trials=1)
+    recorder = open_recorder([toy()], trials=1, round_size=1)
     trial = cast(Trial, GivenTrial(searcher_of(recorder, 9).suggest("a")))
     callback = TuneCallback(recorder)
 

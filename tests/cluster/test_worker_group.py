@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from tests.command import Running, check_whole, epochs_logged
+from tests.command import ALONE, NUM_ALONE, Running, check_whole, epochs_logged
 from tuner.cluster.worker_group import WorkerGroup
 from tuner.core.errors import InvalidInput
 from tuner.train.data_parallel import Replicas
@@ -116,16 +116,16 @@ def test_the_end_of_one_is_the_end_of_all_and_told_as_its_own(head: Any, end: st
 def test_a_search_whose_replica_is_killed_ends_whole(tmp_path: Path) -> None:
     running = Running(
         tmp_path,
-        *["--name", "a", "--variants", "sgdm", "--trials", "1", "--epochs", "5", "--confirm-seeds", "1"],
+        *["--name", "a", *ALONE, "--epochs", "5", "--confirm-seeds", "1"],
         *["--workers-per-trial", "2", "--cpus-per-trial", "1", "--no-early-stopping"],
     )
     running.wait_until(lambda: any(2 <= len(epochs) < 5 for epochs in epochs_logged(tmp_path).values()))
     companions = [
         process
         for process in psutil.Process(running.process.pid).children(recursive=True)
-        if any("Worker" in word for word in process.cmdline())
+        if any(word.startswith("ray::Worker") for word in process.cmdline())  # not the raylet, which names Java's
     ]
     assert companions
     companions[0].kill()
     assert running.wait() == 0, running.output()
-    check_whole(tmp_path, {"sgdm": 1})
+    check_whole(tmp_path, {"sgdm": NUM_ALONE})

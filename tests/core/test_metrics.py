@@ -23,13 +23,46 @@ from tuner.core.metrics import (
 MakeEpoch = Callable[..., EpochMetrics]
 
 
-def test_time_to_target_is_the_first_epoch_at_or_above_it(epoch: MakeEpoch) -> None:
-    history = [epoch(1, 0.5), epoch(2, 0.9), epoch(3, 0.7), epoch(4, 0.95)]
+def test_a_target_is_crossed_at_the_first_evaluation_that_reaches_it(epoch: MakeEpoch) -> None:
+    history = [epoch(1, 0.5), epoch(2, 0.9, steps=12), epoch(3, 0.7), epoch(4, 0.95)]
     reached = time_to_target(history, 0.9)
     assert reached is not None
-    assert (reached.epochs, reached.gradient_evaluations, reached.seconds) == (2, 20, 1.0)
+    assert (reached.epoch, reached.epochs, reached.gradient_evaluations) == (2, 2.0, 20.0)
+    assert (reached.steps, reached.seconds) == (12, 1.0)
     assert time_to_target(history, 0.96) is None
     assert time_to_target([], 0.1) is None
+
+
+def test_times_to_a_target_lie_on_straight_lines_between_evaluations(epoch: MakeEpoch) -> None:
+    """Evaluations need not be an epoch apart, and replays make steps fewer than gradient evaluations."""
+    history = [epoch(2, 0.5, steps=8), epoch(4, 0.9, gradient_evaluations=60, steps=16), epoch(5, 0.99)]
+    for target, share in ((0.6, 0.25), (0.7, 0.5), (0.9, 1.0)):
+        reached = time_to_target(history, target)
+        assert reached is not None and reached.epoch == 4
+        assert reached.gradient_evaluations == pytest.approx(20 + 40 * share)
+        assert reached.steps == pytest.approx(8 + 8 * share)
+        assert reached.epochs == pytest.approx(2 + 2 * share) and reached.seconds == pytest.approx(1 + share)
+
+
+def test_before_the_first_evaluation_a_training_is_at_chance(epoch: MakeEpoch) -> None:
+    for chance, share in ((0.0, 0.5), (0.1, 0.3 / 0.7)):
+        reached = time_to_target([epoch(1, 0.8, chance=chance)], 0.4)
+        assert reached is not None and reached.epoch == 1
+        assert reached.gradient_evaluations == pytest.approx(10 * share) and reached.epochs == pytest.approx(share)
+    for target in (0.1, 0.05):  # guessing reaches it, and what was trained is still paid for
+        reached = time_to_target([epoch(1, 0.8, chance=0.1)], target)
+        assert reached is not None and (reached.gradient_evaluations, reached.epochs) == (10, 1)
+
+
+def test_the_higher_the_target_the_later_it_is_crossed_and_at_an_evaluation_as_that_says(epoch: MakeEpoch) -> None:
+    history = [epoch(1, 0.3), epoch(2, 0.25), epoch(3, 0.25), epoch(4, 0.6), epoch(5, 0.6), epoch(6, 0.61)]
+    times = []
+    for percent in range(1, 62):
+        reached = time_to_target(history, percent / 100)
+        assert reached is not None
+        assert 10 * (reached.epoch - 1) < reached.gradient_evaluations <= 10 * reached.epoch
+        times.append(reached.gradient_evaluations)
+    assert times == sorted(times) and len(set(times)) == 61
 
 
 def test_a_diverged_epoch_reaches_no_target_and_is_no_best(epoch: MakeEpoch) -> None:
@@ -71,10 +104,11 @@ def test_max_loss_jump(epoch: MakeEpoch) -> None:
 
 
 def test_names_of_the_final_metrics(epoch: MakeEpoch) -> None:
-    metrics = speed_metrics([epoch(1, 0.5), epoch(2, 0.93)], (0.9, 0.925, 0.95))
-    assert metrics["speed/epochs_to_90"] == 2.0
-    assert metrics["speed/gradient_evaluations_to_92.5"] == 20.0
-    assert metrics["speed/seconds_to_90"] == 1.0
+    metrics = speed_metrics([epoch(1, 0.5), epoch(2, 0.94)], (0.72, 0.83, 0.925, 0.95))
+    assert metrics["speed/epochs_to_72"] == 2.0, "those of the evaluation that reached it"
+    assert metrics["speed/gradient_evaluations_to_83"] == pytest.approx(17.5)
+    assert metrics["speed/seconds_to_72"] == pytest.approx(0.75)
+    assert "speed/epochs_to_92.5" in metrics
     assert not any(name.endswith("_95") for name in metrics)
     assert target_label(0.9) == "90" and target_label(0.925) == "92.5"
 

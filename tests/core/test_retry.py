@@ -21,6 +21,7 @@ from tuner.core import retry as retry_module
 from tuner.core.errors import StorageFailed
 from tuner.core.metrics import EpochMetrics
 from tuner.core.retry import retry
+from tuner.core.search_spec import SearchSpec
 from tuner.study.optuna_study import VariantStudy, close_storage, open_storage
 
 Epoch = Callable[..., EpochMetrics]
@@ -105,22 +106,26 @@ def cut_off(postgres: Postgres, at: int, *, done: bool) -> Iterator[list[int]]:
 
 
 def lived(storage: RDBStorage, search: str, variant: Variant, epoch: Epoch) -> None:
-    """A study from its beginning on, with a trial of each arm and ending."""
-    study = VariantStudy(
-        storage=storage, search=search, variant=variant, objective="auc", targets=(0.9,), num_trials=4, seed=0
-    )
-    for status in ("finished", "failed", "stopped"):
-        number = study.ask()
+    """A study from its beginning on, with a trial of each kind and ending."""
+    study = VariantStudy(storage, SearchSpec(objective="auc"), variant, search=search)
+    study.join(2)
+    for status, number in (
+        ("finished", study.ask_race(2, 1)),
+        ("failed", study.ask_refine(0, 3)),
+        ("stopped", study.ask_repeat(1, 1)),
+    ):
         history = [epoch(1, 0.2 + number / 10)]
         study.report(number, history)
         study.tell(number, status, history, "it broke" if status == "failed" else None)
-    study.settings(study.ask())
+    study.settings(study.ask_refine(1, 3))
 
 
 def held(storage: RDBStorage, search: str) -> list[tuple[Any, ...]]:
-    """What the database holds of the study's trials, times apart."""
-    trials = storage.get_all_trials(storage.get_study_id_from_name(f"{search}/toy"))
-    return [(t.number, t.state, t.values, t.params, t.user_attrs, t.intermediate_values) for t in trials]
+    """What the database holds of the study and its trials, times apart."""
+    study = storage.get_study_id_from_name(f"{search}/toy")
+    trials = storage.get_all_trials(study)
+    held = [(t.number, t.state, t.values, t.params, t.user_attrs, t.intermediate_values) for t in trials]
+    return [*held, (storage.get_study_user_attrs(study),)]
 
 
 @pytest.fixture
@@ -133,11 +138,14 @@ def test_a_connection_that_ends_at_any_commit_doubles_and_loses_nothing(
     postgres: Postgres, toy: Toy, epoch: Epoch, in_haste: None, done: bool
 ) -> None:
     storage = open_storage(postgres.create_database(f"cut-{done}"))
-    variant = toy(enqueued={"a": {**toy().fixed, **toy().default}})
+    variant = toy()
     with cut_off(postgres, -1, done=done) as commits:
         lived(storage, "whole", variant, epoch)
     expected = held(storage, "whole")
-    assert [trial[4]["arm"] for trial in expected] == ["random", "random", "default", "model"]
+    assert [set(trial[4]) - {"status", "failure"} for trial in expected[:-1]] == [
+        {"round", "slot"}, {"index", "point"}, {"repeats", "repeat"}, {"index"},
+    ]  # fmt: skip
+    assert expected[-1] == ({"joined": 2},)
     for at in commits:
         with cut_off(postgres, at, done=done) as reached:
             lived(storage, str(at), variant, epoch)

@@ -11,7 +11,18 @@ import pytest
 
 from search_spaces import GROUPS
 from tuner.core.errors import InvalidInput
-from tuner.core.search_spec import FAR_ABOVE_CRITICAL, LEAVES, SET_BY_SEARCH, SearchSpec, seconds
+from tuner.core.search_spec import (
+    FAR_ABOVE_CRITICAL,
+    FIRST_FRESH,
+    FIRST_PILOT,
+    FIRST_REFINE,
+    FIRST_REPEAT,
+    LEAVES,
+    NUM_REPEATS,
+    SET_BY_SEARCH,
+    SearchSpec,
+    seconds,
+)
 from tuner.core.serialization import digest, flatten
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
 from tuner.study.search_folder import CHANGEABLE_ON_RESUME, refuse_changes
@@ -66,7 +77,17 @@ def test_names_that_are_no_plain_folder_names_are_refused(field: str, name: str)
         ({"targets": (math.nan,)}, "--targets nan: must be in (0, 1)"),
         ({"precision": "flaot32"}, "--precision 'flaot32': did you mean 'float32'?"),
         ({"confirm_seeds": -1}, "--confirm-seeds -1: must be at least 0"),
-        ({"trials": 500_000}, "--trials 500000: must be at least 1 and below 500000"),
+        ({"trials": 400_000}, "--trials 400000: must be at least 1 and below 400000"),
+        ({"round_size": 0}, "--round-size 0: must be at least 1 and at most --trials 64"),
+        ({"trials": 3}, "--round-size 4: must be at least 1 and at most --trials 3"),
+        *(
+            ({"alpha": alpha}, f"--alpha {alpha}: must be at least 0 and below 1")
+            for alpha in (-0.1, 1.0, math.inf, math.nan)
+        ),
+        ({"refine_trials": -1}, "--refine-trials -1: must be at least 0"),
+        ({"refine_trials": 90_000}, "--refine-trials 90000"),
+        ({"sampler": "tp"}, "--sampler 'tp': did you mean 'tpe'?"),
+        ({"confirm": "al"}, "--confirm 'al': did you mean 'all'?"),
         ({"prune_above_critical": 3.0}, "--prune-above-critical 3: needs --predict-critical-lr"),
         *(
             ({"prune_above_critical": factor, "predict_critical_lr": True}, f"--prune-above-critical {factor}: must be")
@@ -102,7 +123,28 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         seconds(text)
 
 
-def test_trials_of_one_number_share_their_seed_and_all_others_differ() -> None:
+@pytest.mark.parametrize(
+    ("values", "num_rounds"),
+    [
+        ({}, 16),
+        ({"trials": 63}, 15),
+        ({"trials": 7, "round_size": 7}, 1),
+        ({"trials": 7, "round_size": 1}, 7),
+        ({"objective": "auc"}, 16),
+        ({"objective": "pareto"}, 0),
+    ],
+)
+def test_a_race_has_as_many_rounds_as_its_trials_fill(values: dict[str, Any], num_rounds: int) -> None:
+    assert SearchSpec.from_flags(**values).num_rounds == num_rounds
+
+
+def test_the_baseline_is_sgdm_or_else_the_first_unless_one_is_named() -> None:
+    assert SearchSpec().baseline_among(["adamw", "sgdm"]) == "sgdm"
+    assert SearchSpec().baseline_among(["adamw", "lion"]) == "adamw"
+    assert SearchSpec(baseline="lion").baseline_among(["adamw", "lion", "sgdm"]) == "lion"
+
+
+def test_trainings_of_one_number_share_their_seed_and_all_others_differ() -> None:
     seeds = [
         SearchSpec(seed=seed).trial_spec(OptimizerSpec(), number).seed for seed in range(4) for number in range(100)
     ]
@@ -115,7 +157,6 @@ def test_everything_a_trial_can_differ_in_comes_from_the_search() -> None:
     values: dict[str, Any] = {
         "epochs": 3,
         "targets": (0.5,),
-        "stop_at_target": True,
         "precision": "float64",
         "compile": True,
         "workload": "cifar10",
@@ -144,6 +185,8 @@ def test_what_may_change_on_resume_changes_no_trial(name: str) -> None:
         "list": True,
         "download": True,
         "trials": 99,
+        "refine_trials": 20,
+        "confirm": "all",
         "variants": ("sgdm", "adamw"),
         "max_concurrent": 3,
         "max_failures": 0,
@@ -167,7 +210,7 @@ def changed(spec: SearchSpec, **flags: Any) -> SearchSpec:
     return SearchSpec.from_flags(**spec.flags() | flags)
 
 
-SAVED = SearchSpec.from_flags(name="s", variants=("sgdm", "adamw"), trials=8, epochs=10)
+SAVED = SearchSpec.from_flags(name="s", variants=("sgdm", "adamw"), trials=8, refine_trials=4, epochs=10)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +238,8 @@ def test_a_resumed_search_keeps_the_variants_of_a_group() -> None:
     "changes",
     [
         {"trials": 9},
+        {"refine_trials": 5},
+        {"confirm": "all"},
         {"variants": ("sgdm", "adamw", "critical")},
         {"variants": ("adamw", "sgdm")},
         {"max_concurrent": 1},
@@ -218,7 +263,11 @@ def test_a_resumed_search_may_grow_and_run_elsewhere(changes: dict[str, Any]) ->
         ({"space": ("lr.peak=0.1:0.2",)}, "--space lr.peak=0.1:0.2: "),
         ({"objective": "auc"}, "--objective auc: search 's' was started with time-to-target"),
         ({"targets": (0.9,)}, "--targets 0.9: search 's' was started with 0.9 0.95"),
-        ({"stop_at_target": True}, "--stop-at-target"),
+        ({"round_size": 2}, "--round-size 2: search 's' was started with 4"),
+        ({"alpha": 0.1}, "--alpha 0.1: search 's' was started with 0.05"),
+        ({"refine_trials": 3}, "--refine-trials 3: a resumed search keeps its 4 or adds some"),
+        ({"sampler": "gp"}, "--sampler gp"),
+        ({"baseline": "adamw"}, "--baseline adamw"),
         ({"early_stopping": False}, "--early-stopping"),
         ({"workload": "cifar10"}, "--workload cifar10"),
         ({"model": "resnet18"}, "--model resnet18"),
@@ -243,15 +292,37 @@ def test_every_field_is_either_changeable_or_refused() -> None:
     assert set(SearchSpec().flags()) >= CHANGEABLE_ON_RESUME
 
 
+def test_a_search_that_confirms_all_variants_goes_on_doing_so() -> None:
+    saved = changed(SAVED, confirm="all")
+    refuse_changes(saved, saved)
+    with pytest.raises(InvalidInput, match=r"^--confirm left: a resumed search that confirms all"):
+        refuse_changes(SAVED, saved)
+
+
 def test_confirmed_runs_have_fresh_seeds_and_run_to_their_end() -> None:
-    spec = SearchSpec.from_flags(seed=3, trials=2, stop_at_target=True)
+    spec = SearchSpec.from_flags(seed=3)
     optimizer = OptimizerSpec()
     runs = [spec.confirm_spec(optimizer, k) for k in range(3)]
-    trials = [spec.trial_spec(optimizer, number) for number in range(2)]
+    pilots = [spec.pilot_spec(optimizer, k) for k in range(3)]
+    trials = [spec.trial_spec(optimizer, number) for number in (0, 1, FIRST_REFINE, FIRST_REPEAT)]
     next_search = [dataclasses.replace(spec, seed=4).trial_spec(optimizer, number) for number in range(2)]
-    assert len({run.seed for run in [*runs, *trials, *next_search]}) == 7
-    assert not any(run.stop_at_target for run in runs)
+    assert len({run.seed for run in [*runs, *pilots, *trials, *next_search]}) == 12
+    assert not any(run.stop_at_target for run in [*runs, *pilots]) and all(trial.stop_at_target for trial in trials)
     assert dataclasses.replace(runs[0], seed=0, stop_at_target=True) == dataclasses.replace(trials[0], seed=0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"early_stopping": False}, {"objective": "accuracy"}, {"objective": "auc"}, {"objective": "pareto"}]
+)
+def test_a_trial_goes_on_beyond_its_target_where_its_end_is_asked_for(changes: dict[str, Any]) -> None:
+    assert SearchSpec().trial_spec(OptimizerSpec(), 0).stop_at_target
+    assert not SearchSpec.from_flags(**changes).trial_spec(OptimizerSpec(), 0).stop_at_target
+
+
+def test_seeds_of_the_largest_search_do_not_meet() -> None:
+    largest = SearchSpec.from_flags(trials=FIRST_REFINE - 1, refine_trials=FIRST_REPEAT - FIRST_REFINE - 1)
+    assert largest.trials <= FIRST_REFINE < FIRST_REFINE + largest.refine_trials <= FIRST_REPEAT
+    assert FIRST_REPEAT + NUM_REPEATS < FIRST_FRESH < FIRST_PILOT < 1_000_003
 
 
 @pytest.mark.parametrize(("seeds", "default"), [(0, 0), (1, 1), (6, 3), (7, 4)])
@@ -282,17 +353,19 @@ def test_what_lies_far_above_the_predicted_rate_is_what_would_be_pruned() -> Non
 def test_every_leaf_of_a_training_is_a_flag_once_or_is_set_by_the_search() -> None:
     leaves = [leaf for leaf in flatten(TrialSpec()) if not leaf.startswith("optimizer.")]
     of_flags = [".".join(path[1:]) for path in LEAVES.values() if path[0] == "training"]
+    assert "targets" in LEAVES and "stop_at_target" not in LEAVES
     assert sorted([*of_flags, *SET_BY_SEARCH]) == sorted(leaves)
     own = [item.name for item in dataclasses.fields(SearchSpec) if item.name != "training"]
     assert len(LEAVES) == len(own) + len(of_flags), "two flags of one name"
 
 
 def test_flags_make_the_spec_again() -> None:
-    spec = SearchSpec.from_flags(workload="diagonal", targets=[0.5], trials=3, checkpoints="s3://bucket/x", epochs=2)
+    flags = {"workload": "diagonal", "targets": [0.5], "trials": 5, "checkpoints": "s3://bucket/x", "epochs": 2}
+    spec = SearchSpec.from_flags(**flags)
     assert (spec.training.workload.model, spec.training.targets) == ("diagonal", (0.5,))
     assert SearchSpec.from_flags(**spec.flags()) == spec
     training = TrialSpec(workload=WorkloadSpec(data="diagonal"), targets=(0.5,), epochs=2)
-    assert SearchSpec(training=training, trials=3, checkpoints="s3://bucket/x") == spec
+    assert SearchSpec(training=training, trials=5, checkpoints="s3://bucket/x") == spec
 
 
 @pytest.mark.parametrize(

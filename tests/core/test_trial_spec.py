@@ -169,7 +169,7 @@ def test_text_that_is_no_number_is_refused_by_its_whole_name() -> None:
         (TrialSpec, "epochs", (1,), (0,)),
         (TrialSpec, "max_loss", (1e-3, math.inf), (0.0, -1.0, math.nan)),
         (TrialSpec, "seed", (0, 2**62 - 1), (-1, 2**62)),
-        (TrialSpec, "targets", ((0.1,), (0.1, 0.2)), ((), (0.0,), (1.0,), (0.2, 0.1), (0.1, 0.1), (math.nan,))),
+        (TrialSpec, "targets", ((), (0.1,), (0.1, 0.2)), ((0.0,), (1.0,), (0.2, 0.1), (0.1, 0.1), (math.nan,))),
     ],
 )
 def test_ranges_are_as_documented(kind: Any, name: str, inside: tuple[Any, ...], outside: tuple[Any, ...]) -> None:
@@ -178,6 +178,12 @@ def test_ranges_are_as_documented(kind: Any, name: str, inside: tuple[Any, ...],
     for value in outside:
         with pytest.raises(InvalidInput, match=name):
             kind(**{name: value})
+
+
+def test_a_training_stops_at_no_target_that_it_does_not_have() -> None:
+    assert TrialSpec(targets=(0.5,), stop_at_target=True).stop_at_target
+    with pytest.raises(InvalidInput, match="targets"):
+        TrialSpec(stop_at_target=True)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_or_with_all() -> None:

@@ -14,12 +14,15 @@ import pytest
 
 from benchmarks.calibration import SAME, searches
 from benchmarks.simulated_search import Truth, curve, simulate
+from tests.report.racing import end_rounds, raced
+from tuner import race
 from tuner.core.errors import InvalidInput
 from tuner.core.search_spec import SearchSpec
 from tuner.report.comparison import (
     UNITS,
+    bounded_cost,
     compare,
-    compare_pair,
+    compare_pairs,
     cost,
     describe,
     ranking,
@@ -27,7 +30,7 @@ from tuner.report.comparison import (
     tuned_against_default,
     write_csv,
 )
-from tuner.report.intervals import Interval, paired_ratio, search_ratio
+from tuner.report.intervals import Interval, holm, paired_ratio
 from tuner.study.results import Search
 
 SLOW, FAST = Truth(), Truth(speed=1.2)
@@ -35,8 +38,9 @@ SECONDS = ("sgdm", 0.95, "seconds")
 
 
 def made(sgdm: Truth = SLOW, adamw: Truth = FAST, critical: Truth = SLOW, **changes: object) -> Search:
-    """A search over three variants."""
-    spec = SearchSpec.from_flags(name="made", variants=("sgdm", "adamw", "critical"), **changes)
+    """A search over three variants with one round, which puts nobody out, so that all are confirmed."""
+    values = {"name": "made", "variants": ("sgdm", "adamw", "critical"), "trials": 4, "confirm": "all"}
+    spec = SearchSpec.from_flags(**{**values, **changes})
     return simulate(spec, {"sgdm": sgdm, "adamw": adamw, "critical": critical})
 
 
@@ -49,10 +53,8 @@ def test_times_are_medians_over_the_confirmed_runs() -> None:
         row = rows["adamw", 0.95, unit]
         assert row.interval.estimate == np.median([cost(run, 0.95, unit) for run in runs.values()])
         assert (row.reached, row.num_seeds, row.point) == (6, 6, "best")
-    assert (
-        rows["adamw", 0.95, "gradient_evaluations"].interval.estimate
-        == 16 * rows["adamw", 0.95, "epochs"].interval.estimate
-    )
+    spent, epochs = (rows["adamw", 0.95, unit].interval.estimate for unit in ("gradient_evaluations", "epochs"))
+    assert spent == pytest.approx(16 * epochs) and epochs % 1, "between two evaluations"
     assert {t.num_seeds for t in times(search, "default")} == {3}
 
 
@@ -83,66 +85,124 @@ def test_csv(tmp_path: Path) -> None:
     assert float(rows["sgdm", "0.9", "epochs"]["level"]) == 31 / 32
 
 
+def test_a_miss_has_the_least_cost_that_it_can_have_in_a_ratio() -> None:
+    (run, *_) = made().confirmed("adamw").values()
+    assert bounded_cost(run, 0.95, "epochs") == cost(run, 0.95, "epochs")
+    # Of 160 gradient evaluations in ten epochs of .4 s.
+    last = run.history[-1]
+    run.history = [dataclasses.replace(metrics, validation_accuracy=0.5) for metrics in run.history]
+    assert bounded_cost(run, 0.95, "gradient_evaluations") == 161
+    assert bounded_cost(run, 0.95, "epochs") == pytest.approx(161 / 16)
+    assert bounded_cost(run, 0.95, "seconds") == pytest.approx(161 / 160 * last.seconds)
+    # One that diverged early cost the whole budget, too.
+    run.history, run.status = run.history[:2], "diverged"
+    assert bounded_cost(run, 0.95, "gradient_evaluations") == 161
+    assert bounded_cost(run, 0.95, "epochs") == pytest.approx(161 / 16)
+
+
 def test_equal_seeds_are_pairs() -> None:
     search = made()
     ours, theirs = search.confirmed("adamw"), search.confirmed("sgdm")
     ours[0].status, theirs[5].status = "failed", "failed"
     costs = [[cost(runs[k], 0.9, "seconds") for k in (1, 2, 3, 4)] for runs in (ours, theirs)]
-    assert compare_pair(search, "adamw", "sgdm", "seconds", 0.9).settings == paired_ratio(costs[0], costs[1])
+    step = np.mean([run.history[-1].seconds / 160 for runs in (ours, theirs) for run in list(runs.values())[1:5]])
+    (found,) = compare_pairs(search, [("adamw", "sgdm")], "seconds", 0.9)
+    expected = paired_ratio(costs[0], costs[1], resolution=float(step))
+    assert found.settings is not None
+    assert found.settings.estimate == pytest.approx(expected.estimate)
+    assert (found.settings.low, found.settings.high) == pytest.approx((expected.low, expected.high))
+    theirs[1].history = theirs[1].history[:1]
+    (missed,) = compare_pairs(search, [("adamw", "sgdm")], "seconds", 0.9)
+    assert missed.settings and missed.settings.estimate < found.settings.estimate and missed.settings.high < inf
 
 
-def test_the_luck_of_a_search_is_in_its_random_arm() -> None:
-    search = made(trials=16)
-    before = compare_pair(search, "adamw", "sgdm")
-    arms = [
-        [cost(r, 0.95, "gradient_evaluations") for r in search.trials_of(name) if r.arm == "random"]
-        for name in ("adamw", "sgdm")
-    ]
-    assert len(arms[0]) == 8 and inf in arms[0], "stopped trials are there"
-    assert before.search == search_ratio(arms[0], arms[1])
-    for record in search.trials_of("adamw"):
-        if record.arm == "model":
-            record.history, record.arm = curve(record.spec, Truth(speed=9)), "default"
-    assert compare_pair(search, "adamw", "sgdm").search == before.search
-    arm = [r for r in search.trials_of("adamw") if r.arm == "random"]
-    for record, status in zip(arm, ("failed", "running", "pending"), strict=False):
-        record.status = status
-    assert compare_pair(search, "adamw", "sgdm").search == search_ratio(arms[0][3:], arms[1])
+def test_runs_that_never_arrive_compare_nothing() -> None:
+    search = made(*[Truth(top=0.5)] * 3)
+    assert search.confirmed("adamw") and {c.settings for c in compare(search)} == {None}
 
 
-def test_a_sentence_about_variants_needs_both() -> None:
-    found = compare_pair(made(), "adamw", "sgdm")
-    assert found.settings and found.search and found.whole
-    assert (found.settings_verdict, found.verdict) == ("faster", "undecided"), "four random trials are too few"
-    assert found.whole.low == min(found.settings.low, found.search.low)
-    assert found.whole.high == max(found.settings.high, found.search.high)
-    assert found.whole.level == min(found.settings.level, found.search.level)
-    assert found.p_value == found.whole.p_value == max(found.settings.p_value or 0, found.search.p_value or 0)
-    more = next(searches(1, 32, SLOW, 2.0))
-    assert [compare_pair(more, *pair).verdict for pair in (("twin", "sgdm"), ("sgdm", "twin"))] == ["faster", "slower"]
+def test_rounds_won_are_those_of_the_race() -> None:
+    times = {"sgdm": [60.0, 60.0, 30.0, 60.0], "adamw": [30.0, 30.0, 60.0, 60.0], "lion": [90.0] * 4}
+    search = raced(times, trials=50)
+    found = {(c.variant, c.baseline): c for c in [*compare(search), *compare(search, baseline="adamw")]}
+    assert list(found) == [("adamw", "sgdm"), ("lion", "sgdm"), ("sgdm", "adamw"), ("lion", "adamw")]
+    ours, theirs = found["adamw", "sgdm"], found["sgdm", "adamw"]
+    assert (ours.won, ours.lost, theirs.won, theirs.lost) == (2, 1, 1, 2)
+    assert ours.evidence == theirs.evidence == race.evidence(2, 1), "the larger of both directions"
+    assert ours.share == race.interval(2, 1) and theirs.share == race.interval(1, 2)
+    assert (ours.settings, ours.settings_p_value, ours.settings_verdict) == (None, None, "undecided")
 
 
-def test_p_values_are_adjusted_for_all_that_is_compared() -> None:
-    search = made(critical=Truth(speed=0.9), trials=32)
+def test_how_much_evidence_a_verdict_needs() -> None:
+    """Of K = 4 at .05: (K - 1)/.05 = 60 puts out; twice as much for a baseline; K times as much for any pair."""
+    names = ("sgdm", "adamw", "lion", "critical")
+    search = raced({name: [60.0] for name in names}, trials=50)
+    assert [c.threshold for c in compare(search)] == pytest.approx([120] * 3)
+    assert [c.threshold for c in compare(search, baseline="lion")] == pytest.approx([240] * 3)
+    assert [c.threshold for c in compare_pairs(search, [("adamw", "sgdm")])] == pytest.approx([240])
+    assert {c.threshold for c in compare(raced({name: [60.0] for name in names}, alpha=0.0))} == {inf}
+    # Of two, 1/.05 for each direction puts out, and no more is needed for a verdict.
+    two = raced({name: [60.0] for name in names[:2]})
+    assert [c.threshold for c in compare(two)] == pytest.approx([40]) == [two.race.pair_threshold("sgdm", "adamw")]
+    assert [c.threshold for c in compare_pairs(two, [("adamw", "sgdm")])] == pytest.approx([40])
+
+
+@pytest.mark.parametrize(("num_wins", "verdict"), [(8, "undecided"), (9, "faster")])
+def test_two_that_are_left_differ_only_with_twice_the_evidence_that_puts_out(num_wins: int, verdict: str) -> None:
+    """Evidence of 100 after eight wins puts out at 60; 180 after nine is above 120."""
+    search = raced({name: [60.0] for name in ("sgdm", "adamw", "lion", "critical")}, trials=50)
+    search.race.wins["adamw", "sgdm"] = num_wins
+    found = {c.variant: c for c in compare(search)}
+    assert found["adamw"].verdict == verdict and found["lion"].verdict == "undecided"
+    (turned,) = compare_pairs(search, [("sgdm", "adamw")])
+    assert turned.verdict == "undecided", "240 for a pair that nobody named beforehand"
+
+
+def test_the_only_one_left_is_faster_on_the_evidence_of_the_race() -> None:
+    names = ("sgdm", "adamw", "lion", "critical")
+    search = raced({name: [30.0 if name == "adamw" else 60.0] * 9 for name in names}, trials=50)
+    assert search.race.left == ["adamw"] and len(search.race.rounds) == 8
+    found = {c.variant: c for c in compare(search)}
+    assert found["adamw"].threshold == pytest.approx(60) and found["adamw"].verdict == "faster"
+    assert found["adamw"].at_least == search.race.at_least("adamw", "sgdm", 60) == pytest.approx(1.25)
+    assert found["lion"].threshold == pytest.approx(120) and found["lion"].verdict == "undecided"
+    assert {c.verdict for c in compare(search, baseline="adamw")} == {"slower"}
+    assert [c.at_least for c in compare(search, baseline="adamw")] == pytest.approx([1.25] * 3)
+
+
+def test_a_variant_that_was_added_needs_more() -> None:
+    search = raced({"sgdm": [60.0], "adamw": [60.0]}, joined={"lion": 1}, variants=("sgdm", "adamw", "lion"), trials=50)
+    end_rounds(search, {"sgdm": [60.0], "adamw": [60.0], "lion": [30.0]})
+    found = {c.variant: c.threshold for c in compare(search)}
+    assert found == {"adamw": pytest.approx(2 / 0.05), "lion": pytest.approx(2 * 2 / 0.025)}
+
+
+def test_p_values_are_adjusted_for_all_settings_that_are_compared() -> None:
+    search = made(critical=Truth(speed=0.62))
     found = {c.variant: c for c in compare(search)}
     assert list(found) == ["adamw", "critical"] and {c.baseline for c in found.values()} == {"sgdm"}
-    alone = {name: compare_pair(search, name, "sgdm") for name in found}
-    p = {name: alone[name].p_value or 0.0 for name in alone}
-    smaller, larger = sorted(p, key=lambda name: p[name])
-    assert p[smaller] < p[larger]
-    assert found[smaller].p_value == pytest.approx(2 * p[smaller])
-    assert found[larger].p_value == pytest.approx(min(1.0, max(2 * p[smaller], p[larger])))
-    assert found[smaller].whole == alone[smaller].whole, "the interval shown is of one comparison"
+    p = [c.settings.p_value for c in found.values() if c.settings and c.settings.p_value is not None]
+    assert [c.settings_p_value for c in found.values()] == pytest.approx(holm(p)) and len(p) == 2
+    assert {c.num_settings for c in found.values()} == {2}
+    (alone,) = compare_pairs(search, [("adamw", "sgdm")])
+    assert alone.settings == found["adamw"].settings, "the interval shown is of one comparison"
+    assert alone.settings_p_value == alone.settings.p_value != found["adamw"].settings_p_value  # type: ignore[union-attr]
     assert [c.variant for c in compare(search, baseline="critical")] == ["sgdm", "adamw"]
 
 
-def test_a_verdict_follows_the_adjusted_p_value() -> None:
-    """All four of an arm before all four of the other: one comparison is decided so, two are not."""
-    fast = dataclasses.replace(SAME, speed=2 * SAME.speed)
-    search = made(SAME, fast, fast, early_stopping=False)
-    assert compare_pair(search, "adamw", "sgdm").verdict == "faster"
-    assert [c.p_value for c in compare(search)] == pytest.approx([4 / 70] * 2)
-    assert {c.verdict for c in compare(search)} == {"undecided"}
+def test_a_comparison_that_missed_counts_for_the_others_and_one_that_was_not_to_be_made_does_not() -> None:
+    search = made(critical=Truth(top=0.5), sgdm=Truth(top=0.5))
+    assert [c.num_settings for c in compare(search)] == [2, 2]
+    for name in ("critical", "sgdm"):
+        assert {math.isfinite(cost(run, 0.95, "epochs")) for run in search.confirmed(name).values()} == {False}
+    found = {c.variant: c for c in compare(search)}
+    assert found["critical"].settings is None and found["adamw"].settings
+    assert found["adamw"].settings_p_value == pytest.approx(2 * (found["adamw"].settings.p_value or 0))
+    search = made(confirm="left")
+    search.race.out["critical"] = 0
+    for run in search.confirmed("critical").values():
+        del search.records[run.name]
+    assert [c.num_settings for c in compare(search)] == [1, 1]
 
 
 def test_an_unknown_variant_is_refused() -> None:
@@ -155,7 +215,9 @@ def test_tuned_against_default() -> None:
     found = tuned_against_default(search)
     assert list(found) == ["sgdm", "adamw", "critical"]
     assert found["sgdm"] and found["sgdm"].estimate < 0.9
-    assert found["adamw"] and found["adamw"].estimate == 1
+    assert (
+        found["adamw"] and found["adamw"].estimate == pytest.approx(1) and found["adamw"].low < 1 < found["adamw"].high
+    )
 
 
 def test_ranking() -> None:
@@ -167,6 +229,15 @@ def test_ranking() -> None:
     for record in search.confirmed("adamw").values():
         record.status = "failed"
     assert ranking(search) == ["sgdm", "critical", "adamw"], "unconfirmed ones are last"
+
+
+def test_the_race_comes_before_the_confirmed_runs_in_a_ranking() -> None:
+    search = made()
+    assert ranking(search)[0] == "adamw"
+    search.race.out |= {"adamw": 4, "critical": 6}
+    assert ranking(search) == ["sgdm", "critical", "adamw"], "who was out last comes first"
+    search.race.out["critical"] = 4
+    assert ranking(search) == ["sgdm", "adamw", "critical"]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +273,7 @@ ODD: dict[str, Callable[[], Search]] = {
     "unfinished": unfinished,
     "all diverged": lambda: made(*[Truth(lr_limit=1e-9)] * 3),
     "all missed": lambda: made(*[Truth(top=0.5)] * 3),
-    "one trial": lambda: made(trials=1),
+    "one trial": lambda: made(trials=1, round_size=1, refine_trials=0),
     "not confirmed": lambda: made(confirm_seeds=0),
     "one seed": lambda: made(confirm_seeds=1),
     "alone": lambda: simulate(SearchSpec(name="x", variants=("sgdm",)), {"sgdm": SLOW}),
@@ -217,10 +288,12 @@ def test_odd_searches_say_what_they_can(name: str, tmp_path: Path) -> None:
     found = compare(search)
     assert len(found) == len(search.variants) - 1
     for c in found:
-        assert c.verdict == "undecided" and (c.whole is None) == (c.p_value is None)
+        assert c.verdict == "undecided" and (c.settings is None) == (c.settings_p_value is None)
         if name not in ("one trial", "alone"):
             assert c.settings_verdict == "undecided"
-    said = [t.interval for t in times(search)] + [c.whole for c in found] + list(tuned_against_default(search).values())
+    said = (
+        [t.interval for t in times(search)] + [c.settings for c in found] + list(tuned_against_default(search).values())
+    )
     for interval in said:
         assert interval is None or not math.isnan(interval.low + interval.estimate + interval.high + interval.level)
         assert interval is None or describe(interval)
@@ -229,24 +302,23 @@ def test_odd_searches_say_what_they_can(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_names_of_one_variant_are_called_different_no_more_often_than_stated() -> None:
-    """Search with rungs, selection, fresh seeds, verdict.  Of 200 at 5% more than 20 come once in a thousand times."""
-    found = [compare(search)[0] for search in searches(200, 16, SLOW)]
-    assert sum(c.verdict != "undecided" for c in found) <= 20
-    # The settings found do differ: their seeds alone call a difference of the variants too often.
-    assert sum(c.settings_verdict != "undecided" for c in found) > 20
+    """Whole searches of up to 16 rounds.  Of 40 at 5% more than 7 come once in a thousand times."""
+    found = [compare(search)[0] for search in searches(40, 64, SLOW)]
+    assert sum(c.verdict != "undecided" for c in found) <= 7
+    assert sum(c.won + c.lost for c in found) > 300, "else nothing is tested"
 
 
 @pytest.mark.slow
 def test_seeds_call_equal_settings_different_no_more_often_than_stated() -> None:
-    found = [compare(search)[0] for search in searches(200, 4, SAME)]
-    assert 1 <= sum(c.settings_verdict != "undecided" for c in found) <= 20
+    found = [compare(search)[0] for search in searches(100, 4, SAME)]
+    assert 1 <= sum(c.settings_verdict != "undecided" for c in found) <= 13
 
 
 @pytest.mark.slow
 def test_intervals_of_searches_cover_the_truth() -> None:
     """Every setting trains alike, so that the truth is that of many more seeds."""
     speed, fast = 1.5, dataclasses.replace(SAME, speed=1.5 * SAME.speed)
-    found = list(searches(150, 1, SAME, speed))
+    found = list(searches(100, 4, SAME, speed))
     run = found[0].confirmed("sgdm")[0]
     many = [dataclasses.replace(run.spec, seed=seed) for seed in range(4000)]
     ours, theirs = (
@@ -257,10 +329,10 @@ def test_intervals_of_searches_cover_the_truth() -> None:
     rows = [t.interval for search in found for t in times(search) if (t.variant, t.target, t.unit) == SECONDS]
     settings = [compare(search, "seconds")[0].settings for search in found]
     # 3.5 standard deviations below 96.9% and 95%.
-    assert np.mean([row.low <= median <= row.high for row in rows]) > 0.919
-    assert np.mean([each is not None and each.low <= ratio <= each.high for each in settings]) > 0.887
+    assert np.mean([row.low <= median <= row.high for row in rows]) > 0.908
+    assert np.mean([each is not None and each.low <= ratio <= each.high for each in settings]) > 0.873
 
 
 @pytest.mark.slow
 def test_twice_as_fast_is_found() -> None:
-    assert sum(compare(search)[0].verdict == "faster" for search in searches(40, 32, SLOW, 2.0)) >= 28
+    assert sum(compare(search)[0].verdict == "faster" for search in searches(20, 64, SLOW, 2.0)) >= 19

@@ -19,7 +19,8 @@ from tuner.core.variants import resolve_variants
 from tuner.report.critical_lr_check import OFFSETS, agreement, critical_lr, ratios
 from tuner.report.document import Section
 from tuner.report.outline import report_of
-from tuner.study.results import Search, TrialRecord
+from tuner.study.results import Search
+from tuner.study.trial_record import TrialRecord
 
 Epoch = Callable[..., EpochMetrics]
 Trials = Sequence[tuple[str, float | None, str]]

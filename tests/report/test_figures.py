@@ -19,6 +19,8 @@ from matplotlib.lines import Line2D
 
 from benchmarks.simulated_search import Truth, simulate
 from search_spaces import SPACES
+from tests.report.racing import raced, trained
+from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import SearchSpec
 from tuner.report.comparison import cost, ranking, times
 from tuner.report.curves import convergence, profile, schedules, tuning_curves
@@ -29,7 +31,8 @@ from tuner.report.profiles import performance_profiles
 from tuner.report.scatter import EDGE, MISSED, importance, learning_rates, times_to_target
 from tuner.report.tuning_curves import tuning_curve
 from tuner.study.objectives import evaluate
-from tuner.study.results import Search, TrialRecord
+from tuner.study.results import Search
+from tuner.study.trial_record import TrialRecord
 
 FOUR = ("sgdm", "adamw", "lpsgdm", "critical")
 OF_ONE: Sequence[Callable[[Search], Picture | None]] = (
@@ -51,7 +54,9 @@ def simulated(
         lr = float(SPACES[name].default["lr.peak"])  # type: ignore[arg-type]
         truths[name] = Truth(speed=speed * (0.35 + 0.1 * (i % 4)), lr_best=lr, lr_limit=limit * lr)
     return simulate(
-        SearchSpec.from_flags(**{"name": "x", "variants": names, "trials": 8, **changes}), truths, output=output
+        SearchSpec.from_flags(**{"name": "x", "variants": names, "trials": 8, "confirm": "all", **changes}),
+        truths,
+        output=output,
     )
 
 
@@ -171,7 +176,7 @@ def test_unconfirmed_variants_of_a_search_are_named() -> None:
 
 def test_many_variants_have_a_panel_each_with_the_others_in_grey() -> None:
     names = tuple(SPACES)[:7]
-    search = simulated(*names, trials=2, confirm_seeds=1)
+    search = simulated(*names, trials=2, round_size=1, refine_trials=2, confirm_seeds=1)
     panels = axes_of(convergence(search))
     assert [axes.get_title("left") for axes in panels] == list(names)
     for axes, name in zip(panels, names, strict=True):
@@ -228,17 +233,34 @@ def test_an_interval_below_95_percent_is_hollow(seeds: int, hollow: bool) -> Non
 # Tuning curves and schedules
 
 
-def test_tuning_curves_are_opdas_with_the_models_trace() -> None:
-    search = simulated("critical", trials=8)
-    curve = tuning_curve(search, "critical")
-    (axes,) = axes_of(tuning_curves(search))
-    assert curve is not None and curve.model_trace
-    median, trace = axes.lines[:2]
-    assert points(median) == list(zip(curve.trials, curve.median, strict=True))
-    assert points(trace) == list(curve.model_trace) and trace.get_linestyle() == "--"
-    assert corners(axes.collections[0]) == edges(curve.trials.tolist(), curve.low.tolist(), curve.high.tolist())
-    low, high = axes.get_ylim()
-    assert low < curve.median.min() and curve.median.max() < high
+def test_tuning_curves_are_medians_in_their_bands() -> None:
+    search = simulated("critical", "sgdm", trials=16, refine_trials=0, confirm_seeds=0, objective="auc")
+    picture = tuning_curves(search)
+    panels = axes_of(picture)
+    assert [axes.get_title("left") for axes in panels] == ["critical", "sgdm"]
+    for axes, name in zip(panels, ("critical", "sgdm"), strict=True):
+        curve = tuning_curve(search, name)
+        assert curve is not None and len(curve.rounds) == 4
+        np.testing.assert_array_equal(points(axes.lines[0]), np.column_stack([curve.rounds, curve.median]))
+        assert corners(axes.collections[0]) == edges(curve.rounds.tolist(), curve.low.tolist(), curve.high.tolist())
+        low, high = axes.get_ylim()
+        assert low < np.nanmin(curve.median) and np.nanmax(curve.median) < high
+    assert picture and "of 4 random settings each" in picture.title and "80% band" in picture.title
+
+
+def test_a_median_that_is_not_known_is_not_drawn(epoch: Callable[..., EpochMetrics]) -> None:
+    """Of four rounds adamw was fast enough to be timed in two, and lion in none."""
+    times = {"sgdm": [40.0] * 4, "adamw": [45.0, 90.0, 90.0, 45.0], "lion": [90.0] * 4}
+    search = trained(raced(times), epoch, {name: [0.5] for name in times})
+    picture = tuning_curves(search)
+    panels = axes_of(picture)
+    assert [axes.get_title("left") for axes in panels] == ["sgdm", "adamw"]
+    assert picture and "There is no line where the median is not known" in picture.title
+    assert "It is known nowhere for lion." in picture.title
+    # One of the two known ones is the median; the best of two rounds and more is known for certain.
+    assert [y for _, y in points(panels[1].lines[0])] == [45.0] * 4
+    known = tuning_curves(simulated("critical", "sgdm", trials=16, objective="accuracy", confirm_seeds=0))
+    assert known and "not known" not in known.title
 
 
 def test_schedules_are_what_the_winners_logged(four: Search) -> None:
@@ -325,13 +347,13 @@ def unfinished() -> Search:
 
 
 ODD: dict[str, Callable[[], Search]] = {
-    "one trial": lambda: simulated("sgdm", trials=1, confirm_seeds=1),
+    "one trial": lambda: simulated("sgdm", trials=1, round_size=1, refine_trials=1, confirm_seeds=1),
     "one epoch": lambda: simulated("sgdm", epochs=1),
     "all diverged": lambda: simulated("sgdm", "adamw", limit=1e-9),
     "not confirmed": lambda: simulated("sgdm", "adamw", confirm_seeds=0),
     "unfinished": unfinished,
     "two objectives": lambda: simulated("sgdm", "adamw", objective="pareto"),
-    "all variants": lambda: simulated(*SPACES, trials=2, epochs=40, confirm_seeds=0),
+    "all variants": lambda: simulated(*SPACES, trials=2, round_size=1, refine_trials=0, epochs=40, confirm_seeds=0),
     "accuracy": lambda: simulated("sgdm", "adamw", objective="accuracy"),
     "never reached": lambda: simulated("sgdm", "adamw", speed=0.1, targets=(0.5, 0.9, 0.985)),
 }
@@ -349,16 +371,16 @@ def test_odd_searches_are_drawn_without_a_warning(odd: str) -> None:
 
 
 def test_where_nothing_is_known_nothing_is_drawn(four: Search) -> None:
-    nothing = dataclasses.replace(four, records={})
+    nothing = dataclasses.replace(four, records={}, studies={})
     waiting = dataclasses.replace(
-        four, records={"sgdm-00": dataclasses.replace(four.records["sgdm-00"], status="pending", history=[])}
+        nothing, records={"sgdm-00": dataclasses.replace(four.records["sgdm-00"], status="pending", history=[])}
     )
     for search in (nothing, waiting):
         assert [draw(search) for draw in OF_ONE] == [None] * len(OF_ONE)
 
 
 def test_thousands_of_trials_are_an_image_of_less_than_half_a_megabyte() -> None:
-    search = simulated(*FOUR, confirm_seeds=0, early_stopping=False, trials=4, epochs=30)
+    search = simulated(*FOUR, confirm_seeds=0, refine_trials=0, early_stopping=False, trials=4, epochs=30)
     for record in list(search.records.values()):
         search.records |= {f"{record.name}-{i}": dataclasses.replace(record) for i in range(250)}
     with matplotlib.rc_context({"svg.fonttype": "none"}):

@@ -22,7 +22,8 @@ from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec
 from tuner.core.variants import from_unit, resolve_variants
 from tuner.report.findings import FEWEST, divergence, edges, importance, importances, stability
-from tuner.study.results import Search, TrialRecord
+from tuner.study.results import Search
+from tuner.study.trial_record import TrialRecord
 
 Epoch = Callable[..., EpochMetrics]
 OWN = Variant(
@@ -53,7 +54,7 @@ def trials(variant: str, *settings: dict[str, Any], statuses: Sequence[str] = ()
             number,
             spec.trial_spec(with_settings(OptimizerSpec(), point), number),
             status=statuses[number] if statuses else "finished",
-            arm="random",
+            place={"round": number, "slot": 0},
         )
         search.records[record.name] = record
     return search
@@ -71,11 +72,12 @@ def best_is(epoch: Epoch) -> Callable[..., Search]:
     return make
 
 
-def test_divergence_is_counted_by_arm_without_what_failed() -> None:
+def test_divergence_is_counted_by_phase_without_what_failed() -> None:
     lrs = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 0.9, 0.3, 1.0)
     statuses = ("finished", "stopped", "diverged", "finished", "diverged", "diverged", "failed", "finished", "running")
     search = trials("sgdm", *({"lr.peak": lr} for lr in lrs), statuses=statuses)
-    search.records["t5"].arm = search.records["t7"].arm = "model"
+    for name in ("t5", "t7"):
+        search.records[name].phase = "refine"
     section = divergence(search)
     (row,) = section.tables[0].rows
     assert row[0:2] == ("sgdm", "2 of 5") and row[3:] == ("1 of 2", "0.1 to 0.8", "0.02 to 0.3")
@@ -89,7 +91,7 @@ def test_divergence_is_counted_by_arm_without_what_failed() -> None:
 
 def test_the_limit_of_a_simulated_learning_rate_is_found() -> None:
     """It diverges from about .1 on, half of the range of sgdm: .01 to 1."""
-    spec = SearchSpec(name="x", variants=("sgdm", "adamw"), trials=60, early_stopping=False)
+    spec = SearchSpec(name="x", variants=("sgdm", "adamw"), trials=32, alpha=0, refine_trials=16, early_stopping=False)
     section = divergence(simulate(spec, {"sgdm": Truth(lr_limit=0.1), "adamw": Truth()}))
     pattern = r"sgdm: (\d+) of \1 trials above lr.peak (\S+) diverged, 0 of \d+ trials below lr.peak (\S+) diverged"
     match = re.match(pattern, section.sentences[0])
@@ -97,7 +99,7 @@ def test_the_limit_of_a_simulated_learning_rate_is_found() -> None:
     assert ". In random trials that diverged, lr.peak is larger (p " in section.sentences[0]
     assert section.sentences[1] == "No trial of adamw diverged."
     low, high = map(int, re.findall(r"(\d+)%[,\]]", section.tables[0].rows[0][2]))
-    assert low < 50 < high and section.tables[0].rows[0][1].endswith(" of 30")
+    assert low < 50 < high and section.tables[0].rows[0][1].endswith(" of 32")
 
 
 def test_a_setting_that_divergence_hangs_on_is_named_and_chance_is_not() -> None:
@@ -117,7 +119,7 @@ def test_a_setting_that_divergence_hangs_on_is_named_and_chance_is_not() -> None
 
 def test_a_best_value_at_an_edge_comes_with_a_flag_that_widens_it() -> None:
     """The best learning rate lies below the range of adamw, and amid that of sgdm."""
-    spec = SearchSpec(name="x", variants=("sgdm", "adamw"), trials=40)
+    spec = SearchSpec(name="x", variants=("sgdm", "adamw"), trials=40, refine_trials=16, confirm="all", confirm_seeds=0)
     search = simulate(spec, {"sgdm": Truth(width=0.5), "adamw": Truth(lr_best=1e-5)})
     rows = {row[:2]: row for row in edges(search).tables[0].rows}
     assert ("sgdm", "lr.peak") not in rows
@@ -248,6 +250,20 @@ def test_a_larger_accuracy_is_better() -> None:
     assert next(iter(importances(search)["sgdm"])) == "lr.peak"
     search.spec = SearchSpec(name="x", variants=("sgdm",), objective="auc")
     assert next(iter(importances(search)["sgdm"])) == "momentum.value"
+
+
+def test_repeats_do_not_count_twice() -> None:
+    """Twenty repeats of the best trial would make each of its settings important."""
+    search = studied("sgdm", 40, by_lr)
+    before = importances(search)
+    study = search.studies["sgdm"]
+    for repeat in range(20):
+        repeated = create_trial(
+            params=study.best_trial.params, distributions=study.best_trial.distributions, value=study.best_value,
+            user_attrs={"repeats": study.best_trial.number, "repeat": repeat},
+        )  # fmt: skip
+        study.add_trial(repeated)
+    assert importances(search) == before
 
 
 def test_conditional_settings_are_weighed_too() -> None:

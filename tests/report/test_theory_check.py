@@ -20,7 +20,8 @@ from tuner.core.variants import resolve_variants
 from tuner.report.document import Section
 from tuner.report.outline import report_of
 from tuner.report.theory_check import foretell, theory
-from tuner.study.results import Search, TrialRecord
+from tuner.study.results import Search
+from tuner.study.trial_record import TrialRecord
 from tuner.theory.coverage import limit_of
 from tuner.theory.prediction import solve_limit
 from tuner.theory.problem import standard_problem

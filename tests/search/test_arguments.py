@@ -7,18 +7,22 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.simulated_search import Truth, simulate
 from search_spaces import GROUPS, SPACES
+from tuner import race
 from tuner.core.errors import InvalidInput
-from tuner.core.search_spec import SearchSpec, flag
-from tuner.core.variants import shown
+from tuner.core.search_spec import NUM_FINALISTS, NUM_REPEATS, SearchSpec, flag
+from tuner.core.variants import resolve_variants, shown
 from tuner.search.arguments import parse
-from tuner.search.dry_run import print_plan
+from tuner.search.dry_run import most_trainings, plan
 from tuner.study.search_folder import save
+from tuner.study.trial_record import POINTS
 
 
 def refused(*argv: str) -> str:
@@ -37,6 +41,7 @@ def saved(tmp_path: Path) -> SearchSpec:
         output=str(tmp_path),
         variants=("sgdm", "adamw"),
         trials=4,
+        refine_trials=5,
         epochs=3,
         objective="auc",
         early_stopping=False,
@@ -58,16 +63,21 @@ def test_no_flags_are_the_defaults_and_a_name() -> None:
 
 def test_flags_reach_their_fields() -> None:
     argv = "--name n --variants sgdm critical --space lr.peak=0.1:0.2 lr.warmup=0 --trials 3 --objective pareto"
-    argv += " --targets 0.5 0.7 --stop-at-target --no-early-stopping --epochs 2 --gpus-per-trial 0.25 --seed 7"
+    argv += " --round-size 2 --alpha 0.01 --refine-trials 4 --sampler gp --confirm all"
+    argv += " --targets 0.5 0.7 --no-early-stopping --epochs 2 --gpus-per-trial 0.25 --seed 7"
     spec, _ = parse(argv.split())
     assert spec == SearchSpec.from_flags(
         name="n",
         variants=("sgdm", "critical"),
         space=("lr.peak=0.1:0.2", "lr.warmup=0"),
         trials=3,
+        round_size=2,
+        alpha=0.01,
+        refine_trials=4,
+        sampler="gp",
+        confirm="all",
         objective="pareto",
         targets=(0.5, 0.7),
-        stop_at_target=True,
         early_stopping=False,
         epochs=2,
         gpus_per_trial=0.25,
@@ -107,13 +117,89 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return ran.stdout
 
 
-def test_a_plan_says_which_points_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan(SearchSpec(trials=8), [SPACES["composed"], SPACES["sgdm"]])
-    lines = capsys.readouterr().out.splitlines()
-    assert "Each variant: 4 trials drawn at random, then 4 by TPE" in next(line for line in lines if "TPE" in line)
-    assert [line for line in lines if " replace " in line] == [
-        "composed: the points sgdm, lpsgdm replace the first 2 by TPE."
+def planned(*names: str, **flags: Any) -> list[str]:
+    spec = SearchSpec.from_flags(variants=names, **flags)
+    return list(plan(spec, resolve_variants(names, ())))
+
+
+def test_a_plan_says_in_order_what_is_trained() -> None:
+    text = " ".join(planned("sgdm", "adamw", "lpsgdm", "critical"))
+    said = [
+        "at most 16 rounds, in each of which every variant that is left tries 4 random settings",
+        f"after {race.wins_needed(4)} straight wins or more, with an error rate of 0.05",
+        "each variant that is refined tries 8 settings: the default point first, the last ones by tpe",
+        f"The best {NUM_FINALISTS} of all and the default point are trained with {NUM_REPEATS} more seeds",
+        "6 trainings of the chosen settings and 3 of the default point",
+        "Only the variants left in the race, and the baseline, are refined and confirmed",
     ]
+    assert [text.index(words) for words in said] == sorted(text.index(words) for words in said)
+    assert "targets" not in text
+    assert "No race" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"alpha": 0.0}, "None is put out (--alpha 0)."),
+        ({"alpha": 0.2}, f"after {race.wins_needed(3, 0.2)} straight wins or more, with an error rate of 0.2"),
+        ({"trials": 20}, f"These rounds can put nobody out: --trials {4 * race.wins_needed(3)} is the least that can."),
+        ({"trials": 26}, "2 of 26 trials are left over, because a round has 4."),
+        ({"confirm": "all"}, "All variants are refined and confirmed."),
+        ({"sampler": "gp"}, "the last ones by gp"),
+        ({"objective": "pareto", "trials": 9}, "No race: pareto has two goals, which give no order."),
+        ({"objective": "pareto", "trials": 9}, "Each variant tries 9 settings"),
+        ({"targets": "auto"}, "First 3 trainings of sgdm's default point set the targets"),
+        ({"targets": "auto", "baseline": "adamw"}, "First 3 trainings of adamw's default point set the targets"),
+    ],
+)
+def test_a_plan_says_what_a_flag_changes(flags: dict[str, Any], says: str) -> None:
+    usual, changed = " ".join(planned("sgdm", "adamw")), " ".join(planned("sgdm", "adamw", **flags))
+    assert says in changed and says not in usual
+
+
+def test_a_plan_leaves_out_what_is_not_trained() -> None:
+    text = " ".join(planned("sgdm", "adamw", refine_trials=0, confirm_seeds=0))
+    assert "Race" in text and "refined" not in text and "fresh seed" not in text
+
+
+def test_one_variant_has_no_race_and_all_trials_are_settings_of_its_own() -> None:
+    text = " ".join(planned("sgdm", trials=5))
+    assert "No race: there is one variant." in text and "Each variant tries 5 settings" in text
+    assert "left in the race" not in text
+
+
+def test_a_plan_names_the_points_that_come_after_the_default_point() -> None:
+    """The default point of composed is that of sgdm, and is not trained twice."""
+    lines = planned("composed", "sgdm", "lpsgdm@imagenet", refine_trials=6)
+    assert [line for line in lines if " tries the points " in line] == [
+        "composed tries the points lpsgdm, hybrid after its default point."
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"trials": 3, "round_size": 1, "refine_trials": 0, "confirm_seeds": 0},
+        {"trials": 5, "round_size": 2, "refine_trials": 1, "confirm_seeds": 0},
+        {"trials": 4, "round_size": 2, "refine_trials": 3, "confirm_seeds": 2, "objective": "auc"},
+        {"trials": 3, "round_size": 1, "confirm_seeds": 3, "objective": "pareto"},
+        {"trials": 2, "round_size": 2, "refine_trials": 9, "confirm_seeds": 3, "variants": ("sgdm",)},
+        {"trials": 2, "round_size": 2, "refine_trials": 9, "confirm_seeds": 1, "targets": "auto"},
+    ],
+)
+def test_the_most_that_a_plan_costs_is_what_is_trained_if_none_is_put_out(flags: dict[str, Any]) -> None:
+    spec = SearchSpec.from_flags(**{"variants": ("sgdm", "adamw"), "alpha": 0.0, "early_stopping": False, **flags})
+    made = simulate(spec, dict.fromkeys(spec.variants, Truth(speed=1.0, width=9.0)))
+    records = list(made.records.values())
+    most = most_trainings(spec, len(spec.variants))
+    assert len(records) <= most
+    # What luck spares: a default point among the best few, and settings that are chosen and the default point.
+    repeated = {(record.variant, record.repeats) for record in records if record.repeats is not None}
+    num_tried = Counter(record.variant for record in records if record.is_trial and record.repeats is None)
+    spared = sum(min(num_tried[name], NUM_FINALISTS + 1) for name in spec.variants) - len(repeated) if repeated else 0
+    confirmed = sum(len(made.confirmed(name, point)) for name in spec.variants for point in POINTS)
+    twice = confirmed - sum(record.phase == "confirm" for record in records)
+    assert len(records) + NUM_REPEATS * spared + twice == most and spared <= len(spec.variants)
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -143,6 +229,12 @@ def test_the_list_shows_each_variant_whole_also_where_it_is_piped(listed: str, n
         ("--trials many", "--trials"),
         ("--trials 1.5", "--trials"),
         ("--trials 0", "--trials 0: must be at least 1"),
+        ("--trials 3", "--round-size 4: must be at least 1 and at most --trials 3"),
+        ("--round-size 0", "--round-size 0: must be at least 1"),
+        ("--alpha 1", "--alpha 1.0: must be at least 0 and below 1"),
+        ("--refine-trials -1", "--refine-trials -1: must be at least 0"),
+        ("--sampler tpee", "--sampler"),
+        ("--confirm some", "--confirm"),
         ("--epochs 0", "--epochs 0: must be at least 1"),
         ("--objective speed", "--objective"),
         ("--precision flaot32", "--precision"),
@@ -156,7 +248,8 @@ def test_the_list_shows_each_variant_whole_also_where_it_is_piped(listed: str, n
         ("--name ../up", "--name '../up': must be a plain folder name"),
         ("--name a --resume b", "--name a and --resume b: give one of them"),
         ("stray", "stray"),
-        ("--stop-at-target maybe", "maybe"),
+        ("--early-stopping maybe", "maybe"),
+        ("--stop-at-target", "unknown flag --stop-at-target"),
         ("-x", "-x"),
         ("--max-concurrent none", "--max-concurrent"),
     ],
@@ -191,6 +284,8 @@ def test_a_resumed_search_has_the_settings_of_its_start(saved: SearchSpec) -> No
     ("argv", "field", "value"),
     [
         ("--trials 8", "trials", 8),
+        ("--refine-trials 9", "refine_trials", 9),
+        ("--confirm all", "confirm", "all"),
         ("--variants sgdm adamw critical", "variants", ("sgdm", "adamw", "critical")),
         ("--max-concurrent 5", "max_concurrent", 5),
         ("--max-failures 0", "max_failures", 0),
@@ -216,7 +311,11 @@ def test_a_resumed_search_may_change_what_changes_no_result(
     ("argv", "says"),
     [
         ("--epochs 4", "--epochs 4: search 's' was started with 3, and a resumed search keeps it"),
-        ("--trials 3", "--trials 3: a resumed search keeps its 4 trials or adds some"),
+        ("--trials 3", "--round-size 4: must be at least 1 and at most --trials 3"),
+        ("--trials 5 --round-size 1", "--round-size 1: search 's' was started with 4, and a resumed search keeps it"),
+        ("--refine-trials 4", "--refine-trials 4: a resumed search keeps its 5 or adds some"),
+        ("--alpha 0.1", "--alpha 0.1: search 's' was started with 0.05"),
+        ("--sampler random", "--sampler random: search 's' was started with tpe"),
         ("--variants sgdm", "--variants: a resumed search keeps all its variants, adamw too"),
         ("--early-stopping", "--early-stopping True"),
         ("--objective accuracy", "--objective accuracy"),
@@ -227,6 +326,22 @@ def test_a_resumed_search_may_change_what_changes_no_result(
 )
 def test_a_resumed_search_refuses_by_name_what_would(saved: SearchSpec, argv: str, says: str) -> None:
     assert says in refused("--resume", "s", "--output", saved.output, *argv.split())
+
+
+def test_a_resumed_search_may_have_fewer_trials_than_the_usual_round(tmp_path: Path) -> None:
+    spec = SearchSpec.from_flags(name="s", output=str(tmp_path), trials=2, round_size=1)
+    (tmp_path / "s").mkdir()
+    save(tmp_path / "s", spec, "id", {})
+    grown, _ = parse(["--resume", "s", "--output", str(tmp_path), "--trials", "3"])
+    assert (grown.trials, grown.round_size) == (3, 1)
+    says = "--trials 1: a resumed search keeps its 2 trials or adds some"
+    assert says in refused("--resume", "s", "--output", str(tmp_path), "--trials", "1")
+
+
+def test_a_resumed_search_is_in_the_output_folder_itself(saved: SearchSpec) -> None:
+    assert "--resume '../s': must be a plain folder name" in refused(
+        "--resume", "../s", "--output", f"{saved.output}/s"
+    )
 
 
 def test_resuming_what_is_not_there_names_the_nearest(saved: SearchSpec) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import FORMULA, HELD_EPOCH, check_whole, environment
+from tests.command import ALONE, FORMULA, HELD_EPOCH, NUM_ALONE, check_whole, environment
 from tests.waiting import HANG_SECONDS
 
 
 @pytest.mark.slow
 def test_a_search_outlives_its_terminal(tmp_path: Path) -> None:
-    small = ["--name", "a", "--epochs", str(HELD_EPOCH + 1), "--trials", "2", "--confirm-seeds", "0"]
-    small += ["--variants", "sgdm"]
+    small = ["--name", "a", "--epochs", str(HELD_EPOCH + 1), *ALONE]
+    small += ["--confirm-seeds", "0"]
     go = tmp_path / "go"
     child, terminal = pty.fork()
     if child == 0:
@@ -35,4 +35,4 @@ def test_a_search_outlives_its_terminal(tmp_path: Path) -> None:
     log = (tmp_path / "runs/a/ray.log").read_text()
     assert os.waitstatus_to_exitcode(status) == 0, log
     assert "Best settings of sgdm" in log, "the end is shown there"
-    check_whole(tmp_path, {"sgdm": 2})
+    check_whole(tmp_path, {"sgdm": NUM_ALONE})

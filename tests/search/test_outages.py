@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import FORMULA, Running, check_whole, epochs_logged, search
+from tests.command import FORMULA, LONG, RACED, Running, check_whole, epochs_logged, search
 from tests.postgres import Postgres
 from tests.tracked import Server
 
 pytestmark = pytest.mark.slow
-
-VARIANTS = ["sgdm", "lpsgdm"]
-LONG = ["--name", "a", "--epochs", "6", "--trials", "3", "--confirm-seeds", "1", "--variants", *VARIANTS]
 
 
 def num_epochs(folder: Path) -> int:
@@ -37,14 +34,14 @@ def test_a_search_outlives_its_databases_and_servers(postgres: Postgres, tmp_pat
             "MLflow is killed": lambda: away(server.kill, server.start, 5),
         }
         places = ["--storage", storage, "--tracking-uri", server.address]
-        running = Running(tmp_path, *LONG, *places, program=FORMULA, EPOCH_SECONDS="0.4")
+        running = Running(tmp_path, *LONG, *places, "--no-early-stopping", program=FORMULA, EPOCH_SECONDS="0.4")
         for number, (name, outage) in enumerate(outages.items()):
             running.wait_until(lambda number=number: num_epochs(tmp_path) > 4 + 8 * number)  # type: ignore[misc]
             outage()
             assert running.process.poll() is None, f"{name}: {running.output()}"
         assert running.wait() == 0, running.output()
         assert "MLflow has not received everything" not in running.output()
-        check_whole(tmp_path, dict.fromkeys(VARIANTS, 3), storage=storage, tracking_uri=server.address)
+        check_whole(tmp_path, dict.fromkeys(RACED, 3), storage=storage, tracking_uri=server.address)
     log = (tmp_path / "runs/a/ray.log").read_text()
     assert "Optuna's storage works again" in log, "the outages were not felt"
 
@@ -66,4 +63,4 @@ def test_a_search_ends_cleanly_where_its_database_stays_away(postgres: Postgres,
     postgres.start()
     resumed = search(tmp_path, "--resume", "a")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    check_whole(tmp_path, dict.fromkeys(VARIANTS, 3), storage=storage)
+    check_whole(tmp_path, dict.fromkeys(RACED, 3), storage=storage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -11,16 +12,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.command import FORMULA, Running, check_whole, epochs_logged, metrics_by_epoch, mlflow_runs, search, studies
+from benchmarks.simulated_search import Truth, simulate
+from tests.command import (
+    ALONE,
+    FORMULA,
+    LONG,
+    NUM_ALONE,
+    RACED,
+    Running,
+    check_whole,
+    epochs_logged,
+    metrics_by_epoch,
+    mlflow_runs,
+    search,
+    studies,
+)
 from tuner.core.serialization import from_dict
 from tuner.core.trial_spec import TrialSpec
 from tuner.search.__main__ import main
+from tuner.study.results import load_search
 from tuner.train import train
 
 pytestmark = pytest.mark.slow
-
-VARIANTS = ["sgdm", "lpsgdm"]
-LONG = ["--name", "a", "--epochs", "6", "--trials", "3", "--confirm-seeds", "1", "--variants", *VARIANTS]
 
 
 def _num_asked(folder: Path) -> int:
@@ -55,8 +68,13 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 }
 
 
+DECIDED = ["--name", "a", "--epochs", "6", "--variants", "sgdm", "adamw", "--round-size", "1", "--refine-trials", "0"]
+DECIDED += ["--alpha", "0.9", "--space", "adamw:lr.peak=1e-6:1e-5:log"]
+"""A race of which adamw, which learns nothing, is out after two rounds."""
+
+
 def test_killed_and_interrupted_it_ends_as_if_nobody_had(tmp_path: Path) -> None:
-    arguments = ["--name", "a", "--epochs", "6", "--trials", "2", "--confirm-seeds", "1", "--variants", "sgdm"]
+    arguments = [*DECIDED, "--trials", "2", "--targets", "0.2", "0.3", "--confirm-seeds", "1"]
     killed = Running(tmp_path, *arguments, "--no-early-stopping")
     killed.wait_until(lambda: MOMENTS["middle of a trial"](tmp_path))
     killed.kill()
@@ -73,8 +91,46 @@ def test_killed_and_interrupted_it_ends_as_if_nobody_had(tmp_path: Path) -> None
 
     resumed = search(tmp_path, "--resume", "a")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    check_whole(tmp_path, {"sgdm": 2})
+    # Each round is counted once.  The variant that is out has no confirmed run.
+    check_whole(tmp_path, {"sgdm": 2, "adamw": 2})
     check_numbers(tmp_path)
+    ended = load_search("a", output=str(tmp_path / "runs"))
+    assert (len(ended.race.rounds), ended.race.wins, ended.race.out) == (
+        2,
+        {("sgdm", "adamw"): 2, ("adamw", "sgdm"): 0},
+        {"adamw": 1},
+    )
+    assert {record.variant for record in ended.records.values() if record.phase == "confirm"} == {"sgdm"}
+
+
+@pytest.mark.extensive
+def test_a_race_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Once before the slow variant is out, and once after; its rounds are those of a search that nobody kills."""
+    variants = ("sgdm", "lpsgdm", "adamw")
+    space = ("sgdm:lr.peak=0.05:0.2:log", "lpsgdm:lr.peak=0.05:0.2:log", "adamw:lr.peak=1e-4:2e-4:log")
+    race = ["--trials", "6", "--round-size", "1", "--refine-trials", "0", "--alpha", "0.5", "--confirm-seeds", "0"]
+    arguments = ["--name", "a", "--epochs", "8", *race, "--variants", *variants, "--space", *space]
+    logged: dict[str, list[int]] = {}
+    for num_logs in (4, 13):
+        running = Running(tmp_path, *arguments, program=FORMULA, EPOCH_SECONDS="0.1")
+        running.wait_until(lambda num=num_logs: len(epochs_logged(tmp_path)) >= num)  # type: ignore[misc]
+        running.kill()
+        logged = epochs_logged(tmp_path)
+        arguments = ["--resume", "a"]
+    before = load_search("a", output=str(tmp_path / "runs"))
+    assert list(before.race.out) == ["adamw"] and not before.race.is_over, "killed at another moment"
+    ended = search(tmp_path, "--resume", "a", program=FORMULA)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+    after = load_search("a", output=str(tmp_path / "runs"))
+    counts = {name: len(after.trials_of(name)) for name in variants}
+    assert counts["adamw"] == len(before.trials_of("adamw")) < 6, "it stays out"
+    check_whole(tmp_path, counts)
+    assert logged.keys() <= epochs_logged(tmp_path).keys()
+    spec = dataclasses.replace(after.spec, name="alone", resume=None, storage=None)
+    alone = simulate(spec, dict.fromkeys(variants, Truth(speed=1.2)), variants=after.variants)
+    assert after.race.wins == alone.race.wins and after.race.out == alone.race.out
+    assert len(after.race.rounds) == len(alone.race.rounds) == 6
 
 
 @pytest.mark.extensive
@@ -94,7 +150,7 @@ def test_killed_at_one_moment_after_the_other(moments: Sequence[str], tmp_path: 
         arguments = ["--resume", "a"]
     resumed = search(tmp_path, *arguments)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    check_whole(tmp_path, dict.fromkeys(VARIANTS, 3))
+    check_whole(tmp_path, dict.fromkeys(RACED, 3))
 
 
 @pytest.mark.extensive
@@ -109,20 +165,20 @@ def test_killed_again_and_again_the_numbers_are_those_of_trainings_nobody_killed
         arguments = ["--resume", "a"]
     resumed = search(tmp_path, "--resume", "a")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    check_whole(tmp_path, dict.fromkeys(VARIANTS, 3))
+    check_whole(tmp_path, dict.fromkeys(RACED, 3))
     check_numbers(tmp_path)
 
 
 def test_cut_off_by_its_time_budget_finished_and_grown_it_trains_nothing_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["--name", "a", "--epochs", "2", "--trials", "2", "--variants", "sgdm", "--confirm-seeds", "2"]
+    small = ["--name", "a", "--epochs", "2", *ALONE, "--refine-trials", "0", "--confirm-seeds", "2"]
     cut = search(tmp_path, *small, "--time-budget", "1s", program=FORMULA)
     assert "--resume a" in cut.stdout
     assert cut.returncode in (0, 1)
     first = search(tmp_path, "--resume", "a", program=FORMULA)
     assert first.returncode == 0, first.stdout + first.stderr
-    check_whole(tmp_path, {"sgdm": 2})
+    check_whole(tmp_path, {"sgdm": NUM_ALONE})
     logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/a/*/result.json")}
 
     (tmp_path / "elsewhere").mkdir()
@@ -141,4 +197,5 @@ def test_cut_off_by_its_time_budget_finished_and_grown_it_trains_nothing_again(
     grown = search(tmp_path, "--resume", "a", *more, program=FORMULA)
     assert grown.returncode == 0, grown.stdout + grown.stderr
     assert {path: path.stat().st_mtime_ns for path in logs} == logs
-    check_whole(tmp_path, {"sgdm": 3, "adamw": 3}, grown=True)
+    # A race of three rounds now, beside the trials that sgdm had alone.
+    check_whole(tmp_path, {"sgdm": NUM_ALONE + 3, "adamw": 3}, grown=True)

@@ -49,16 +49,16 @@ def test_a_search_moves_to_postgresql_is_restored_and_moves_back(postgres: Postg
     refused = search(tmp_path, "--resume", "a", "--storage", optuna)
     assert refused.returncode == 2 and "lacks trial sgdm-00" in refused.stderr, refused.stderr
     type_in(tmp_path, "copy_studies", SQLITE=sqlite, POSTGRESQL=optuna, NAME="a")
-    check_whole(tmp_path, {"sgdm": 2}, storage=optuna)
+    check_whole(tmp_path, {"sgdm": 10}, storage=optuna)
 
     type_in(tmp_path, "--tracking-uri", NAME="a", NEW_MLFLOW=mlflow)
     type_in(tmp_path, "pg_restore", POSTGRESQL=optuna, DUMP=str(tmp_path / "dump"))
     type_in(tmp_path, "upgrade", POSTGRESQL=optuna, MLFLOW_DATABASE=mlflow)
-    check_whole(tmp_path, {"sgdm": 2}, storage=optuna, tracking_uri=mlflow)
+    check_whole(tmp_path, {"sgdm": 10}, storage=optuna, tracking_uri=mlflow)
 
     (tmp_path / "runs/a/optuna.db").unlink()
     type_in(tmp_path, "copy_studies", SQLITE=optuna, POSTGRESQL=sqlite, NAME="a")
-    check_whole(tmp_path, {"sgdm": 2}, tracking_uri=mlflow)
+    check_whole(tmp_path, {"sgdm": 10}, tracking_uri=mlflow)
     assert {path: path.read_bytes() for path in logs} == logs, "nothing was trained again"
 
 

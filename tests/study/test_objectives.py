@@ -10,7 +10,7 @@ import pytest
 
 from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import Objective
-from tuner.study.objectives import OBJECTIVES, evaluate, gradient_evaluations_to_target, rank
+from tuner.study.objectives import OBJECTIVES, evaluate, gradient_evaluations_to_target, race_time, rank
 
 Epoch = Callable[..., EpochMetrics]
 TARGETS = (0.5, 0.8)
@@ -25,10 +25,10 @@ def curves(epoch: Epoch) -> list[list[EpochMetrics]]:
     return [[epoch(k, float(h * rng.uniform(0.5, 1.0))) for k in range(1, 11)] for h in heights]
 
 
-def test_a_hit_is_the_gradient_evaluations_of_the_first_epoch_at_the_highest_target(epoch: Epoch) -> None:
-    history = [epoch(1, 0.6), epoch(2, 0.8), epoch(3, 0.2), epoch(4, 0.9)]
-    assert gradient_evaluations_to_target(history, TARGETS) == 20
-    assert gradient_evaluations_to_target(history, (0.5,)) == 10
+def test_a_hit_is_the_gradient_evaluations_at_which_the_highest_target_is_crossed(epoch: Epoch) -> None:
+    history = [epoch(1, 0.6, chance=0.1), epoch(2, 0.9), epoch(3, 0.2), epoch(4, 0.9)]
+    assert gradient_evaluations_to_target(history, TARGETS) == pytest.approx(10 + 10 * 2 / 3)
+    assert gradient_evaluations_to_target(history, (0.5,)) == pytest.approx(10 * 4 / 5)
 
 
 def test_misses_lie_above_all_hits_and_are_ordered_by_how_near_they_came(
@@ -104,3 +104,33 @@ def test_pareto_is_time_to_target_and_accuracy() -> None:
 )
 def test_rank_sorts_the_best_first(objective: Objective, best_first: list[tuple[float, ...]]) -> None:
     assert sorted(reversed(best_first), key=lambda values: rank(objective, values)) == best_first
+
+
+@pytest.mark.parametrize("objective", ALL)
+def test_the_smaller_the_time_in_a_race_the_better_the_curve(
+    curves: list[list[EpochMetrics]], objective: Objective
+) -> None:
+    times = [race_time(objective, "finished", curve, TARGETS) for curve in curves]
+    hits = [(curve, time) for curve, time in zip(curves, times, strict=True) if math.isfinite(time)]
+    assert len(hits) > 10
+    for curve, time in hits:
+        assert time == rank(objective, evaluate(objective, curve, TARGETS))[0]
+    missed = [curve for curve, time in zip(curves, times, strict=True) if math.isinf(time)]
+    if objective != "time-to-target":
+        assert not missed
+    else:
+        assert missed and all(max(m.validation_accuracy for m in curve) < TARGETS[-1] for curve in missed)
+
+
+@pytest.mark.parametrize("objective", ALL)
+@pytest.mark.parametrize("status", ["finished", "stopped", "diverged", "failed"])
+def test_a_training_that_did_not_come_to_its_end_counts_as_a_miss_unless_it_had_reached_the_target(
+    epoch: Epoch, objective: Objective, status: str
+) -> None:
+    short = [epoch(1, 0.3), epoch(2, 0.7, diverged=status == "diverged")]
+    reached = [epoch(1, 0.3), epoch(2, 0.8), epoch(3, 0.7, diverged=status == "diverged")]
+    assert race_time(objective, status, [], TARGETS) == math.inf
+    timed = objective == "time-to-target"
+    assert math.isinf(race_time(objective, status, short, TARGETS)) == (timed or status != "finished")
+    known = status == "finished" or (timed and status != "failed")
+    assert math.isfinite(race_time(objective, status, reached, TARGETS)) == known

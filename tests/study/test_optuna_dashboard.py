@@ -17,6 +17,7 @@ import pytest
 from search_spaces import SPACES
 from tests.waiting import HANG_SECONDS, until
 from tuner.core.metrics import EpochMetrics
+from tuner.core.search_spec import SearchSpec
 from tuner.study.optuna_study import VariantStudy, open_storage
 
 ENDINGS = {"finished": "Complete", "stopped": "Pruned", "diverged": "Complete", "failed": "Fail", "": "Running"}
@@ -28,18 +29,9 @@ def told(storage_url: str, epoch: Callable[..., EpochMetrics]) -> str:
     """The URL of a storage with two variants of the search "first", a trial for each ending, two epochs each."""
     storage = open_storage(storage_url)
     for variant in (SPACES["sgdm"], SPACES["critical"]):
-        study = VariantStudy(
-            storage=storage,
-            search="first",
-            variant=variant,
-            objective="time-to-target",
-            targets=(0.9,),
-            num_trials=10,
-            seed=0,
-        )
+        study = VariantStudy(storage, SearchSpec.from_flags(targets=(0.9,)), variant, search="first")
         for number, status in enumerate(ENDINGS):
-            assert study.ask() == number
-            study.settings(number)
+            assert study.ask_race(*divmod(number, 4)) == number
             history = [epoch(1, 0.5), epoch(2, 0.6 + 0.08 * number, diverged=status == "diverged")]
             for end in (1, 2):
                 study.report(number, history[:end])
@@ -89,8 +81,9 @@ def test_each_variant_is_a_study_with_its_trials(dashboard: Callable[[str], Any]
         trials = study["trials"]
         assert [trial["state"] for trial in trials] == list(ENDINGS.values())
         for number, trial in enumerate(trials):
-            # A miss of a budget of 100: 100 (1 + .9 - best accuracy so far); a divergence is 200.
-            last = {2: 200.0, 4: 20.0}.get(number, 100 * (1.9 - 0.6 - 0.08 * number))
+            # A miss of a budget of 100: 100 (1 + .9 - best accuracy so far); a divergence is 200.  The last one
+            # crosses .9 on its way from .5 to .92.
+            last = {2: 200.0, 4: 10 + 10 * 0.4 / 0.42}.get(number, 100 * (1.9 - 0.6 - 0.08 * number))
             reported = {value["step"]: value["value"] for value in trial["intermediate_values"]}
             assert reported == pytest.approx({10: 140.0, 20: last})
             ended = trial["state"] in ("Complete", "Pruned")
@@ -100,4 +93,4 @@ def test_each_variant_is_a_study_with_its_trials(dashboard: Callable[[str], Any]
             assert 0.01 <= settings["lr.peak"] <= 1
             attributes = {attribute["key"]: attribute["value"] for attribute in trial["user_attrs"]}
             assert attributes.get("status", "") == list(ENDINGS)[number]
-            assert attributes["arm"] == "random"
+            assert (int(attributes["round"]), int(attributes["slot"])) == divmod(number, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import shutil
@@ -13,31 +14,38 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
 from optuna.trial import TrialState
 from pandas.testing import assert_frame_equal
 
-from benchmarks.simulated_search import Truth, simulate
+from benchmarks.simulated_search import Truth, curve, simulate
 from search_spaces import SPACES
 from tuner import load_search
 from tuner.core.errors import InvalidInput
-from tuner.core.metrics import EpochMetrics
-from tuner.core.search_spec import Objective, SearchSpec
+from tuner.core.metrics import EpochMetrics, time_to_target
+from tuner.core.search_spec import FIRST_REFINE, NUM_FINALISTS, NUM_REPEATS, Objective, SearchSpec
 from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec
+from tuner.race import evidence
 from tuner.study import search_folder, trial_folder
-from tuner.study.optuna_study import VariantStudy, close_storage, existing_storage, open_storage
+from tuner.study.optuna_study import VariantStudy, close_storage, existing_storage, open_storage, open_studies
 from tuner.study.recorder import Recorder
-from tuner.study.results import Search, TrialRecord
+from tuner.study.results import Search
+from tuner.study.trial_record import TrialRecord
 
 VARIANTS = ("sgdm", "hybrid")
-SPEC = SearchSpec.from_flags(name="first", variants=VARIANTS, trials=12, confirm_seeds=3, epochs=4, targets=(0.5, 0.8))
+SPEC = SearchSpec.from_flags(
+    name="first", variants=VARIANTS, trials=13, refine_trials=2, confirm_seeds=3, epochs=4, targets=(0.5, 0.7)
+)
+"""A race of three rounds, which decides nothing."""
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, quick_sqlite: None) -> Search:
     """A finished search, in memory and in its folder; it has trials of every ending but failed ones."""
-    truths = {"sgdm": Truth(lr_limit=0.3), "hybrid": Truth(speed=0.4)}
+    # The default points are far from the best learning rate, so that other settings are chosen.
+    truths = {"sgdm": Truth(lr_limit=0.4, lr_best=0.3, width=0.5), "hybrid": Truth(speed=0.4, lr_best=0.3, width=0.5)}
     search = simulate(SPEC, truths, output=tmp_path_factory.mktemp("runs"))
     assert {record.status for record in search.records.values()} == {"finished", "stopped", "diverged"}
     return search
@@ -54,6 +62,8 @@ def copied(written: Search, tmp_path: Path) -> Path:
 def test_a_search_is_read_as_it_was_written(written: Search) -> None:
     read = load_search("first", output=str(written.folder.parent))
     assert read.records == written.records
+    assert read.race.rounds == written.race.rounds and read.race.wins == written.race.wins
+    assert len(read.race.rounds) == 3 and not read.race.out and read.race.is_over
     assert read.variants == written.variants and read.folder == written.folder
     assert (read.search_id, read.splits, read.processes) == (written.search_id, written.splits, written.processes)
     assert read.spec == search_folder.load(str(written.folder.parent), "first")[0]
@@ -64,6 +74,8 @@ def test_a_search_is_read_as_it_was_written(written: Search) -> None:
         for point in ("best", "default"):
             assert read.confirmed(variant, point) == written.confirmed(variant, point)
             assert len(read.confirmed(variant, point)) == SPEC.num_seeds(point)
+    assert_frame_equal(read.rounds(), written.rounds())
+    assert_frame_equal(read.evidence(), written.evidence())
     for ours, theirs in ((read.trials(), written.trials()), (read.curves(), written.curves())):
         # Confirmed runs come by the names of their variants, as which were made first is not kept.
         ours, theirs = (frame.sort_values("name", kind="stable", ignore_index=True) for frame in (ours, theirs))
@@ -71,20 +83,49 @@ def test_a_search_is_read_as_it_was_written(written: Search) -> None:
 
 
 @pytest.mark.parametrize("objective", ["time-to-target", "accuracy"])
-def test_best_is_the_finished_trial_with_the_best_objective_the_earliest_of_equals(objective: Objective) -> None:
+@pytest.mark.parametrize("refine_trials", [0, 3])
+def test_best_is_the_best_mean_of_the_settings_that_were_repeated_or_else_the_best_training(
+    objective: Objective, refine_trials: int
+) -> None:
     training = replace(SPEC.training, epochs=8)
-    spec = replace(SPEC, objective=objective, early_stopping=False, training=training)
+    spec = replace(SPEC, objective=objective, refine_trials=refine_trials, training=training)
     search = simulate(spec, {"sgdm": Truth(lr_limit=0.3, noise=0.4), "hybrid": Truth(speed=0.4, noise=0.4)})
     for variant in VARIANTS:
-        values: dict[str, float] = {}
+        values: dict[OptimizerSpec, list[float]] = {}
         for record in search.trials_of(variant):
-            spent = [m.gradient_evaluations for m in record.history if m.validation_accuracy >= 0.8]
-            value = -record.history[-1].validation_accuracy if objective == "accuracy" else min(spent, default=math.inf)
-            if record.status == "finished":
-                values[record.name] = value
-        assert len(set(values.values())) > 1, "nothing to choose from"
+            reached = time_to_target(record.history, 0.7)
+            value = math.log(reached.gradient_evaluations if reached else 129)
+            value = -record.history[-1].validation_accuracy if objective == "accuracy" else value
+            if record.status == "finished" and (record.repeats is not None or not refine_trials):
+                values.setdefault(record.spec.optimizer, []).append(value)
+        # A divergence, of either objective the worst, would be among the repeats and not among these.
+        compared = {
+            settings: found for settings, found in values.items() if len(found) == (NUM_REPEATS if refine_trials else 1)
+        }
+        assert len(compared) > (1 if refine_trials else 3), "nothing to choose from"
         best = search.best(variant)
-        assert best and best.name == min(values, key=lambda name: values[name])
+        assert best and best.spec.optimizer == min(compared, key=lambda settings: sum(compared[settings]))
+        assert best.repeats is None
+
+
+def test_a_row_of_rounds_is_a_variant_in_a_counted_round(written: Search) -> None:
+    frame = written.rounds()
+    assert list(frame.columns) == ["round", "variant", "time", "end"] and len(frame) == 3 * 2
+    for row in frame.to_dict("records"):
+        one = written.race.rounds[row["round"]]
+        assert (row["time"], row["end"]) == (one.results[row["variant"]], one.end)
+    empty = Search(SPEC, "id", (SPACES["sgdm"], SPACES["hybrid"]), Path("first"), {})
+    assert list(empty.rounds().columns) == list(frame.columns) and empty.rounds().empty
+
+
+def test_a_row_of_evidence_is_an_ordered_pair(written: Search) -> None:
+    rows = {(row["variant"], row["against"]): row for row in written.evidence().to_dict("records")}
+    assert set(rows) == {("sgdm", "hybrid"), ("hybrid", "sgdm")}
+    for (i, j), row in rows.items():
+        assert (row["won"], row["lost"]) == (written.race.wins[i, j], written.race.wins[j, i])
+        assert row["evidence"] == evidence(row["won"], row["lost"])
+        assert row["threshold"] == written.race.pair_threshold(i, j) and not row["out"]
+    assert rows["sgdm", "hybrid"]["won"] + rows["sgdm", "hybrid"]["lost"] > 1
 
 
 def test_a_row_of_trials_holds_settings_and_final_metrics(written: Search) -> None:
@@ -100,17 +141,24 @@ def test_a_row_of_trials_holds_settings_and_final_metrics(written: Search) -> No
         assert row["momentum.schedule"] == {"sgdm": "constant", "hybrid": "hybrid"}[record.variant]
         by_fraction = record.spec.optimizer.momentum.switch == "fraction" and record.variant == "hybrid"
         assert math.isnan(row["momentum.switch_fraction"]) == (not by_fraction), "of no use to the others"
-        reached = [m.gradient_evaluations for m in history if m.validation_accuracy >= 0.8 and not m.diverged]
-        shown = row["speed/gradient_evaluations_to_80"]
-        assert shown == reached[0] if reached else math.isnan(shown)
+        reached = time_to_target(history, 0.7)
+        shown = row["speed/gradient_evaluations_to_70"]
+        assert shown == reached.gradient_evaluations if reached else math.isnan(shown)
+        for name in ("round", "slot", "repeats"):
+            place = record.place.get(name)
+            assert row[name] == place if place is not None else pd.isna(row[name])
         assert row["speed/best_accuracy"] == max([0.0, *(m.validation_accuracy for m in history if not m.diverged)])
         assert row["test/accuracy"] == record.test.accuracy if record.test else math.isnan(row["test/accuracy"])
-    counts = frame.groupby("phase").size().to_dict()
-    assert counts == {"explore": 2 * 12, "confirm": 2 * (3 + 2)}, "three seeds of the best, two of the default point"
+    counts = frame.groupby(["variant", "phase"]).size().to_dict()
+    for variant in VARIANTS:
+        # Two settings, and repeats of the best ones and of the default point, which may be one of them.
+        num_finalists = (NUM_FINALISTS, NUM_FINALISTS + 1)
+        assert counts.pop((variant, "refine")) in [2 + NUM_REPEATS * number for number in num_finalists]
+        assert (counts.pop((variant, "race")), counts.pop((variant, "confirm"))) == (12, 3 + 2)
+    assert not counts
     confirms = frame[frame.phase == "confirm"].groupby(["variant", "confirms"]).size().to_dict()
     assert confirms == {(v, point): n for v in VARIANTS for point, n in (("best", 3), ("default", 2))}
-    assert frame[frame.phase == "explore"]["confirms"].isna().all()
-    assert frame.groupby("arm").size().to_dict() == {"random": 12, "model": 12}
+    assert frame[frame.phase != "confirm"]["confirms"].isna().all()
 
 
 def test_a_row_of_curves_is_an_epoch(written: Search) -> None:
@@ -135,13 +183,14 @@ def test_each_study_is_found_by_its_documented_name(written: Search) -> None:
     for variant in VARIANTS:
         study = optuna.load_study(study_name=f"first/{variant}", storage=storage)
         assert study.direction == optuna.study.StudyDirection.MINIMIZE
-        assert len(study.trials) == 12
+        assert len(study.trials) == len(written.trials_of(variant)) > 12 + 2
         for trial in study.trials:
             record = written.records[f"{variant}-{trial.number:02d}"]
             stopped = record.status == "stopped"
             assert trial.state == (TrialState.PRUNED if stopped else TrialState.COMPLETE)
             assert list(trial.intermediate_values) == [m.gradient_evaluations for m in record.history]
-            assert (trial.params["lr.peak"], trial.user_attrs["arm"]) == (record.spec.optimizer.lr.peak, record.arm)
+            assert trial.params["lr.peak"] == record.spec.optimizer.lr.peak
+            assert {name: value for name, value in trial.user_attrs.items() if name != "status"} == record.place
         assert study.best_trial.value == min(trial.value for trial in study.trials if trial.value is not None)
 
 
@@ -153,16 +202,16 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def test_reading_writes_nothing(copied: Path) -> None:
+def test_reading_writes_nothing(copied: Path, written: Search) -> None:
     before = state_of(copied.parent)
     search = load_search("first", output=str(copied.parent))
-    assert len(search.trials()) == 34 and len(search.curves())
+    assert len(search.trials()) == len(written.records) and len(search.curves())
     assert state_of(copied.parent) == before
 
 
-def test_reading_neither_waits_for_a_program_that_writes_nor_disturbs_it(copied: Path) -> None:
-    written = open_storage(f"sqlite:///{copied / 'optuna.db'}")
-    study = optuna.load_study(study_name="first/sgdm", storage=written)
+def test_reading_neither_waits_for_a_program_that_writes_nor_disturbs_it(copied: Path, written: Search) -> None:
+    storage = open_storage(f"sqlite:///{copied / 'optuna.db'}")
+    study = optuna.load_study(study_name="first/sgdm", storage=storage)
     writer = sqlite3.connect(copied / "optuna.db", timeout=0, isolation_level=None)
     writer.execute("begin exclusive")
     writer.execute("update trials set state = 'RUNNING' where trial_id = 1")
@@ -171,9 +220,10 @@ def test_reading_neither_waits_for_a_program_that_writes_nor_disturbs_it(copied:
     writer.execute("rollback")
     writer.close()
     # The reader's connections are open still.
-    study.ask()
-    assert len(search.studies["sgdm"].get_trials()) == 13
-    assert load_search("first", output=str(copied.parent)).records["sgdm-12"].status == "pending"
+    number = study.ask(fixed_distributions=dict(SPACES["sgdm"].searched)).number
+    study._storage.set_trial_user_attr(study.trials[number]._trial_id, "index", 2)
+    assert len(search.studies["sgdm"].get_trials()) == number + 1 == len(written.trials_of("sgdm")) + 1
+    assert load_search("first", output=str(copied.parent)).records[f"sgdm-{number}"].status == "pending"
 
 
 def test_a_storage_that_is_being_made_is_left_to_its_search(storage_url: str, tmp_path: Path) -> None:
@@ -191,6 +241,44 @@ def test_a_storage_that_is_being_made_is_left_to_its_search(storage_url: str, tm
     assert existing_storage(storage_url) is not None
 
 
+def test_a_race_is_read_as_far_as_its_rounds_have_ended(tmp_path: Path, quick_sqlite: None) -> None:
+    """A program reads what another one is doing: one whose first round is not complete, and one that failed once."""
+    spec = replace(SPEC, trials=16, round_size=2, output=str(tmp_path))
+    folder = tmp_path / "first"
+    folder.mkdir()
+    search_folder.save(folder, spec, "id", {})
+    chosen = [SPACES[name] for name in VARIANTS]
+    storage = open_storage(f"sqlite:///{folder / 'optuna.db'}")
+    studies = open_studies(spec, chosen, storage, search="first")
+
+    def train(variant: str, slot: int, number: int = 0, *, fails: bool = False) -> None:
+        study = studies[variant]
+        trial = study.ask_race(number, slot)
+        history = curve(spec.trial_spec(study.settings(trial), 2 * number + slot), Truth(speed=2.0))
+        place = folder / f"{variant}-{trial:02d}"
+        place.mkdir()
+        for metrics in history:
+            trial_folder.append_epoch(place, metrics)
+        study.tell(trial, "failed" if fails else "finished", history)
+
+    def counted() -> int:
+        return len(load_search("first", output=str(tmp_path)).race.rounds)
+
+    for variant, slot in (("sgdm", 0), ("sgdm", 1), ("hybrid", 0)):
+        train(variant, slot)
+        assert counted() == 0
+    train("hybrid", 1, fails=True)
+    assert counted() == 0, "it is made again"
+    train("hybrid", 1, fails=True)
+    assert counted() == 1
+    for variant, slot in itertools.product(VARIANTS, (0, 1)):
+        for _ in range(2 if variant == "hybrid" else 1):
+            train(variant, slot, 1, fails=variant == "hybrid")
+    race = load_search("first", output=str(tmp_path)).race
+    assert len(race.rounds) == 2 and race.failed == {"hybrid"} and race.out == {"hybrid": 1}
+    close_storage(storage)
+
+
 def test_a_running_search_is_read_as_far_as_it_has_come(
     open_recorder: Callable[..., Recorder], storage_url: str, tmp_path: Path, epoch: Callable[..., EpochMetrics]
 ) -> None:
@@ -203,21 +291,20 @@ def test_a_running_search_is_read_as_far_as_it_has_come(
     assert load_search("s", output=str(tmp_path)).records == {}, "no studies yet"
     assert not (folder / "optuna.db").exists(), "reading makes none"
 
-    study = VariantStudy(
-        storage=open_storage(storage_url), search="s", variant=SPACES["lpsgdm"], objective="time-to-target",
-        targets=spec.training.targets, num_trials=4, seed=0,
-    )  # fmt: skip
+    study = VariantStudy(open_storage(storage_url), spec, SPACES["lpsgdm"], search="s")
+    study.join(0)
     # The first trains and its second epoch is being written, the second waits.
-    settings = [study.settings(study.ask()) for _ in range(2)]
-    trial_folder.write_spec(folder / "lpsgdm-00", spec.trial_spec(settings[0], 0))
+    settings = [study.settings(number) for number in (study.ask_refine(0, 4), study.ask_refine(1, 4))]
+    specs = [spec.trial_spec(optimizer, FIRST_REFINE + index) for index, optimizer in enumerate(settings)]
+    trial_folder.write_spec(folder / "lpsgdm-00", specs[0])
     trial_folder.append_epoch(folder / "lpsgdm-00", epoch(1, 0.5))
     with (folder / "lpsgdm-00" / "result.json").open("a") as log:
         log.write('{"training_iteration": 2, "metr')
     search = load_search("s", output=str(tmp_path), storage=storage_url)
-    assert [(r.name, r.status, r.arm) for r in search.records.values()] == [
-        ("lpsgdm-00", "running", "random"), ("lpsgdm-01", "pending", "random"),
+    assert [(r.name, r.status, r.place) for r in search.records.values()] == [
+        ("lpsgdm-00", "running", {"index": 0, "point": "default"}), ("lpsgdm-01", "pending", {"index": 1}),
     ]  # fmt: skip
-    assert [r.spec for r in search.records.values()] == [spec.trial_spec(settings[n], n) for n in range(2)]
+    assert [r.spec for r in search.records.values()] == specs
     assert search.records["lpsgdm-00"].history == [epoch(1, 0.5)]
     assert search.best("lpsgdm") is None and search.confirmed("lpsgdm") == {}
     assert search.trials()["gradient_evaluations"].tolist() == [10, 0]
@@ -306,7 +393,7 @@ def test_the_best_has_a_log_finished_and_is_the_earliest_of_equals(epoch: Callab
     for number, (status, accuracies) in enumerate(endings):
         history = [epoch(n, accuracy, diverged=status == "diverged") for n, accuracy in enumerate(accuracies, start=1)]
         name = f"sgdm-{number:02d}"
-        spec = SPEC.trial_spec(OptimizerSpec(), number)
-        search.records[name] = TrialRecord(name, "sgdm", number, spec, status=status, history=history)
+        spec, place = SPEC.trial_spec(OptimizerSpec(), number), {"round": number, "slot": 0}
+        search.records[name] = TrialRecord(name, "sgdm", number, spec, status=status, history=history, place=place)
     best = search.best("sgdm")
     assert best is not None and best.number == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def test_no_password_of_odd_characters_is_saved(tmp_path: Path, odd: str) -> Non
 
 
 def test_a_save_that_breaks_off_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, SearchSpec(name="s", trials=3), "id", {})
+    save(tmp_path, SearchSpec(name="s", trials=5), "id", {})
 
     def die(*args: object, **named: object) -> str:
         raise KeyboardInterrupt
@@ -68,7 +69,7 @@ def test_a_save_that_breaks_off_leaves_the_old_one(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "replace", die)
         save(tmp_path, SearchSpec(name="s", trials=9), "id", {})
-    assert load(str(tmp_path.parent), tmp_path.name)[0].trials == 3
+    assert load(str(tmp_path.parent), tmp_path.name)[0].trials == 5
 
 
 def test_the_nearest_search_is_named(tmp_path: Path) -> None:
@@ -80,6 +81,15 @@ def test_the_nearest_search_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "first" in refused(tmp_path, "file")
     assert "--resume first: there is no search in" in refused(tmp_path / "absent", "first")
+
+
+def test_a_search_of_a_version_without_a_race_is_refused_as_such(tmp_path: Path) -> None:
+    save(tmp_path, SearchSpec(name="s"), "id", {})
+    saved = json.loads((tmp_path / SPEC_FILE).read_text())
+    del saved["spec"]["round_size"]
+    saved["spec"]["stop_at_target"] = False
+    (tmp_path / SPEC_FILE).write_text(json.dumps(saved))
+    assert "it is of a version that did not race variants" in refused(tmp_path.parent, tmp_path.name)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_search_is_a_parent_and_a_run_a_trial(mlflow_uri: str, history: list[E
     for name, run in found.items():
         assert run.info.run_name == name
         assert run.info.status == ("FAILED" if endings[name] == "failed" else "FINISHED")
-        tags = {"who": "me", "variant": "toy", "arm": "random", "status": endings[name]}
+        tags = {"who": "me", "variant": "toy", "round": "0", "status": endings[name]}
         assert (tags | {"mlflow.parentRunId": parent.info.run_id}).items() <= run.data.tags.items()
         assert run.data.params == {"lr.peak": "0.1"}
         assert_each_epoch_once(mlflow_uri, run, history)

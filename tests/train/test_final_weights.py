@@ -138,6 +138,7 @@ def test_a_worker_tests_the_weights_that_a_confirmed_run_left(tmp_path: Path) ->
     assert worked(tmp_path, spec, "test") == [first]
 
 
-def test_a_trial_of_the_exploration_keeps_no_weights(tmp_path: Path) -> None:
-    worked(tmp_path, spec_of(epochs=1), "explore")
+@pytest.mark.parametrize("phase", ["race", "refine"])
+def test_a_trial_keeps_no_weights(phase: str, tmp_path: Path) -> None:
+    worked(tmp_path, spec_of(epochs=1), phase)
     assert not (tmp_path / "a" / WEIGHTS).exists()

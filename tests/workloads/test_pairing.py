@@ -64,9 +64,9 @@ def test_a_search_trains_what_goes_with_its_workload_unless_told() -> None:
 @pytest.mark.parametrize(("workload", "model"), [("digits", "resnet8"), ("diagonal", "diagonal-squares")])
 def test_a_search_goes_on_with_the_model_it_has(workload: str, model: str, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    saved = {"id": "x", "content": {}, "spec": {"name": "a", "workload": workload, "model": model}}
+    saved = {"id": "x", "content": {}, "spec": {"name": "a", "round_size": 4, "workload": workload, "model": model}}
     (tmp_path / "a/search.json").write_text(json.dumps(saved))
-    spec, _ = parse(["--resume", "a", "--output", str(tmp_path), "--trials", "9"])
+    spec, _ = parse(["--resume", "a", "--output", str(tmp_path), "--trials", "99"])
     assert spec.training.workload.model == model
     with pytest.raises(InvalidInput, match=f"--model resnet20: search 'a' was started with {model}"):
         parse(["--resume", "a", "--output", str(tmp_path), "--model", "resnet20"])

@@ -24,8 +24,8 @@ from tuner.core.errors import StorageFailed
 from tuner.core.metrics import EpochMetrics, FinalScore
 from tuner.core.serialization import from_dict, to_json
 from tuner.study.recorder import Recorder
-from tuner.study.results import TrialRecord
 from tuner.study.scheduler import TrialScheduler
+from tuner.study.trial_record import TrialRecord
 
 
 class TrialSearcher(Searcher):

@@ -16,7 +16,7 @@ from tuner.cluster.trial_actor import TrialActor
 from tuner.cluster.tune_adapters import EarlyStopping, TrialGenerator, TrialSearcher, TuneCallback
 from tuner.core.errors import StorageFailed
 from tuner.study.recorder import Recorder
-from tuner.study.results import TrialRecord
+from tuner.study.trial_record import TrialRecord
 
 
 class Deadline(Stopper):

@@ -9,16 +9,18 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from search_spaces import expand
 from tuner.core.errors import InvalidInput, unknown
 from tuner.core.serialization import flatten, from_dict
-from tuner.core.trial_spec import OptimizerSpec, TrialSpec, WorkloadSpec
+from tuner.core.trial_spec import USUAL_TARGETS, OptimizerSpec, TrialSpec, WorkloadSpec
 
 Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
+SamplerName: TypeAlias = Literal["tpe", "gp", "random", "cmaes"]
 
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
@@ -27,8 +29,13 @@ FAR_ABOVE_CRITICAL = 3.0
 """Multiple of the predicted critical learning rate above which a trial that did not diverge is reported, in a search
 that prunes none for it (ours)."""
 
-FIRST_FRESH = 500_000
-"""Number of the first fresh seed: trials have smaller numbers, and the seeds of two searches are 1,000,003 apart."""
+FIRST_REFINE, FIRST_REPEAT, FIRST_FRESH, FIRST_PILOT = 400_000, 490_000, 500_000, 900_000
+"""Numbers of the first seed of the refinement, its repeats, the confirmed runs, and the trainings that set targets.
+
+The slots of the race have smaller numbers.  The seeds of two searches are 1,000,003 apart.
+"""
+NUM_FINALISTS, NUM_REPEATS = 2, 4
+"""How many of a variant's settings are trained again before one is chosen, and with how many further seeds each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,26 +49,44 @@ class SearchSpec:
     controls, all), or package.module:VARIANT for one of your own."""
     space: tuple[str, ...] = ()
     """Ranges to change, as [variant:]name=low:high[:log], name=a,b,c or name=value, e.g. lr.peak=1e-4:1e-1:log."""
-    trials: int = 8
-    """Number of trials of each variant, at least 1."""
+    trials: int = 64
+    """Most trainings that a variant may begin in the race, at least 1. A variant is out as soon as another is shown to
+    be faster, and the race ends when one is left. Without a race, the settings that a variant tries."""
+    round_size: int = 4
+    """Random settings that each variant may try in a round of the race, at least 1 and, in a race, at most --trials.
+    The fastest of them counts."""
+    alpha: float = 0.05
+    """Largest probability, in [0, 1), that a fastest variant is ever out of the race, however long it lasts. 0 puts
+    none out, so that all have equal budgets."""
+    refine_trials: int = 8
+    """Settings that are tried for each variant after the race, the default point first, at least 0."""
+    sampler: SamplerName = "tpe"
+    """How these settings are drawn from all trainings before, by Optuna's samplers."""
     objective: Objective = "time-to-target"
     """What is optimized: gradient evaluations to the highest target, final accuracy, area under the error curve,
-    or (pareto) the first two at once, without early stopping."""
+    or (pareto) the first two at once, without a race."""
+    confirm: Literal["left", "all"] = "left"
+    """Variants that are refined and confirmed after the race: those that are left and the baseline, or all."""
     confirm_seeds: int = 6
-    """Number of fresh seeds with which each variant's best settings are trained again, in full, and then tested. The
-    default point gets half as many, rounded up. Fewer than 6 decide nothing where a target was missed. 0 skips both."""
+    """Number of fresh seeds with which a variant's chosen settings are trained again, in full, and then tested. The
+    default point gets half as many, rounded up. 0 skips both."""
     baseline: str | None = None
     """Variant that the others are compared with. Default: sgdm if it is among the variants, else the first one."""
     training: TrialSpec = field(default_factory=TrialSpec)
     """What every trial trains, with its epochs and targets; each trial has its own optimizer and seed."""
+    targets: tuple[float, ...] | Literal["auto"] | None = None
+    """Validation accuracies in (0, 1), increasing; the time to reach each is measured, and the race is to the highest.
+    auto takes what the baseline's default point reaches at a third and at four fifths of its budget, by the median of
+    three seeds that are trained first. Default: 0.9 0.95 for digits, else auto."""
     early_stopping: bool = True
-    """Stop a trial at a ninth or a third of its budget unless it is among the best third of its variant's trials so far
-    or has reached the highest target (asynchronous successive halving)."""
+    """End a training before its budget is spent once it has reached the highest target or can no longer be the
+    best of its round or variant. No round of the race depends on this; the settings chosen afterwards may."""
     prune_above_critical: float | None = None
     """Stop a trial after its first evaluation if its lr.peak exceeds this multiple, above 0, of the critical one that
     --predict-critical-lr predicts. Default: stop none for that."""
     seed: int = 0
-    """Seed of the search, at least 0. The seed of each trial follows from it and the trial's number."""
+    """Seed of the search, at least 0. The seed of each training follows from it and from what the training is for, the
+    same for all variants."""
     cpus_per_trial: float = 1.0
     """CPUs and threads of each trial, above 0."""
     gpus_per_trial: float | None = None
@@ -103,9 +128,16 @@ class SearchSpec:
     """Print all variants, what they search and their named points; start nothing."""
 
     def __post_init__(self) -> None:
+        if self.targets is None:
+            usual = USUAL_TARGETS if self.training.workload.data == "digits" else "auto"
+            object.__setattr__(self, "targets", self.training.targets or usual)
+        if self.targets != "auto":
+            if not self.targets:
+                raise InvalidInput("--targets: must name at least one accuracy, or auto")
+            object.__setattr__(self, "training", dataclasses.replace(self.training, targets=self.targets))
         default = flatten(TrialSpec())
         for leaf, value in flatten(self.training).items():
-            if not _is_flag(leaf) and value != default[leaf]:
+            if not _is_flag(leaf) and leaf != "targets" and value != default[leaf]:
                 raise InvalidInput(f"training.{leaf} = {value}: the search sets it; leave it at its default")
         workload = self.training.workload
         if workload.data_dir is not None:
@@ -126,8 +158,18 @@ class SearchSpec:
             raise InvalidInput("--variants: must name at least one variant")
         if len(set(self.variants)) < len(self.variants):
             raise InvalidInput(f"--variants {' '.join(self.variants)}: names a variant twice")
-        if not 1 <= self.trials < FIRST_FRESH:
-            raise InvalidInput(f"--trials {self.trials}: must be at least 1 and below {FIRST_FRESH}")
+        if not 1 <= self.trials < FIRST_REFINE:
+            raise InvalidInput(f"--trials {self.trials}: must be at least 1 and below {FIRST_REFINE}")
+        raced = self.objective != "pareto" and len(expand(self.variants)) > 1
+        if self.round_size < 1 or (raced and self.round_size > self.trials):
+            raise InvalidInput(f"--round-size {self.round_size}: must be at least 1 and at most --trials {self.trials}")
+        if not 0 <= self.alpha < 1:
+            raise InvalidInput(f"--alpha {self.alpha}: must be at least 0 and below 1")
+        if not 0 <= self.refine_trials < FIRST_REPEAT - FIRST_REFINE:
+            raise InvalidInput(f"--refine-trials {self.refine_trials}: must be at least 0")
+        for name, choices in (("sampler", SamplerName), ("confirm", Literal["left", "all"])):
+            if getattr(self, name) not in get_args(choices):
+                raise unknown(name, getattr(self, name), get_args(choices))
         _at_least("confirm_seeds", self.confirm_seeds, 0)
         _at_least("seed", self.seed, 0)
         _at_least("max_failures", self.max_failures, 0)
@@ -170,17 +212,39 @@ class SearchSpec:
             raise InvalidInput(_as_flag(str(error))) from None
 
     def trial_spec(self, optimizer: OptimizerSpec, number: int) -> TrialSpec:
-        """The training of a variant's trial ``number``.
+        """The training with seed ``number`` of this search.
 
-        Trials of the same number have the same seed in all variants, so that initial weights and batches are equal.
+        Trainings of the same number have the same seed in all variants, so that initial weights and batches are equal.
         """
+        timed = self.early_stopping and self.objective == "time-to-target" and number < FIRST_FRESH
         return dataclasses.replace(
-            self.training, workload=self.workload_spec(), optimizer=optimizer, seed=self.seed * 1_000_003 + number
+            self.training,
+            workload=self.workload_spec(),
+            optimizer=optimizer,
+            seed=self.seed * 1_000_003 + number,
+            stop_at_target=timed and bool(self.training.targets),
         )
+
+    def pilot_spec(self, optimizer: OptimizerSpec, k: int) -> TrialSpec:
+        """The training with seed ``k`` by which targets are chosen, for its whole budget and without any target."""
+        return dataclasses.replace(self.trial_spec(optimizer, FIRST_PILOT + k), targets=())
+
+    def with_targets(self, targets: tuple[float, ...]) -> SearchSpec:
+        """The same spec with these targets, which have been measured."""
+        return dataclasses.replace(self, training=dataclasses.replace(self.training, targets=targets))
 
     def confirm_spec(self, optimizer: OptimizerSpec, k: int) -> TrialSpec:
         """The training that confirms an optimizer with fresh seed ``k``, the same for all, for its whole budget."""
-        return dataclasses.replace(self.trial_spec(optimizer, FIRST_FRESH + k), stop_at_target=False)
+        return self.trial_spec(optimizer, FIRST_FRESH + k)
+
+    def baseline_among(self, names: Sequence[str]) -> str:
+        """The variant that all others are compared with, of variants of these names."""
+        return self.baseline or ("sgdm" if "sgdm" in names else names[0])
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of the race: as many as --trials allows, and none for pareto, whose two goals give no order."""
+        return 0 if self.objective == "pareto" else self.trials // self.round_size
 
     def num_seeds(self, point: Literal["best", "default"]) -> int:
         """Number of fresh seeds of each variant's best settings, or of its default point: half as many, rounded up."""
@@ -232,7 +296,7 @@ class SearchSpec:
         return dataclasses.replace(self, **files)  # type: ignore[arg-type]
 
 
-SET_BY_SEARCH = ("seed", "max_loss", "workload.augment", "workload.loader_workers")
+SET_BY_SEARCH = ("seed", "max_loss", "stop_at_target", "targets", "workload.augment", "workload.loader_workers")
 """Fields of a search's training that the search sets, besides the optimizer; they have no flags."""
 
 

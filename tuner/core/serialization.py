@@ -105,6 +105,10 @@ def _checked(hint: Any, name: str, value: Any) -> Any:
         return value  # the class itself refuses it, with the nearest right one
     elif any(type(value) is kind for kind in get_args(hint) or (hint,)):
         return value
+    elif isinstance(value, list | tuple) and (kinds := [k for k in get_args(hint) if get_origin(k) is tuple]):
+        return _checked(kinds[0], name, value)
+    elif any(get_origin(kind) is Literal and value in get_args(kind) for kind in get_args(hint)):
+        return value
     elif type(value) is int and float in (get_args(hint) or (hint,)):
         return float(value)
     raise InvalidInput(f"{name} = {value}: must be {getattr(hint, '__name__', hint)}")

@@ -62,7 +62,7 @@ class TrialSpec:
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     epochs: int = 10
     """Largest number of epochs per trial, at least 1; epochs times steps per epoch is the budget."""
-    targets: tuple[float, ...] = (0.9, 0.95)
+    targets: tuple[float, ...] = ()
     """Validation accuracies in (0, 1), increasing; the cost to reach each for the first time is measured."""
     stop_at_target: bool = False
     """End a trial once it reaches the highest target, instead of training to the end of its budget."""
@@ -83,7 +83,7 @@ class TrialSpec:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        require(len(self.targets) > 0, "targets", self.targets, "at least one accuracy")
+        require(bool(self.targets) or not self.stop_at_target, "targets", self.targets, "given with stop_at_target")
         for target in self.targets:
             require(0 < target < 1, "targets", target, "in (0, 1)")
         require(list(self.targets) == sorted(set(self.targets)), "targets", self.targets, "increasing")
@@ -93,6 +93,8 @@ class TrialSpec:
         require(self.curvature >= 0, "curvature", self.curvature, "at least 0")
 
 
+USUAL_TARGETS = (0.9, 0.95)
+"""Targets of the workload digits, and of a single training whose targets are not given."""
 DIAGONAL = "diagonal"
 """Name of the data that has samples in place of images."""
 

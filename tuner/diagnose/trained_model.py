@@ -18,7 +18,8 @@ from tuner.core.search_spec import DEFAULT_TRACKING_URI
 from tuner.core.serialization import digest
 from tuner.core.store import CHECKPOINT, WEIGHTS, Store
 from tuner.core.trial_spec import SPEC, TrialSpec, load_spec
-from tuner.study.results import Search, TrialRecord, load_search
+from tuner.study.results import Search, load_search
+from tuner.study.trial_record import TrialRecord
 from tuner.tracking.nested_runs import SearchRuns
 from tuner.train import train
 from tuner.train.final_weights import load_weights

@@ -7,6 +7,8 @@ The modules in reading order; imports go down the list.
     outline           the sections of the report and their order
     leaderboard       the variants in order, by their confirmed runs and by their trials
     claims            the comparisons in words: verdicts, claims against their controls, tuned against default
+    verdict           the answer in sentences: who is fastest, or what it would take to know
+    race_figures      the race in pictures, and a table of all pairs
     budgets           what a search spent, how it was made, and its limitations
     curves            pictures of lines: convergence, tuning curves, schedules, performance profiles
     theory_check      theory against measurement, for the workload diagonal
@@ -15,8 +17,8 @@ The modules in reading order; imports go down the list.
     findings          further findings: divergence, steadiness, edges of the spaces, importance of the settings
     figures           the style of the pictures
     profiles          performance profiles over several searches
-    tuning_curves     the best objective as a function of the number of trials, with confidence bands
-    bands             the confidence bands, and how often they hold
+    tuning_curves     the best objective as a function of the number of rounds, with confidence bands
+    bands             the confidence bands
     comparison        time to target, and which differences are real
     intervals         the statistics
     document          the parts of a report: sections, tables, pictures

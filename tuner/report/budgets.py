@@ -9,9 +9,11 @@ from datetime import timedelta
 
 from tuner.core.metrics import target_label
 from tuner.core.search_spec import SearchSpec, flag
-from tuner.report.comparison import ERROR, cost
+from tuner.report.comparison import cost
 from tuner.report.document import Section, Table
-from tuner.study.results import POINTS, Search, TrialRecord
+from tuner.report.verdict import random_settings
+from tuner.study.results import Search
+from tuner.study.trial_record import POINTS, TrialRecord
 
 NOT_REPEATED = frozenset(
     {"name", "resume", "output", "storage", "tracking_uri", "experiment", "address", "download", "dry_run", "list"}
@@ -20,13 +22,14 @@ NOT_REPEATED = frozenset(
 
 
 def budgets(search: Search) -> Section:
-    """What each variant spent in each phase, according to its trainings' logs, and whether the budgets were equal."""
+    """What each variant spent in each phase, according to its trainings' logs, and in what the budgets were equal."""
     phases: dict[tuple[str, str], list[TrialRecord]] = {}
     for variant in search.variants:
         kept = {run.name: f"confirm, {p}" for p in POINTS[::-1] for run in search.confirmed(variant.name, p).values()}
         for record in search.records.values():
             if record.variant == variant.name:
-                phase = "explore" if record.phase == "explore" else kept.get(record.name, "confirm, given up")
+                confirms = kept.get(record.name, "confirm, given up")
+                phase = confirms if record.phase == "confirm" else record.phase
                 phases.setdefault((variant.name, phase), []).append(record)
     rows = [(*key, *_spent(records)) for key, records in phases.items()]
     rows.append(("all", "all", *_spent(list(search.records.values()))))
@@ -42,7 +45,8 @@ def budgets(search: Search) -> Section:
         "of compilation and warm-up",
         "of curvature",
     )
-    note = (
+    note = "The trainings of the phase pilot set the targets. " if search.pilots() else ""
+    note += (
         "The numbers come from the logs, including those of trainings that failed or have not ended. Work that was "
         "lost when a process was killed is in no log. The seconds of training do not include evaluation, compilation "
         'and curvature. The phase "confirm, given up" has confirmed runs of settings that are no longer the best. '
@@ -65,26 +69,35 @@ def _spent(records: list[TrialRecord]) -> tuple[str, ...]:
 
 
 def _equality(search: Search) -> tuple[str, ...]:
-    names = [variant.name for variant in search.variants]
-    trials = {name: sum(r.ended and r.status != "failed" for r in search.trials_of(name)) for name in names}
+    trials = {v.name: [r for r in search.trials_of(v.name) if r.observed] for v in search.variants}
     if not any(trials.values()):
         return ("No trial has ended without failing: there is nothing to compare.",)
-    may_spend = sorted({record.history[-1].budget for record in search.records.values() if record.history})
-    sentences = [
-        f"Trials that ended without failing: {', '.join(f'{name} {count}' for name, count in trials.items())}. "
-        f"Each could spend {' or '.join(map(str, may_spend))} gradient evaluations."
-    ]
-    equal = len(set(trials.values())) == len(may_spend) == 1
-    runs = [run for run in search.records.values() if run.phase != "explore" and run.status == "finished"]
-    most = max((run.gradient_evaluations for run in runs), default=0)
-    if short := [f"{run.name} {run.gradient_evaluations}" for run in runs if run.gradient_evaluations < most]:
-        equal = False
+    sentences = []
+    for phase, called in (("race", "the race"), ("refine", "the refinement")):
+        counts = {name: sum(r.phase == phase for r in some) for name, some in trials.items()}
+        if any(counts.values()):
+            said = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
+            sentences.append(f"Trainings of {called} that ended without failing: {said}.")
+    if search.race.rounds:
         sentences.append(
-            f"Confirmed runs that came to their end spent {most} gradient evaluations, except {', '.join(short)}."
+            "In each round, the variants that were left had the same number of settings, drawn alike, and the same "
+            "seeds. A training ends early only where it can no longer change a round."
+        )
+    may_spend = sorted({record.history[-1].budget for record in search.records.values() if record.history})
+    most = f"{' or '.join(map(str, may_spend))} gradient evaluations"
+    sentences.append(
+        f"{'Each training' if len(may_spend) == 1 else 'The budgets are not equal: a training'} could spend {most}."
+    )
+    runs = [run for run in search.records.values() if run.phase == "confirm" and run.status == "finished"]
+    most_spent = max((run.gradient_evaluations for run in runs), default=0)
+    if short := [f"{run.name} {run.gradient_evaluations}" for run in runs if run.gradient_evaluations < most_spent]:
+        sentences.append(
+            f"Confirmed runs that came to their end spent {most_spent} gradient evaluations, except {', '.join(short)}."
         )
     elif runs:
-        sentences.append(f"All {len(runs)} confirmed runs that came to their end spent {most} gradient evaluations.")
-    sentences.append("The budgets are equal." if equal else "The budgets are not equal.")
+        sentences.append(
+            f"All {len(runs)} confirmed runs that came to their end spent {most_spent} gradient evaluations."
+        )
     return tuple(sentences)
 
 
@@ -98,8 +111,10 @@ def provenance(search: Search) -> Section:
             f"{workload.data}, {workload.model}, {spec.training.epochs} epochs of batches of {workload.batch_size}",
         ),
         ("data", "; ".join(dict.fromkeys([search.splits, *(r.test.data for r in records if r.test)])).strip("; ")),
-        ("seeds of trials", _seeds([r for r in records if r.phase == "explore"])),
-        ("seeds of confirmed runs", _seeds([r for r in records if r.phase != "explore"])),
+        ("targets", _targets(search)),
+        *([("seeds of pilots", _seeds(search.pilots()))] if search.pilots() else []),
+        ("seeds of trials", _seeds([r for r in records if r.is_trial])),
+        ("seeds of confirmed runs", _seeds([r for r in records if r.phase == "confirm"])),
         *(("versions", ", ".join(f"{k} {v}" for k, v in versions)) for versions in _versions(search)),
         ("hardware", "; ".join(dict.fromkeys(f"{p.hardware}, {p.slots} at a time" for p in programs))),
         ("programs", str(len(programs))),
@@ -109,11 +124,20 @@ def provenance(search: Search) -> Section:
         ("command", command(spec)),
     ]
     note = (
-        "Trial n has the same seed in every variant, and so has the k-th confirmed run. Equal seeds mean equal initial "
-        "weights and equal batches."
+        "A slot of a round has the same seed in every variant, and so has the k-th confirmed run. Equal seeds mean "
+        "equal initial weights and equal batches."
     )
     table = Table("provenance", "How it was made", ("what", "how"), tuple((k, v or "not known") for k, v in rows), note)
     return Section("Provenance", tables=(table,))
+
+
+def _targets(search: Search) -> str:
+    shown = ", ".join(f"{target_label(target)}%" for target in search.spec.training.targets)
+    if not shown or search.spec.targets != "auto":
+        return shown
+    return (
+        f"{shown}, by the default point of {search.baseline}: what it reaches at a third and four fifths of its budget"
+    )
 
 
 def _seeds(records: list[TrialRecord]) -> str:
@@ -151,23 +175,23 @@ def command(spec: SearchSpec) -> str:
 
 
 def limits(search: Search) -> Section:
-    """What this search does not show: incomplete phases, too few seeds, its resolution and its one workload."""
+    """What this search does not show: what failed, seeds that are missing, its resolution and its one workload."""
     spec, goal = search.spec, f"{target_label(search.spec.training.targets[-1])}%"
     workload = spec.training.workload
     sentences = []
     for variant in search.variants:
         name, trials = variant.name, search.trials_of(variant.name)
-        if (ended := sum(record.ended for record in trials)) < spec.trials:
-            sentences.append(f"{name}: {ended} of {spec.trials} trials have ended. The rest may change the result.")
         if failed := sum(record.status == "failed" for record in trials):
-            sentences.append(f"{name}: {failed} trials failed and are left out.")
-        for point in POINTS if spec.confirm_seeds else ():
+            sentences.append(f"{name}: {failed} of {len(trials)} trials failed.")
+        for point in POINTS if spec.confirm_seeds and name in search.refined else ():
             runs = [run for run in search.confirmed(name, point).values() if run.ended and run.status != "failed"]
             if point == "best" and search.best(name) is None:
                 sentences.append(f"{name}: no trial finished, so there are no best settings to confirm.")
             elif len(runs) < spec.num_seeds(point):
                 settings = "best settings" if point == "best" else "default point"
                 sentences.append(f"{name}: {len(runs)} of {spec.num_seeds(point)} fresh seeds of the {settings} ended.")
+    if any(record.status == "failed" and record.phase == "race" for record in search.records.values()):
+        sentences.append("A trial of the race that fails is made again; a second failure counts as a miss.")
     sentences += _of_seeds(search)
     confirmed = [run for variant in search.variants for run in search.confirmed(variant.name).values() if run.ended]
     runs = confirmed or [record for record in search.records.values() if record.ended]
@@ -177,14 +201,18 @@ def limits(search: Search) -> Section:
             f"No {'confirmed run' if confirmed else 'trial'} reached {goal}: a lower target could tell more."
         )
     elif len(search.variants) > 1 and len(confirmed) > 1 and len(set(costs)) == 1:
-        sentences.append(
-            f"All confirmed runs reached {goal} at the same evaluation: a higher target could tell them apart."
-        )
+        sentences.append(f"All confirmed runs reached {goal} at the same time: a higher target could tell them apart.")
     first = next((r.history[0] for r in search.records.values() if r.history), None)
     if first:
         step = first.budget // spec.training.epochs
         sentences.append(
-            f"There is one evaluation per epoch of {step} gradient evaluations, so finer differences are not seen."
+            f"There is one evaluation per epoch of {step} gradient evaluations. Times between two of them are "
+            "interpolated on a straight line."
+        )
+    if search.race.rounds:
+        sentences.append(
+            f"The race compares variants that may try {random_settings(search)} each in their own ranges. With "
+            "more tuning, or in other ranges, the order may differ."
         )
     sentences.append(
         f"A miss means that the target was not reached within {spec.training.epochs} epochs. Longer trainings were not "
@@ -199,16 +227,7 @@ def limits(search: Search) -> Section:
 def _of_seeds(search: Search) -> list[str]:
     if not search.spec.confirm_seeds:
         return [
-            "Nothing was confirmed (--confirm-seeds 0), so no difference can be called real. Each variant's best trial "
-            "was chosen for its result, so it looks better than it is."
-        ]
-    # The smallest p of the sign test is 2 / 2^n, and Holm's correction multiplies it.
-    num_comparisons = max(1, len(search.variants) - 1)
-    needed = math.ceil(math.log2(2 * num_comparisons / ERROR))
-    if search.spec.confirm_seeds < needed:
-        return [
-            f"{search.spec.confirm_seeds} fresh seeds decide nothing where a target was missed or all costs are tied: "
-            f"{num_comparisons} {'comparison needs' if num_comparisons == 1 else 'comparisons need'} at least {needed} "
-            "(--confirm-seeds)."
+            "Nothing was confirmed (--confirm-seeds 0), so no settings can be compared. Each variant's best trial was "
+            "chosen for its result, so it looks better than it is."
         ]
     return []

@@ -1,7 +1,7 @@
 """The comparisons in words: verdicts, claims against their controls, tuned against default settings.
 
-A sentence claims no more than its interval supports.  A sentence about *these settings* rests on the seeds alone.  A
-sentence about a *variant* includes the luck of the searches as well.
+A sentence claims no more than its interval supports.  A sentence about *these settings* rests on the confirmed runs
+alone.  A sentence about a *variant* rests on the rounds of the race, so it includes the luck of settings and seeds.
 """
 
 from __future__ import annotations
@@ -13,88 +13,97 @@ from search_spaces import SPACES
 from tuner.core.metrics import target_label
 from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec
-from tuner.report.comparison import ERROR, Comparison, compare, compare_pair, cost, describe
+from tuner.report.comparison import ERROR, Comparison, bounded_cost, compare, compare_pairs, cost, describe
 from tuner.report.comparison import tuned_against_default as tuning_ratios
 from tuner.report.document import Section, Table
 from tuner.report.intervals import Interval, holm, median_interval, paired_ratio
-from tuner.study.results import Point, Search, TrialRecord
+from tuner.report.verdict import answer, error_rate, in_words, pair_sentence, random_settings
+from tuner.study.results import Search
+from tuner.study.trial_record import Point, TrialRecord
 
 Place: TypeAlias = tuple[str, Point]
 """A variant's name and one of its two points."""
 COLUMNS = (
     "variant",
     "against",
+    "rounds won",
+    "of",
+    "share won",
+    "evidence",
+    "needed",
+    "the variant is",
     "ratio, these settings",
     "these settings are",
-    "ratio, luck of both searches included",
-    "the variant is",
 )
-UNCONFIRMED = "Nothing was confirmed (--confirm-seeds 0), so no difference can be called real."
+UNCONFIRMED = "Nothing was confirmed (--confirm-seeds 0), so no settings can be compared."
 
 
 def verdict(search: Search) -> Section:
-    """One sentence per variant against the baseline, and their table."""
+    """Each variant against the baseline, by rounds and by the chosen settings, and their table."""
     made = compare(search)
     if not made:
-        return Section("Verdict", (f"{search.baseline} is the only variant: there is nothing to compare it with.",))
-    if not search.spec.confirm_seeds:
-        return Section("Verdict", (UNCONFIRMED,))
-    note = f"{_note(search)} Verdicts are adjusted for {len(made)} comparisons (Holm's method)."
-    table = Table("verdict", f"Each variant against {search.baseline}", COLUMNS, tuple(map(_row, made)), note)
-    return Section("Verdict", tuple(_against(search, one, len(made)) for one in made), tables=(table,))
-
-
-def _against(search: Search, made: Comparison, num_comparisons: int) -> str:
-    ours, theirs = made.variant, made.baseline
-    if made.settings is None:
-        return f"{ours} cannot be compared with {theirs}: {_missing(search, (ours, 'best'), (theirs, 'best'))}."
-    if made.verdict != "undecided":
-        return (
-            f"{ours} is {made.verdict} than {theirs}: it {_reached(search, made)}. This includes the luck of both "
-            "searches."
+        return Section("Verdict", answer(search))
+    sentences = [pair_sentence(search, one) for one in made] if search.race.rounds else list(answer(search))
+    sentences += [_settings(search, one) for one in made if one.settings]
+    note = f"{_note(search)} {_of_rounds(search)}" if search.spec.num_rounds else _note(search)
+    if number := made[0].num_settings:
+        note += (
+            " Verdicts on settings hold for these settings only, and are adjusted for "
+            f"{number} comparison{'s' if number > 1 else ''} (Holm's method)."
         )
+    rows = tuple(_row(search, one) for one in made)
+    table = Table("verdict", f"Each variant against {search.baseline}", COLUMNS, rows, note)
+    return Section("Verdict", tuple(sentences), tables=(table,))
+
+
+def _of_rounds(search: Search) -> str:
+    """How the rounds decide between two variants."""
+    spec, left = search.spec, search.race.left
+    best = "fastest" if search.race.timed else "best"
+    said = [
+        f"A round is won by the variant with the {best} of {random_settings(search)}.",
+        "A verdict on a variant needs the evidence in the table.",
+    ]
+    if not spec.alpha:
+        return " ".join([*said, "With --alpha 0, no evidence is enough."])
+    alone = len(left) == 1
+    if alone:
+        said.append(
+            f"{left[0]} is the only one left, and so the {best} (error rate {error_rate(search)}): its own comparisons "
+            "need no more than puts a variant out."
+        )
+    if not alone or len(search.variants) > 2:
+        said.append(
+            f"The error rate of {'the others' if alone else 'all of them'} together is {error_rate(search)}, after "
+            "however many rounds one looks."
+        )
+    return " ".join(said)
+
+
+def _settings(search: Search, made: Comparison) -> str:
+    assert made.settings is not None
+    who = f"The settings chosen for {made.variant}"
     if made.settings_verdict == "undecided":
-        why = _why(made.settings, made.settings_p_value, num_comparisons)
-        return f"Whether {ours} is faster than {theirs} is undecided: {ours} {_reached(search, made)}{why}."
+        why = _why(made.settings, made.settings_p_value, made.num_settings)
+        return f"{who} are not shown to differ from {made.baseline}'s: {made.variant} {_reached(search, made)}{why}."
     return (
-        f"The settings found for {ours} are {made.settings_verdict} than those found for {theirs}. With equal seeds, "
-        f"{ours} {_reached(search, made)}. Whether the variant is {made.settings_verdict} is undecided: "
-        f"{_with_luck(made, num_comparisons)}."
-    )
-
-
-def _with_luck(made: Comparison, num_comparisons: int) -> str:
-    whole = made.whole
-    if whole is None:
-        return "no random trial of either variant reached the target"
-    if not whole.decided:
-        return f"there are too few random trials{_why(whole, None, num_comparisons)}"
-    if (whole.low, whole.high) == (0, math.inf):
-        return "once the luck of both searches is included, any ratio is possible"
-    ratio = describe(whole)
-    if whole.estimate in (0, math.inf):
-        ratio = f"{'at most' if whole.low == 0 else 'at least'} {whole.high if whole.low == 0 else whole.low:.3g}"
-    return (
-        f"once the luck of both searches is included, the ratio is {ratio}{_why(whole, made.p_value, num_comparisons)}"
+        f"{who} are {made.settings_verdict} than {made.baseline}'s: with equal seeds, {made.variant} "
+        f"{_reached(search, made)}."
     )
 
 
 def claims(search: Search) -> Section:
     """Each claim against the controls that test it: how much of the claim's effect they have as well."""
-    if not search.spec.confirm_seeds:
-        return Section("Claims and controls", (UNCONFIRMED,))
     names = [variant.name for variant in search.variants]
-    direct = [
-        compare_pair(search, control.controls, control.name)
-        for control in search.variants
-        if control.controls is not None and control.controls in names
-    ]
+    pairs = [(v.controls, v.name) for v in search.variants if v.controls is not None and v.controls in names]
+    direct = compare_pairs(search, pairs)
     effects = {made.variant: made for made in compare(search)}
     middles = [_middle(search, made.variant, made.baseline) for made in direct]
-    adjusted = holm([_p_value(middle) for middle in middles])
+    made = [k for k, middle in enumerate(middles) if middle]
+    adjusted = dict(zip(made, holm([_p_value(middles[k]) for k in made]), strict=True))
     sentences = [
-        _claim(search, made, effects, middle if p_value <= ERROR else None)
-        for made, middle, p_value in zip(direct, middles, adjusted, strict=True)
+        _claim(search, one, effects, middles[k] if adjusted.get(k, 1.0) <= ERROR else None)
+        for k, one in enumerate(direct)
     ]
     for name in names:
         if absent := [known.name for known in SPACES.values() if known.controls == name and known.name not in names]:
@@ -105,11 +114,13 @@ def claims(search: Search) -> Section:
     if not sentences:
         return Section("Claims and controls", ("No variant of this search has a control.",))
     note = (
-        f"{_note(search)} These verdicts are not adjusted for multiple comparisons. Most of a gain is the control's "
-        "if its cost is shown to lie below the geometric mean of the claim's and the baseline's costs. This test is by "
-        "equal seeds and is adjusted for all controls (Holm's method)."
+        f"{_note(search)} Verdicts on variants need evidence that is enough for all pairs of variants at once; for the "
+        "only one left, the fastest, as much is enough as puts a variant out. Most of the gain of the settings is the "
+        "control's if its cost is shown to lie below the geometric mean of the claim's and the baseline's costs. This "
+        "test is by equal seeds and is adjusted for all controls (Holm's method)."
     )
-    table = Table("claims", "Each claim against its control", COLUMNS, tuple(map(_row, direct)), note)
+    rows = tuple(_row(search, made) for made in direct)
+    table = Table("claims", "Each claim against its control", COLUMNS, rows, note)
     return Section("Claims and controls", tuple(sentences), tables=(table,) if direct else ())
 
 
@@ -119,7 +130,7 @@ def _claim(search: Search, direct: Comparison, effects: dict[str, Comparison], m
     said = ""
     if effect and effect.settings and other and other.settings:
         # By seeds alone, so the control's share is known for these settings only.
-        ours, theirs = (_reached(search, made, made.settings) for made in (effect, other))
+        ours, theirs = (_reached(search, made) for made in (effect, other))
         said = f"{claim} {ours}. Its control {control} {theirs}. "
         if effect.settings_verdict != "faster":
             said += "No gain is shown that the control could explain. "
@@ -127,17 +138,16 @@ def _claim(search: Search, direct: Comparison, effects: dict[str, Comparison], m
             said += f"Most of the gain of these settings is {'not ' if middle.low > 1 else ''}the control's. "
         else:
             said += "Whether most of the gain is the control's is undecided. "
+    said += pair_sentence(search, direct)
     if direct.settings is None:
-        missing = _missing(search, (claim, "best"), (control, "best"))
-        return f"{said}{claim} cannot be compared with its control {control}: {missing}."
-    if direct.verdict != "undecided":
-        found = f"the variant is {direct.verdict}, with the luck of both searches included"
-    elif direct.settings_verdict != "undecided":
-        word = direct.settings_verdict
-        found = f"these settings are {word}, and whether the variant is {word} is undecided"
+        return said
+    if direct.settings_verdict == "undecided":
+        found = "no difference between the settings is shown" + _why(
+            direct.settings, direct.settings_p_value, direct.num_settings
+        )
     else:
-        found = "no difference between the two is shown" + _why(direct.settings, direct.settings_p_value, 1)
-    return f"{said}Compared with its control, {claim} {_reached(search, direct)}: {found}."
+        found = f"these settings are {direct.settings_verdict}"
+    return f"{said} With the chosen settings, {claim} {_reached(search, direct)}: {found}."
 
 
 def _middle(search: Search, claim: str, control: str) -> Interval | None:
@@ -147,9 +157,9 @@ def _middle(search: Search, claim: str, control: str) -> Interval | None:
         return None
     runs = [_observed(search, (name, "best")) for name in (control, claim, search.baseline)]
     seeds = [k for k in runs[0] if k in runs[1] and k in runs[2]]
-    costs, claimed, based = ([_cost(search, some[k]) for k in seeds] for some in runs)
+    costs, claimed, based = ([_bounded(search, some[k]) for k in seeds] for some in runs)
     middles = [math.sqrt(a * b) for a, b in zip(claimed, based, strict=True)]
-    return paired_ratio(costs, middles) if any(map(math.isfinite, [*costs, *middles])) else None
+    return paired_ratio(costs, middles, resolution=1.0) if costs else None
 
 
 def tuned_against_default(search: Search) -> Section:
@@ -157,9 +167,11 @@ def tuned_against_default(search: Search) -> Section:
     if not search.spec.confirm_seeds:
         return Section("Tuned against default", (UNCONFIRMED,))
     ratios = tuning_ratios(search)
-    adjusted = holm([_p_value(ratio) for ratio in ratios.values()])
+    # As in the comparisons: one that the race has put out is no test.
+    tested = [name for name, ratio in ratios.items() if ratio or name in search.refined]
+    adjusted = dict(zip(tested, holm([_p_value(ratios[name]) for name in tested]), strict=True))
     sentences, rows = [], []
-    for variant, (name, ratio), p_value in zip(search.variants, ratios.items(), adjusted, strict=True):
+    for variant, (name, ratio) in zip(search.variants, ratios.items(), strict=True):
         tuned: Place = (name, "best")
         default: Place = (name, "default")
         best = search.best(name)
@@ -169,34 +181,33 @@ def tuned_against_default(search: Search) -> Section:
             missing = _missing(search, tuned, default)
             sentences.append(f"{name}: tuned and default settings cannot be compared, because {missing}.")
         else:
-            found = f"the tuned settings are not shown to be better{_why(ratio, p_value, len(ratios))}"
+            p_value = adjusted[name]
+            found = f"the tuned settings are not shown to be better{_why(ratio, p_value, len(tested))}"
             if ratio.decided and p_value <= ERROR and not ratio.low <= 1 <= ratio.high:
                 found = "tuning paid" if ratio.high < 1 else "the default point is faster than the tuned settings"
             sentences.append(f"The settings tuned for {name} {_reached_at(search, ratio, tuned, default)}: {found}.")
         rows.append((name, _median(search, tuned), _median(search, default), describe(ratio) if ratio else "-"))
     note = (
-        f"The numbers are gradient evaluations to {_goal(search)}. Verdicts are adjusted for {len(ratios)} variants "
-        "(Holm's method)."
+        f"The numbers are gradient evaluations to {_goal(search)}. Verdicts are adjusted for {len(tested)} "
+        f"variant{'s' if len(tested) > 1 else ''} (Holm's method)."
     )
     columns = ("variant", "best settings", "default point", "ratio, by equal seeds")
     table = Table("tuned_against_default", "Tuned against default", columns, tuple(rows), note)
     return Section("Tuned against default", tuple(sentences), tables=(table,))
 
 
-def _reached(search: Search, made: Comparison, interval: Interval | None = None) -> str:
-    # The variants' interval if their difference is decided, else the settings' one.
-    interval = interval or (made.settings if made.verdict == "undecided" else made.whole)
-    assert interval is not None
-    return _reached_at(search, interval, (made.variant, "best"), (made.baseline, "best"))
+def _reached(search: Search, made: Comparison) -> str:
+    assert made.settings is not None
+    return _reached_at(search, made.settings, (made.variant, "best"), (made.baseline, "best"))
 
 
 def _reached_at(search: Search, interval: Interval, ours: Place, theirs: Place) -> str:
     who, whose = (ours[0], theirs[0]) if theirs[1] == "best" else ("the tuned settings", "the default point")
     goal, costs, others = _goal(search), _costs(search, ours), _costs(search, theirs)
     runs, other_runs = (f"{sum(map(math.isfinite, c))} of {len(c)} confirmed runs" for c in (costs, others))
-    if interval.estimate in (0, math.inf):
-        return f"reached {goal} in {runs}, {whose} in {other_runs}"
-    missed = "" if math.inf not in [*costs, *others] else f" ({who} reached it in {runs}, {whose} in {other_runs})"
+    missed = ""
+    if math.inf in [*costs, *others]:
+        missed = f" ({who} reached it in {runs}, {whose} in {other_runs}; a miss counts as one past the budget)"
     times = "of" if interval.estimate <= 1 else "times"
     return f"reached {goal} in {describe(interval)} {times} {whose}'s gradient evaluations{missed}"
 
@@ -213,6 +224,8 @@ def _why(interval: Interval, p_value: float | None, num_tests: int) -> str:
 def _missing(search: Search, ours: Place, theirs: Place) -> str:
     """Why there is no ratio between two points."""
     for name, point in (ours, theirs):
+        if name not in search.refined and not search.confirmed(name, point):
+            return f"{name} is out of the race, and only --confirm all confirms such a variant"
         if search.best(name) is None:
             return f"no trial of {name} finished"
         if not _observed(search, (name, point)):
@@ -222,9 +235,20 @@ def _missing(search: Search, ours: Place, theirs: Place) -> str:
     return f"no confirmed run of either reached {_goal(search)}" if both else "no seed has a confirmed run of both"
 
 
-def _row(made: Comparison) -> tuple[str, ...]:
-    settings, whole = (describe(one) if one else "-" for one in (made.settings, made.whole))
-    return made.variant, made.baseline, settings, made.settings_verdict, whole, made.verdict
+def _row(search: Search, made: Comparison) -> tuple[str, ...]:
+    ordered, (low, high) = made.won + made.lost, made.share
+    return (
+        made.variant,
+        made.baseline,
+        str(made.won),
+        str(ordered),
+        f"[{low:.0%}, {high:.0%}]" if ordered else "-",
+        f"{made.evidence:.3g}",
+        f"{made.threshold:.3g}" if math.isfinite(made.threshold) else "-",
+        in_words(search, made.verdict),
+        describe(made.settings) if made.settings else "-",
+        made.settings_verdict if made.settings else "-",
+    )
 
 
 def _note(search: Search) -> str:
@@ -236,11 +260,15 @@ def _goal(search: Search) -> str:
 
 
 def _observed(search: Search, place: Place) -> dict[int, TrialRecord]:
-    return {k: run for k, run in search.confirmed(*place).items() if run.observed}
+    return {k: run for k, run in search.confirmed(*place).items() if run.observed and run.history}
 
 
 def _cost(search: Search, record: TrialRecord) -> float:
     return cost(record, search.spec.training.targets[-1], "gradient_evaluations")
+
+
+def _bounded(search: Search, record: TrialRecord) -> float:
+    return bounded_cost(record, search.spec.training.targets[-1], "gradient_evaluations")
 
 
 def _costs(search: Search, place: Place) -> list[float]:

@@ -1,31 +1,29 @@
 """Time to target of each variant, and which differences are real.
 
-There are two kinds of statements.  One about *these settings* needs the confirmed runs alone, with equal seeds as
-pairs.  One about *a variant* includes the luck of its search and needs the random arms as well.  A miss and a
-divergence cost inf, and so does a trial of an arm that was stopped.  A training that failed or has not ended is no
-observation.
+There are two kinds of statements.  One about *a variant* needs the rounds of the race: it includes the luck of the
+settings and of the seeds.  One about *these settings* needs the confirmed runs alone, with equal seeds as pairs.
 
-The trials of a random arm are not quite independent: they cover the space evenly, and rungs stop some in favour of
-others.  In simulations with both effects, two names of one variant are called different in 0 of 400 searches.  A
-variant of twice the speed is found in 91% of searches of 32 trials and in 8% of searches of 8
-(``benchmarks/calibration.py``).
+A miss and a divergence cost inf in a median.  In a ratio they cost the least that they would have: one gradient
+evaluation past the budget.  A training that failed or has not ended is no observation.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from tuner import race
 from tuner.core.errors import unknown
 from tuner.core.metrics import error_area, time_to_target
-from tuner.report.intervals import Interval, holm, median_interval, paired_ratio, search_ratio
-from tuner.study.results import Point, Search, TrialRecord
+from tuner.report.intervals import Interval, holm, median_interval, paired_ratio
+from tuner.study.results import Search
+from tuner.study.trial_record import Point, TrialRecord
 
 Unit: TypeAlias = Literal["epochs", "gradient_evaluations", "seconds"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
@@ -52,28 +50,37 @@ class Time:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A variant against a baseline, to one target in one unit.  Below a ratio of 1, the variant is cheaper.
+    """A variant against a baseline: by the rounds of the race, and by the chosen settings of both.
 
-    Intervals are of one comparison, at 95% where possible.  p-values and verdicts are adjusted for all comparisons that
-    were made together.
+    The rounds are of the objective, where "faster" means a better one.  The settings are compared in one unit to one
+    target; below a ratio of 1, the variant is cheaper.  p-values and verdicts on settings are adjusted for all
+    comparisons that were made together.
     """
 
     variant: str
     baseline: str
     target: float
     unit: Unit
-    settings: Interval | None
-    """Ratio of the best settings' costs by pairs of seeds; None if no run of a pair reached the target."""
-    search: Interval | None
-    """Ratio of the random arms' costs, with the luck of both searches; None if no trial reached the target."""
-    whole: Interval | None
-    """Hull of ``settings`` and ``search`` around the estimate of ``settings``: the ratio of the variants."""
-    p_value: float | None
-    """p-value for the variants: the larger one of ``settings`` and ``search``, Holm-adjusted."""
+    won: int
+    """Rounds that the variant won against the baseline."""
+    lost: int
+    """Rounds that the baseline won."""
+    share: tuple[float, float]
+    """95% interval of the share of such rounds that the variant wins; it holds after any number of rounds."""
+    evidence: float
+    """Evidence that the variant is faster, or that it is slower, whichever is larger."""
+    threshold: float
+    """Evidence at which the difference is called."""
     verdict: Verdict
-    """Verdict on the variants: decided if p_value <= .05, and both intervals hold at 95% on the same side of 1."""
+    """Verdict on the variants: decided where ``evidence`` is at least ``threshold``."""
+    at_least: float
+    """The largest factor, at least 1, by which the faster of the two is shown to be faster."""
+    settings: Interval | None
+    """Ratio of the chosen settings' costs by pairs of seeds; None if no run of a pair reached the target."""
     settings_p_value: float | None
     """p-value for these settings, Holm-adjusted."""
+    num_settings: int
+    """Comparisons of settings that it is adjusted for: those of variants that were to be confirmed."""
     settings_verdict: Verdict
     """Verdict on these settings: decided if settings_p_value <= .05, and ``settings`` is at 95% on one side of 1."""
 
@@ -108,28 +115,33 @@ def compare(
     target: float | None = None,
     baseline: str | None = None,
 ) -> list[Comparison]:
-    """Compares every other variant with the baseline; p-values are adjusted over these comparisons.
+    """Compares every other variant with the baseline.
 
-    ``target`` is the highest target and ``baseline`` the search's own unless given.  Raises :class:`InvalidInput` if
-    the search has no such variant.
+    With the search's own baseline, the evidence must be at least 2 (K - 1)/alpha, and any of these verdicts on variants
+    is false with probability alpha at most.  With another one, chosen afterwards, it must be at least K (K - 1)/alpha,
+    which holds for all pairs.
+
+    The only variant that is left is the fastest, with the error rate of the race.  So its own comparisons need no more
+    evidence than puts a variant out, whatever the baseline is.
+    ``target`` is the highest target unless given.  Raises :class:`InvalidInput` if the search has no such variant.
     """
     against = baseline or search.baseline
     others = [variant.name for variant in search.variants if variant.name != against]
-    return _compare(search, others, against, unit, target)
+    return _compare(search, [(name, against) for name in others], unit, target, any_pair=against != search.baseline)
 
 
-def compare_pair(
+def compare_pairs(
     search: Search,
-    variant: str,
-    baseline: str,
+    pairs: Sequence[tuple[str, str]],
     unit: Unit = "gradient_evaluations",
     target: float | None = None,
-) -> Comparison:
-    """One comparison that was planned from the start, such as a claim against its control: without adjustment.
+) -> list[Comparison]:
+    """Compares pairs of variants; the evidence must be at least K (K - 1)/alpha, which holds for all pairs at once.
 
+    The comparisons of the only variant that is left need no more than puts a variant out, as in :func:`compare`.
     Raises :class:`InvalidInput` if the search has no such variant.
     """
-    return _compare(search, [variant], baseline, unit, target)[0]
+    return _compare(search, pairs, unit, target, any_pair=True)
 
 
 def tuned_against_default(search: Search, unit: Unit = "gradient_evaluations") -> dict[str, Interval | None]:
@@ -144,17 +156,20 @@ def tuned_against_default(search: Search, unit: Unit = "gradient_evaluations") -
 def ranking(search: Search) -> list[str]:
     """The names of the variants, the fastest first.
 
-    They are ordered by the median gradient evaluations to the highest target, then by the share of runs that reached
-    it, by the mean area under the error curve, and by name.  Unconfirmed variants come last.
+    Those that are left in the race come before those that are out, and among these the last one out comes first.  Then
+    the order is by the median gradient evaluations of the confirmed runs to the highest target, by the share of runs
+    that reached it, by the mean area under the error curve, and by name.  Unconfirmed variants come last.
     """
+    out = search.race.out
 
-    def key(name: str) -> tuple[bool, float, float, float, str]:
+    def key(name: str) -> tuple[float, bool, float, float, float, str]:
+        left = -out.get(name, math.inf)
         records = _observed(search.confirmed(name)).values()
         if not records:
-            return (True, math.inf, 0.0, 0.0, name)
+            return (left, True, math.inf, 0.0, 0.0, name)
         costs = [cost(record, search.spec.training.targets[-1], "gradient_evaluations") for record in records]
         area = float(np.mean([error_area(record.history) for record in records]))
-        return (False, float(np.median(costs)), -float(np.mean(np.isfinite(costs))), area, name)
+        return (left, False, float(np.median(costs)), -float(np.mean(np.isfinite(costs))), area, name)
 
     return sorted((variant.name for variant in search.variants), key=key)
 
@@ -169,8 +184,6 @@ def describe(interval: Interval, unit: str = "") -> str:
         shown = "not reached"
     elif (interval.low, interval.high) == (0, math.inf):
         shown = "any"
-    elif interval.high == 0:  # a ratio to a miss: how much cheaper is not known
-        shown = "reached it alone"
     else:
         middle = "not reached" if interval.estimate == math.inf else _number(interval.estimate)
         ends = (
@@ -183,13 +196,28 @@ def describe(interval: Interval, unit: str = "") -> str:
 
 
 def cost(record: TrialRecord, target: float, unit: Unit) -> float:
-    """Cost of a training to a target, above 0; inf if it missed the target, was stopped before it, or ever diverged."""
+    """Cost of a training to a target, above 0 and interpolated between evaluations; inf for a miss or a divergence."""
     reached = None if record.status == "diverged" else time_to_target(record.history, target)
     return float(getattr(reached, unit)) if reached else math.inf
 
 
+def bounded_cost(record: TrialRecord, target: float, unit: Unit) -> float:
+    """As :func:`cost`; for a miss, the least that it would have cost: one gradient evaluation past the budget."""
+    known = cost(record, target, unit)
+    if math.isfinite(known):
+        return known
+    return one_evaluation(record, unit) * (record.history[-1].budget + 1)
+
+
+def one_evaluation(record: TrialRecord, unit: Unit) -> float:
+    """What one gradient evaluation of a training costs in a unit, above 0."""
+    last = record.history[-1]
+    whole = {"epochs": last.epoch, "gradient_evaluations": last.gradient_evaluations, "seconds": last.seconds}[unit]
+    return whole / last.gradient_evaluations
+
+
 def _observed(records: Mapping[int, TrialRecord]) -> dict[int, TrialRecord]:
-    return {k: record for k, record in records.items() if record.observed}
+    return {k: record for k, record in records.items() if record.observed and record.history}
 
 
 def _paired(
@@ -197,69 +225,81 @@ def _paired(
 ) -> Interval | None:
     mine, others = _observed(ours), _observed(theirs)
     seeds = [k for k in mine if k in others]
-    ours_costs, theirs_costs = ([cost(runs[k], target, unit) for k in seeds] for runs in (mine, others))
-    return paired_ratio(ours_costs, theirs_costs) if np.isfinite([*ours_costs, *theirs_costs]).any() else None
+    pairs = [(mine[k], others[k]) for k in seeds]
+    if not any(math.isfinite(cost(run, target, unit)) for pair in pairs for run in pair):
+        return None
+    ours_costs, theirs_costs = ([bounded_cost(pair[i], target, unit) for pair in pairs] for i in (0, 1))
+    resolution = float(np.mean([one_evaluation(run, unit) for pair in pairs for run in pair]))
+    return paired_ratio(ours_costs, theirs_costs, resolution=resolution)
 
 
-def _searched(search: Search, variant: str, baseline: str, target: float, unit: Unit) -> Interval | None:
-    # Neither the model's trials nor the enqueued points are independent draws.
-    arms = ({r.number: r for r in search.trials_of(name) if r.arm == "random"} for name in (variant, baseline))
-    ours, theirs = ([cost(record, target, unit) for record in _observed(arm).values()] for arm in arms)
-    return search_ratio(ours, theirs) if ours and theirs and np.isfinite([*ours, *theirs]).any() else None
-
-
-def _compare(search: Search, variants: list[str], baseline: str, unit: Unit, target: float | None) -> list[Comparison]:
+def _compare(
+    search: Search, pairs: Sequence[tuple[str, str]], unit: Unit, target: float | None, *, any_pair: bool
+) -> list[Comparison]:
     known = {variant.name for variant in search.variants}
-    for name in (baseline, *variants):
+    for name in {name for pair in pairs for name in pair}:
         if name not in known:
             raise unknown("variant", name, known)
-    goal = search.spec.training.targets[-1] if target is None else target
-    settings = [_paired(search.confirmed(name), search.confirmed(baseline), goal, unit) for name in variants]
-    searches = [_searched(search, name, baseline, goal, unit) for name in variants]
-    wholes = [_hull(a, b) if a and b else None for a, b in zip(settings, searches, strict=True)]
-    adjusted, adjusted_settings = (_adjusted(intervals) for intervals in (wholes, settings))
-    return [
-        Comparison(
-            variant=name,
-            baseline=baseline,
-            target=goal,
-            unit=unit,
-            settings=settings[i],
-            search=searches[i],
-            whole=wholes[i],
-            p_value=adjusted[i],
-            verdict=_verdict(adjusted[i], settings[i], searches[i]),
-            settings_p_value=adjusted_settings[i],
-            settings_verdict=_verdict(adjusted_settings[i], settings[i]),
+    # Targets that are to be measured are not known at first; then there is no run of a pair either.
+    goal = (search.spec.training.targets or (math.nan,))[-1] if target is None else target
+    settings = [_paired(search.confirmed(i), search.confirmed(j), goal, unit) for i, j in pairs]
+    adjusted = _adjusted({k: ratio for k, ratio in enumerate(settings) if _is_counted(search, *pairs[k], ratio)})
+    made = []
+    for k, ((i, j), ratio) in enumerate(zip(pairs, settings, strict=True)):
+        p_value = None if ratio is None else adjusted[k]
+        won, lost = (search.race.wins.get(pair, 0) for pair in ((i, j), (j, i)))
+        threshold = search.race.pair_threshold(i, j)
+        # Where one is left, that it is the fastest implies that it is faster than each other one.
+        if not _is_decided_by_race(search, i, j):
+            state = search.race
+            alone = race.pair_threshold(i, j, len(state.variants) - len(state.added), state.alpha, state.added)
+            # Twice for both directions; and K/2 times as many pairs as with one baseline.
+            threshold = alone * (len(state.variants) if any_pair else 2)
+        evidence = race.evidence(max(won, lost), min(won, lost))
+        decided = won != lost and evidence >= threshold
+        faster, slower = (i, j) if won > lost else (j, i)
+        made.append(
+            Comparison(
+                variant=i,
+                baseline=j,
+                target=goal,
+                unit=unit,
+                won=won,
+                lost=lost,
+                share=race.interval(won, lost),
+                evidence=evidence,
+                threshold=threshold,
+                verdict=("faster" if won > lost else "slower") if decided else "undecided",
+                at_least=search.race.at_least(faster, slower, threshold) if decided and search.race.timed else 1.0,
+                settings=ratio,
+                settings_p_value=p_value,
+                num_settings=len(adjusted),
+                settings_verdict=_verdict(p_value, ratio),
+            )
         )
-        for i, name in enumerate(variants)
-    ]
+    return made
 
 
-def _hull(settings: Interval, search: Interval) -> Interval:
-    assert settings.p_value is not None and search.p_value is not None
-    return Interval(
-        settings.estimate,
-        min(settings.low, search.low),
-        max(settings.high, search.high),
-        min(settings.level, search.level),
-        f"{settings.method}; {search.method}",
-        max(settings.p_value, search.p_value),
-    )
+def _is_decided_by_race(search: Search, i: str, j: str) -> bool:
+    left = search.race.left
+    return len(left) == 1 and left[0] in (i, j) and not {i, j} & search.race.failed
 
 
-def _adjusted(intervals: list[Interval | None]) -> list[float | None]:
-    # A comparison without data still counts for the family.
-    found = [1.0 if interval is None or interval.p_value is None else interval.p_value for interval in intervals]
-    return [None if interval is None else p for interval, p in zip(intervals, holm(found), strict=True)]
+def _is_counted(search: Search, i: str, j: str, ratio: Interval | None) -> bool:
+    # A comparison whose runs all missed counts for the family.  One that is not made because a variant is out does not:
+    # the race, which has other seeds, decided that.
+    return ratio is not None or {i, j} <= set(search.refined)
 
 
-def _verdict(p_value: float | None, *intervals: Interval | None) -> Verdict:
-    if p_value is None or p_value > ERROR or not all(interval and interval.decided for interval in intervals):
+def _adjusted(intervals: Mapping[int, Interval | None]) -> dict[int, float]:
+    found = [1.0 if each is None or each.p_value is None else each.p_value for each in intervals.values()]
+    return dict(zip(intervals, holm(found), strict=True))
+
+
+def _verdict(p_value: float | None, interval: Interval | None) -> Verdict:
+    if interval is None or p_value is None or p_value > ERROR or not interval.decided:
         return "undecided"
-    if all(interval and interval.high < 1 for interval in intervals):
-        return "faster"
-    return "slower" if all(interval and interval.low > 1 for interval in intervals) else "undecided"
+    return "faster" if interval.high < 1 else "slower" if interval.low > 1 else "undecided"
 
 
 def _number(value: float) -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from tuner.report.document import Picture, Section, Table
 from tuner.report.figures import GREY, HEAVY, label, legend, numbers, panels, sample, styles
 from tuner.report.scatter import ENDINGS
-from tuner.study.results import Search, TrialRecord
+from tuner.study.results import Search
+from tuner.study.trial_record import TrialRecord
 
 OFFSETS = {"diverged": -0.2, "stopped": 0.0, "finished": 0.2}
 """How a trial ended -> its offset below the middle of its variant's row; a row has height 1."""

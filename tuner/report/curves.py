@@ -33,7 +33,9 @@ from tuner.report.figures import (
 )
 from tuner.report.profiles import performance_profiles
 from tuner.report.tuning_curves import tuning_curve
-from tuner.study.results import Search, TrialRecord
+from tuner.report.verdict import random_settings
+from tuner.study.results import Search
+from tuner.study.trial_record import TrialRecord
 
 Numbers = NDArray[np.float64]
 MANY = 30
@@ -44,7 +46,7 @@ def convergence(search: Search) -> Picture | None:
     """Validation accuracy against gradient evaluations.
 
     Each variant has the median over its confirmed runs, with a band from the smallest to the largest value.  A search
-    without confirmed runs has the best trial of each variant, and all trials as thin lines.  A training that diverged
+    without confirmed runs has the chosen trial of each variant, and all trials as thin lines.  A training that diverged
     has accuracy 0 from there on.
     """
     everything = [variant.name for variant in search.variants]
@@ -109,7 +111,7 @@ def _convergence_title(search: Search, runs: Mapping[str, list[TrialRecord]], co
             parts.append(f"Variants without confirmed runs are not drawn: {', '.join(missing)}.")
     else:
         finished = any(record.status == "finished" for records in runs.values() for record in records)
-        drawn = "Thick lines are the best trials, thin lines all trials"
+        drawn = "Thick lines are the trials whose settings are chosen, thin lines all trials"
         best = drawn if finished else "Thin lines are all trials, of which none finished"
         parts.append(f"No run is confirmed. {best}.")
     if any(record.status == "diverged" for records in runs.values() for record in records):
@@ -120,38 +122,37 @@ def _convergence_title(search: Search, runs: Mapping[str, list[TrialRecord]], co
 
 
 def tuning_curves(search: Search) -> Picture | None:
-    """The best objective by the number of random trials, with its band; a dashed line shows the model's trials."""
-    found = [curve for variant in search.variants if (curve := tuning_curve(search, variant.name))]
+    """The best objective by the number of rounds, with its band, of the variants whose median is known somewhere."""
+    made = [curve for variant in search.variants if (curve := tuning_curve(search, variant.name))]
+    found = [curve for curve in made if np.isfinite(curve.median).any()]
     if not found:
         return None
     looks = styles(variant.name for variant in search.variants)
-    figure, places = panels([curve.variant + (" (approximate)" if curve.approximate else "") for curve in found])
+    figure, places = panels([curve.variant for curve in found])
     for axes, curve in zip(places, found, strict=True):
         colour, _ = looks[curve.variant]
-        axes.fill_between(curve.trials, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
-        model = np.array(curve.model_trace).reshape(-1, 2).T
-        for x, y, dashes in ((curve.trials, curve.median, "-"), (*model, "--")):
-            axes.plot(x, y, color=colour, linewidth=1.8, linestyle=dashes, marker="." if len(x) == 1 else "")
+        axes.fill_between(curve.rounds, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+        # With dots, as a line may have a single point.
+        axes.plot(curve.rounds, curve.median, color=colour, linewidth=1.8, marker=".")
         axes.set_xscale("log")
         numbers(axes.xaxis, "log")
         objective_axis(search, axes)
     # A band without a bound would take the whole height.
-    shown = np.concatenate([np.asarray(line.get_ydata()) for axes in places for line in axes.lines[:2]])
-    low, high = float(shown.min()), float(shown.max())
+    shown = np.concatenate([curve.median for curve in found])
+    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
     margin = 0.15 * (high - low) or 0.1 * high or 0.1
     places[0].set_ylim(max(low - margin, 0.0), high + margin)
-    label(figure, "number of trials", goal(search))
+    label(figure, "number of rounds", goal(search))
     levels = " or ".join(sorted({f"{curve.level:.0%}" for curve in found}))
-    entries = [sample("random search, median", dashes="-"), sample(f"{levels} band", PALE, marker="s")]
-    legend(figure, [*entries, sample("TPE, not covered", dashes="--")])
+    legend(figure, [sample("median", dashes="-"), sample(f"{levels} band", PALE, marker="s")])
     title = (
-        f"The best objective ({goal(search)}) by the number of trials. Solid lines are the median of random search "
-        f"with these rungs, in its simultaneous {levels} band (opda). Dashed lines are what TPE found in this "
-        "search, by the number of trials of all arms; the band does not cover them. A band that leaves the picture has "
-        "no bound there."
+        f"The best objective ({goal(search)}) by the number of rounds, of {random_settings(search)} each. Lines are "
+        f"the median, in its simultaneous {levels} band (opda). A band that leaves the picture has no bound there."
     )
-    if any(curve.approximate for curve in found):
-        title += " A band marked approximate held less often than its level in simulated searches of this kind."
+    if any(np.isnan(curve.median).any() for curve in made):
+        title += " There is no line where the median is not known, because rounds ended before the variant's time."
+    if absent := [curve.variant for curve in made if not np.isfinite(curve.median).any()]:
+        title += f" It is known nowhere for {', '.join(absent)}."
     return Picture("tuning_curves", title + goal_note(search), figure)
 
 

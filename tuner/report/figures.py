@@ -19,7 +19,8 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from search_spaces import SPACES
 from tuner.core.metrics import target_label
 from tuner.study.objectives import evaluate
-from tuner.study.results import Search, TrialRecord
+from tuner.study.results import Search
+from tuner.study.trial_record import TrialRecord
 
 WIDTH = 6.0
 """Width of a picture in inches."""

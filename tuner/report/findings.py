@@ -22,7 +22,8 @@ from tuner.report.comparison import ERROR
 from tuner.report.document import Section, Table
 from tuner.report.intervals import holm, share_interval
 from tuner.study.objectives import OBJECTIVES
-from tuner.study.results import Search, TrialRecord
+from tuner.study.results import Search
+from tuner.study.trial_record import TrialRecord
 
 EDGE = 0.05
 """Share of a range, at either end, in which a best value is reported as lying at an edge."""
@@ -39,16 +40,16 @@ def divergence(search: Search) -> Section:
     sentences, rows, calm = [], [], []
     for variant in search.variants:
         trials = [record for record in search.trials_of(variant.name) if record.ended and record.status != "failed"]
-        arms = [[r for r in trials if (r.arm == "random") == wanted] for wanted in (True, False)]
-        fallen = [sum(r.status == "diverged" for r in arm) for arm in arms]
-        share = share_interval(fallen[0], len(arms[0]))
-        rate = f"{share.estimate:.0%} [{share.low:.0%}, {share.high:.0%}] ({share.level:.0%})" if arms[0] else "-"
-        counts = [f"{count} of {len(arm)}" for count, arm in zip(fallen, arms, strict=True)]
+        random, others = ([r for r in trials if (r.phase == "race") == wanted] for wanted in (True, False))
+        fallen = [sum(r.status == "diverged" for r in some) for some in (random, others)]
+        share = share_interval(fallen[0], len(random))
+        rate = f"{share.estimate:.0%} [{share.low:.0%}, {share.high:.0%}] ({share.level:.0%})" if random else "-"
+        counts = [f"{count} of {len(some)}" for count, some in zip(fallen, (random, others), strict=True)]
         lrs = [[r.spec.optimizer.lr.peak for r in trials if (r.status == "diverged") == fell] for fell in (True, False)]
         ranges = [f"{min(some):.3g} to {max(some):.3g}" if some else "-" for some in lrs]
         rows.append((variant.name, counts[0], rate, counts[1], *ranges))
         if any(fallen):
-            sentences.append(f"{variant.name}: {_by_lr(*lrs)}{_by_setting(variant, arms[0])}.")
+            sentences.append(f"{variant.name}: {_by_lr(*lrs)}{_by_setting(variant, random)}.")
         elif trials:
             calm.append(variant.name)
     if calm:
@@ -56,8 +57,9 @@ def divergence(search: Search) -> Section:
     columns = ("variant", "random trials", "rate", "other trials", "lr.peak where diverged", "lr.peak elsewhere")
     note = (
         "Counts are of trials that ended without failing. A trial that was stopped early had not diverged by then. "
-        "Random trials cover the space, so their share is the rate of divergence over the space. Its interval is exact "
-        "for independent draws. The other trials give no rate, because earlier results decided where they lie."
+        "The random trials are those of the race. They cover the space, so their share is the rate of divergence over "
+        "the space, as far as they were watched. Its interval is exact for independent draws. The other trials give no "
+        "rate, because earlier results decided where they lie."
     )
     table = Table("divergence", "Divergence over the space", columns, tuple(rows), note)
     return Section("Divergence", tuple(sentences) or ("No trial has ended.",), tables=(table,))
@@ -217,9 +219,9 @@ def importance(search: Search) -> Section:
     columns = ("variant", "setting", "importance", "more than chance")
     note = (
         "The importance is by PED-ANOVA (arXiv 2304.10255, 2601.20800): how far the settings of the best tenth of the "
-        "trials differ from those of all trials. Trials that were stopped early are not used. More than chance means "
-        f"an importance above those of all settings in each of {NUM_SHUFFLES} shuffles of the objective. Chance alone "
-        "does that for one variant in 20."
+        "trials differ from those of all trials. Trials that were stopped early, and repeats, are not used. More than "
+        f"chance means an importance above those of all settings in each of {NUM_SHUFFLES} shuffles of the objective. "
+        "Chance alone does that for one variant in 20."
     )
     table = Table("importance", "Importance of the settings", columns, tuple(rows), note)
     return Section("Importance of the settings", tuple(sentences), tables=(table,) if rows else ())
@@ -235,12 +237,12 @@ def _more_than_chance(search: Search, variant: str) -> list[str]:
 
 
 def _values(search: Search, variant: str) -> dict[int, float]:
-    """Trial number -> its first objective, with the sign for which smaller is better."""
+    """Trial number -> its first objective, with the sign for which smaller is better; none for a repeat."""
     if variant not in search.studies:
         return {}
     sign = 1.0 if OBJECTIVES[search.spec.objective][0].direction == "minimize" else -1.0
     trials = search.studies[variant].get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return {trial.number: sign * trial.values[0] for trial in trials}
+    return {trial.number: sign * trial.values[0] for trial in trials if "repeats" not in trial.user_attrs}
 
 
 def _ped_anova(search: Search, variant: str, values: dict[int, float]) -> dict[str, float]:

@@ -1,8 +1,7 @@
 """Intervals that state the level they attain: of a median, of a ratio of costs, of a share.
 
-A cost is above 0.  A miss would have cost more than was spent; its cost is ``math.inf``.  It is never left out and
-never averaged as a number.  A miss over a hit is inf, and a hit over a miss is 0.  A miss over a miss is unknown: it is
-0 for the low end of an interval, inf for the high end, and 1 for the estimate.
+A cost is above 0.  A miss would have cost more than was spent, and is never left out.  In a median its cost is
+``math.inf``; in a ratio it is the least that it would have been.
 """
 
 from __future__ import annotations
@@ -50,71 +49,44 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(float(np.median(costs)), float(costs[k - 1]), float(costs[-k]), attained, "order statistics")
 
 
-def paired_ratio(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> Interval:
-    """The ratio ours/theirs of costs that are paired by position; below 1, ours is cheaper.
+def paired_ratio(
+    ours: Sequence[float], theirs: Sequence[float], level: float = 0.95, *, resolution: float = 0.0
+) -> Interval:
+    """The ratio ours/theirs of finite costs that are paired by position; below 1, ours is cheaper.
 
-    If nothing is missed and the ratios are not all equal, it is the geometric mean, by a paired t on the logarithms.
-    Else it is the median ratio by order statistics, as in :func:`median_interval`.  Its p-value is that of the sign
-    test, in which ties and unknown ratios count against a difference.  Its estimate is the geometric mean of the two
-    middle ratios (1 for 0 and inf), so that exchanging ours and theirs inverts everything.
+    It is the geometric mean, with the interval of a paired t on the logarithms::
 
-    Costs of a few whole epochs have ties.  The t interval holds all the same: over 20 distributions on 3 to 10 epochs
-    it covers 97% on average and at least 90%.  Without a difference, p <= .05 in at most 5.5% of cases (simulated,
-    ``benchmarks/calibration.py``).
-    Raises ValueError if there is no pair, a cost has no partner, or one is not above 0.
+        exp(m +- max(t s / sqrt(n), r)),    m, s: mean and standard deviation (n - 1) of log(ours/theirs)
+        r = resolution/2 mean(1/ours + 1/theirs)
+
+    A cost is known only to its ``resolution``, in its own unit, so no interval is narrower than r, however equal the
+    ratios are.  The p-value is that of the t at which the interval would end at 1.  A single pair has the interval
+    (0, inf), the level 0 and the p-value 1.
+
+    A miss enters as the least that it would have cost, one gradient evaluation past the budget.  So a ratio to a miss
+    is the nearest to 1 that it can be, and two misses are equal.  Counted as unbounded instead, one miss of the slower
+    of two would weaken the evidence for what it shows.  The bound makes the interval hold for the ratio of the bounded
+    costs, which is the nearer one to 1.
+
+    Costs of a few whole epochs have ties.  The t interval holds all the same (``benchmarks/calibration.py``).
+    Raises ValueError if there is no pair, a cost has no partner, or one is not above 0 and finite.
     """
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} costs of ours and {len(theirs)} of theirs: must be pairs")
-    with np.errstate(invalid="ignore", divide="ignore"):  # if one or both are misses
-        ratios = _costs("ours", ours) / _costs("theirs", theirs)
-        logs = np.log(ratios)
-    n = len(ratios)
-    if np.isfinite(logs).all() and np.ptp(logs) > 1e-9:  # smaller differences are rounding
-        mean, error = float(np.mean(logs)), float(np.std(logs, ddof=1)) / math.sqrt(n)
-        reach = error * float(special.stdtrit(n - 1, (1 + level) / 2))
-        p_value = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
-        low, high = math.exp(mean - reach), math.exp(mean + reach)
-        return Interval(math.exp(mean), low, high, level, "paired t on logarithms", p_value)
-    k, attained = _order(n, level)
-    lows, middles, highs = (np.sort(np.where(np.isnan(ratios), unknown, ratios)) for unknown in (0.0, 1.0, math.inf))
-    pair = float(middles[(n - 1) // 2]), float(middles[n // 2])
-    estimate = 1.0 if pair == (0.0, math.inf) else math.sqrt(pair[0] * pair[1])
-    num_against = n - max(int(np.sum(ratios > 1)), int(np.sum(ratios < 1)))
-    p_value = min(1.0, 2 * float(special.bdtr(num_against, n, 0.5)))
-    return Interval(estimate, float(lows[k - 1]), float(highs[-k]), attained, "signs", p_value)
-
-
-def search_ratio(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> Interval:
-    """The ratio ours/theirs of two searches' costs from their independent random trials, with the luck of both.
-
-        [A_(1) / B_(k),  A_(k') / B_(1)],   A = ours, B = theirs, sorted,   estimate A_(1) / B_(1)
-        level 1 - q(k; B) - q(k'; A),   q(k; B) = prod_{i<k} (|B| - i) / (|A| + |B| - i)
-
-    If A/c is distributed as B, the k cheapest of all trials are B's own with probability q(k; B), and only then is c
-    below A_(1) / B_(k).  This is the precedence test (Nelson, Technometrics 5 (1963) 491-499), inverted for a scale.
-    k and k' are the smallest with q <= (1 - level) / 2, else the largest possible: 97.1% for four trials each, 90% for
-    three.  The p-value is 2 q(m), where m is the number of trials of one arm before the first of the other, without
-    ties.
-
-    Resampling the arms and selecting the cheapest trial again does not work.  At a nominal 95% it covers 86 or 87%,
-    however many trials there are, because the bootstrap of a minimum is inconsistent (Bickel and Freedman, Annals of
-    Statistics 9 (1981) 1196-1217, section 6; simulated as for :func:`paired_ratio`).
-
-    Raises ValueError if an arm is empty, or a cost is not above 0.
-    """
-    a, b = np.sort(_costs("ours", ours)), np.sort(_costs("theirs", theirs))
-    above, below = _precedence(len(b), len(a)), _precedence(len(a), len(b))
-    k, k_ours = (_first(probabilities, (1 - level) / 2) for probabilities in (above, below))
-    m = max(int(np.sum(b < a[0])), int(np.sum(a < b[0])))
-    p_value = min(1.0, 2 * (above if b[0] < a[0] else below)[m])
-    return Interval(
-        _ratio(a[0], b[0], 1.0),
-        _ratio(a[0], b[k - 1], 0.0),
-        _ratio(a[k_ours - 1], b[0], math.inf),
-        1 - above[k] - below[k_ours],
-        "precedence",
-        p_value,
-    )
+    a, b = _costs("ours", ours), _costs("theirs", theirs)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("ours or theirs has an infinite cost: must be finite, a miss too")
+    logs, n = np.log(a) - np.log(b), len(a)
+    mean = float(np.mean(logs))
+    if n == 1:
+        return Interval(math.exp(mean), 0.0, math.inf, 0.0, "paired t on logarithms", 1.0)
+    quantile = float(special.stdtrit(n - 1, (1 + level) / 2))
+    least = resolution / 2 * float(np.mean(1 / a + 1 / b))
+    error = max(float(np.std(logs, ddof=1)) / math.sqrt(n), least / quantile, np.finfo(float).eps)
+    p_value = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
+    reach = error * quantile
+    low, high = math.exp(mean - reach), math.exp(mean + reach)
+    return Interval(math.exp(mean), low, high, level, "paired t on logarithms", p_value)
 
 
 def share_interval(count: int, total: int, level: float = 0.95) -> Interval:
@@ -154,19 +126,3 @@ def _order(n: int, level: float) -> tuple[int, float]:
     levels = [1 - 2 * float(special.bdtr(k - 1, n, 0.5)) for k in range(1, n // 2 + 1)] or [0.0]
     k = max((k for k, attained in enumerate(levels, start=1) if attained >= level), default=1)
     return k, levels[k - 1]
-
-
-def _precedence(n: int, num_others: int) -> list[float]:
-    # For m = 0..n: the probability that the m smallest of all values belong to the arm of n.
-    probabilities = [1.0]
-    for i in range(n):
-        probabilities.append(probabilities[-1] * (n - i) / (n + num_others - i))
-    return probabilities
-
-
-def _first(probabilities: Sequence[float], tail: float) -> int:
-    return next((k for k, q in enumerate(probabilities) if q <= tail), len(probabilities) - 1)
-
-
-def _ratio(ours: float, theirs: float, unknown: float) -> float:
-    return unknown if ours == theirs == math.inf else float(ours / theirs)

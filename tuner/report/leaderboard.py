@@ -13,66 +13,84 @@ from tuner.core.serialization import Setting, flatten
 from tuner.report.comparison import Comparison, Time, compare, describe, ranking, times
 from tuner.report.document import Table
 from tuner.report.intervals import Interval
+from tuner.report.verdict import in_words, random_settings, standing
 from tuner.study.objectives import evaluate, rank
-from tuner.study.results import Search, TrialRecord
+from tuner.study.results import Search
+from tuner.study.trial_record import TrialRecord
 
 ENDINGS = ("stopped", "diverged", "failed")
 
 
 def leaderboard(search: Search) -> Table:
-    """The variants, ordered by the cost of their confirmed runs; the table of exploration if nothing is confirmed."""
-    if not times(search):
+    """The variants, the winner of the race first: rounds, cost and test accuracy of their confirmed runs."""
+    if not times(search) and not search.race.rounds:
         return exploration(search)
     targets, goal = search.spec.training.targets, target_label(search.spec.training.targets[-1])
     made = {comparison.variant: comparison for comparison in compare(search)}
     costs = {(time.variant, time.target): time for time in times(search) if time.unit == "gradient_evaluations"}
-    usual = statistics.mode(time.interval.level for time in costs.values())
+    usual = statistics.mode(time.interval.level for time in costs.values()) if costs else 0.95
+    raced = bool(search.race.rounds)
     rows = []
     for name in ranking(search):
-        ratio = made[name].settings if name in made else None
+        against = made.get(name)
+        ratio = against.settings if against else None
         cells = [costs.get((name, target)) for target in targets]
         tested = _test_accuracies(search, name)
         rows.append(
             (
                 name,
+                *([standing(search, name), rounds_won(against)] if raced else []),
                 *(_short(cell.interval, usual) if cell else "-" for cell in cells),
                 f"{cells[-1].reached}/{cells[-1].num_seeds}" if cells[-1] else "-",
                 _short(ratio, 0.95) if ratio else "-",
-                verdict(search, name, made.get(name)),
                 _accuracy(tested, len(search.confirmed(name))),
             )
         )
     columns = (
         "variant",
+        *(["race", f"won against {search.baseline}"] if raced else []),
         *(f"to {target_label(target)}%" for target in targets),
         "reached",
         f"ratio to {search.baseline}",
-        "verdict",
         "test accuracy",
     )
-    note = (
-        f"Each variant's best settings were trained again with {search.spec.confirm_seeds} fresh seeds. The columns to "
-        f"a target give the median gradient evaluations and an interval, at {100 * usual:.0f}% unless another level "
-        f"is given. The ratio is of these settings' gradient evaluations to {goal}%, by equal seeds, at 95% unless "
-        "another level is given. The test accuracy is the mean (smallest–largest) at the end of training, over the "
-        "runs that came to their end."
-    )
-    return Table("leaderboard", "Leaderboard", columns, tuple(rows), note)
+    note = []
+    if raced:
+        note.append(
+            f"Rounds won are of those that ordered the variant and {search.baseline}; each tries "
+            f"{random_settings(search)} in a round."
+        )
+    if costs:
+        some = len(search.refined) < len(search.variants)
+        whose = f"the variants that are left, and of {search.baseline}," if some else "all variants"
+        note.append(
+            f"The chosen settings of {whose} are trained again with {search.spec.confirm_seeds} fresh seeds. The "
+            "columns to a target give the median gradient evaluations and an interval, at "
+            f"{100 * usual:.0f}% unless another level is given. The ratio is of these settings' gradient evaluations "
+            f"to {goal}%, by equal seeds, at 95% unless another level is given. The test accuracy is the mean "
+            "(smallest–largest) at the end of training, over the runs that came to their end."
+        )
+    return Table("leaderboard", "Leaderboard", columns, tuple(rows), " ".join(note))
+
+
+def rounds_won(made: Comparison | None) -> str:
+    """Rounds won of those that ordered a variant and the baseline."""
+    return f"{made.won} of {made.won + made.lost}" if made else "-"
 
 
 def verdict(search: Search, variant: str, made: Comparison | None) -> str:
     """The verdict on a comparison with the baseline, in one to three words."""
     if variant == search.baseline:
         return "baseline"
-    if made is None or made.settings is None:
+    if made is None or not (made.won + made.lost or made.settings):
         return "nothing to compare"
     if made.verdict != "undecided":
-        return made.verdict
+        return in_words(search, made.verdict)
     return "undecided" if made.settings_verdict == "undecided" else f"settings {made.settings_verdict}"
 
 
 def exploration(search: Search) -> Table:
-    """The variants, ordered by their best trial: what the search found before any confirmation."""
+    """The variants, ordered by the trial whose settings are chosen: what single trainings say."""
     targets = search.spec.training.targets
     rows = []
     for name in _explored(search):
@@ -96,9 +114,10 @@ def exploration(search: Search) -> Table:
         "best trial",
     )
     note = (
-        "Each trial has one seed, and the luckiest comes first. Trials find settings; they do not compare variants. "
-        "The columns to a target give epochs / gradient evaluations / seconds of training of the variant's fastest "
-        "trial."
+        "Each trial has one seed, and the best of a variant's trials is mostly the luckiest. So this table finds "
+        "settings; it does not compare variants. The best trial is the one whose settings are chosen: by the mean over "
+        "further seeds where there are some. The columns to a target give epochs / gradient evaluations / seconds of "
+        "training of the variant's fastest trial."
     )
     return Table("exploration", "Exploration", columns, tuple(rows), note)
 
@@ -119,15 +138,18 @@ def metrics_and_tags(search: Search) -> dict[str, tuple[dict[str, float], dict[s
     An unknown value is NaN, a missed target inf.
     """
     made = {comparison.variant: comparison for comparison in compare(search)}
-    goal = search.spec.training.targets[-1]
+    goal = (search.spec.training.targets or (math.nan,))[-1]
     found = {(t.variant, t.unit): t for t in times(search) if t.target == goal}
     lines = {}
-    for place, name in enumerate(ranking(search) if found else _explored(search), start=1):
+    for place, name in enumerate(ranking(search) if found or search.race.rounds else _explored(search), start=1):
         metrics = {"leaderboard/rank": float(place)}
         for unit in ("epochs", "gradient_evaluations", "seconds"):
             metrics[f"leaderboard/{unit}"] = _median(found.get((name, unit)))
         time, comparison = found.get((name, "gradient_evaluations")), made.get(name)
         settings = comparison.settings if comparison else None
+        metrics["leaderboard/rounds_won"] = float(comparison.won) if comparison else math.nan
+        metrics["leaderboard/rounds_lost"] = float(comparison.lost) if comparison else math.nan
+        metrics["leaderboard/evidence"] = comparison.evidence if comparison else math.nan
         metrics["leaderboard/reached"] = time.reached / time.num_seeds if time else math.nan
         metrics["leaderboard/ratio"] = settings.estimate if settings and settings.estimate > 0 else math.nan
         metrics["leaderboard/ratio_low"] = settings.low if settings else math.nan
@@ -137,9 +159,10 @@ def metrics_and_tags(search: Search) -> dict[str, tuple[dict[str, float], dict[s
         whole = tested and len(tested) == len(search.confirmed(name))
         metrics["test/accuracy"] = float(np.mean(tested)) if whole else math.nan
         tags = {
-            "verdict": verdict(search, name, comparison) if found else "unconfirmed",
+            "verdict": verdict(search, name, comparison),
+            "race": standing(search, name) if search.race.rounds else "-",
             "cost": describe(time.interval, "gradient_evaluations") if time else "-",
-            "target": f"{target_label(goal)}%",
+            "target": "-" if math.isnan(goal) else f"{target_label(goal)}%",
             "baseline": search.baseline,
         }
         lines[name] = metrics, tags
@@ -167,7 +190,7 @@ def _fastest(trials: Sequence[TrialRecord], target: float) -> str:
     if not reached:
         return "-"
     time = min(reached, key=lambda time: time.gradient_evaluations)
-    return f"{time.epochs} / {time.gradient_evaluations} / {time.seconds:.1f}"
+    return f"{time.epoch} / {time.gradient_evaluations:.0f} / {time.seconds:.1f}"
 
 
 def _short(interval: Interval, usual: float) -> str:

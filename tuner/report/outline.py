@@ -3,40 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from tuner.core.errors import InvalidInput
 from tuner.core.metrics import target_label
-from tuner.report import budgets, claims, critical_lr_check, curves, findings, profiles, scatter, theory_check
-from tuner.report.comparison import UNITS, Time, compare, describe, ranking, times
+from tuner.report import (
+    budgets,
+    claims,
+    critical_lr_check,
+    curves,
+    findings,
+    profiles,
+    race_figures,
+    scatter,
+    theory_check,
+    verdict,
+)
+from tuner.report.comparison import UNITS, Time, describe, ranking, times
 from tuner.report.document import Picture, Report, Section, Table
-from tuner.report.figures import CROWD
 from tuner.report.leaderboard import exploration, leaderboard
-from tuner.report.tuning_curves import tuning_curve
-from tuner.study.results import POINTS, Point, Search
+from tuner.study.results import Search
+from tuner.study.targets import NUM_PILOTS
+from tuner.study.trial_record import POINTS, Point
 
 
 def report_of(search: Search) -> Report:
-    """The report of one search, which may be unfinished."""
-    verdict = claims.verdict(search)
-    begun = any(record.phase == "explore" for record in search.records.values())
-    answer = () if not begun else verdict.sentences if len(verdict.sentences) < CROWD else _in_short(search)
+    """The report of one search, which may be unfinished; of one without targets yet, only what it has spent."""
+    if not search.spec.training.targets:
+        sections = [Section("Result", tuple(_state(search))), budgets.budgets(search), budgets.provenance(search)]
+        return Report(_title(search), tuple(sections))
+    differences = claims.verdict(search)
+    begun = any(record.is_trial for record in search.records.values())
     board = leaderboard(search)
     sections = [
-        Section("Result", (*_state(search), *answer), tables=(board,)),
+        Section("Result", (*(verdict.answer(search) if begun else ()), *_state(search)), tables=(board,)),
+        race_figures.race(search),
         Section("Convergence", pictures=_drawn(curves.convergence, search)),
         Section("Time to target", pictures=_drawn(scatter.times_to_target, search), tables=_times(search)),
-        Section("Tuning curves", _coverages(search), _drawn(curves.tuning_curves, search)),
+        Section("Tuning curves", pictures=_drawn(curves.tuning_curves, search)),
         Section("Schedules of the winners", pictures=_drawn(curves.schedules, search)),
         theory_check.theory(search),
         _with(findings.divergence(search), _drawn(scatter.learning_rates, search)),
         _with(critical_lr_check.critical_lr(search), _drawn(critical_lr_check.ratios, search)),
         _with(findings.importance(search), _drawn(scatter.importance, search)),
-        Section(
-            "Which differences are real",
-            verdict.sentences if answer != verdict.sentences else (),
-            tables=verdict.tables,
-        ),
+        Section("Which differences are real", differences.sentences if begun else (), tables=differences.tables),
         claims.claims(search),
         claims.tuned_against_default(search),
         findings.edges(search),
@@ -46,9 +57,13 @@ def report_of(search: Search) -> Report:
         budgets.provenance(search),
         budgets.limits(search),
     ]
-    spec = search.spec
     kept = [section for section in sections if section.sentences or section.pictures or section.tables]
-    return Report(f"{search.folder.name}: {spec.training.workload.model} on {spec.training.workload.data}", tuple(kept))
+    return Report(_title(search), tuple(kept))
+
+
+def _title(search: Search) -> str:
+    workload = search.spec.training.workload
+    return f"{search.folder.name}: {workload.model} on {workload.data}"
 
 
 def joint_report(searches: Sequence[Search]) -> Report:
@@ -73,11 +88,12 @@ def joint_report(searches: Sequence[Search]) -> Report:
     said += states
     rows = []
     for search in searches:
-        target = search.spec.training.targets[-1]
+        target = (search.spec.training.targets or (math.nan,))[-1]
         found = {t.variant: t.interval for t in times(search) if (t.target, t.unit) == (target, "gradient_evaluations")}
         cells = [describe(found[p.variant]) if p.variant in found else "not confirmed" for p in made]
         workload = f"{search.spec.training.workload.model} on {search.spec.training.workload.data}"
-        rows.append((search.folder.name, workload, f"{target_label(target)}%", *cells))
+        shown = "-" if math.isnan(target) else f"{target_label(target)}%"
+        rows.append((search.folder.name, workload, shown, *cells))
     table = Table(
         "workloads",
         "The workloads",
@@ -91,33 +107,23 @@ def joint_report(searches: Sequence[Search]) -> Report:
     )
 
 
-def _in_short(search: Search) -> tuple[str, ...]:
-    """The verdicts on many variants, in one sentence per kind of verdict."""
-    baseline, groups = search.baseline, dict[str, list[str]]()
-    for made in compare(search):
-        if made.verdict != "undecided":
-            group = f"{made.verdict.capitalize()} than {baseline}, with the luck of both searches included"
-        elif made.settings_verdict != "undecided":
-            group = f"Settings found that are {made.settings_verdict} by equal seeds, while the variant is undecided"
-        else:
-            group = f"Undecided against {baseline}"
-        groups.setdefault(group, []).append(made.variant)
-    return tuple(f"{group}: {', '.join(names)}." for group, names in sorted(groups.items()))
-
-
 def _state(search: Search) -> list[str]:
     """How far the search has come, in at most one sentence; empty if it is finished."""
-    trials = [record for record in search.records.values() if record.phase == "explore"]
-    ended = sum(record.ended for record in trials)
-    planned = search.spec.trials * len(search.variants)
+    trials = [record for record in search.records.values() if record.is_trial]
     if not trials and (len(search.records) or search.processes) and not search.studies:
         return ["The search's Optuna studies are missing, so its trials and the best of them are not known."]
+    if not search.spec.training.targets:
+        ended = sum(record.ended for record in search.pilots())
+        return [f"There is no result yet: {ended} of {NUM_PILOTS} trainings that set the targets have ended."]
     if not trials:
         return ["No trial has begun, so there is no result yet."]
-    if ended < planned:
-        return [f"The search is unfinished: {ended} of {planned} trials have ended. The results may still change."]
+    if running := sum(not record.ended for record in trials):
+        return [f"The search is unfinished: {running} of {len(trials)} trials have not ended. The results may change."]
+    if not search.race.is_over:
+        counted, planned = len(search.race.rounds), search.spec.num_rounds
+        return [f"The race is unfinished: {counted} of at most {planned} rounds are complete. The results may change."]
     # A run that confirms both points is made once.
-    wanted = {(v.name, spec) for v in search.variants for point in POINTS for spec in search.wanted(v.name, point)}
+    wanted = {(name, spec) for name in search.refined for point in POINTS for spec in search.wanted(name, point)}
     missing = wanted - {(r.variant, r.spec) for r in search.records.values() if r.phase == "confirm" and r.ended}
     if missing:
         return [f"The search is unfinished: {len(wanted) - len(missing)} of {len(wanted)} confirmed runs have ended."]
@@ -125,15 +131,6 @@ def _state(search: Search) -> list[str]:
     if untested := sum(record.test is None for record in finished):
         return [f"The test split has not been read for {untested} of {len(finished)} confirmed runs that finished."]
     return []
-
-
-def _coverages(search: Search) -> tuple[str, ...]:
-    """How often the bands hold: one sentence per group of variants with equal numbers."""
-    notes: dict[str, list[str]] = {}
-    for variant in search.variants:
-        if curve := tuning_curve(search, variant.name):
-            notes.setdefault(curve.note, []).append(variant.name)
-    return tuple(f"{', '.join(names)}: {note}" for note, names in notes.items())
 
 
 def _times(search: Search) -> tuple[Table, ...]:

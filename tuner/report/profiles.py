@@ -63,7 +63,7 @@ def left_out(searches: Sequence[Search]) -> list[str]:
 
 def _costs(search: Search) -> dict[str, float]:
     """Variant -> its median cost to the highest target; inf if it missed the target or is not confirmed."""
-    goal = search.spec.training.targets[-1]
+    goal = max(search.spec.training.targets, default=None)  # not measured yet
     reached = {
         time.variant: time.interval.estimate
         for time in times(search)

@@ -16,7 +16,8 @@ from tuner.core.metrics import target_label
 from tuner.report.document import Picture, Section, Table
 from tuner.report.figures import CROWD, GREY, label, legend, mark, numbers, panels, sample, styles
 from tuner.report.intervals import Interval, median_interval
-from tuner.study.results import Search, TrialRecord
+from tuner.study.results import Search
+from tuner.study.trial_record import TrialRecord
 from tuner.theory.problem import standard_problem
 from tuner.theory.trajectory import Trajectory
 from tuner.workloads.population import DIMENSION, NUM_TRAIN, make_population

@@ -28,11 +28,14 @@ def parse(argv: Sequence[str]) -> tuple[SearchSpec, str | None]:
     A resumed search keeps its saved settings; argv may change those that change no result.
     Raises InvalidInput; exits with status 0 for ``--help``.
     """
-    asked = _parse(argv, None)
-    if asked.resume is None:
-        return search_folder.with_name(asked), None
-    saved, search_id = search_folder.load(asked.output, asked.resume)
-    spec = _parse(argv, dataclasses.replace(saved, resume=asked.resume, dry_run=False, time_budget=None))
+    flags = _given(argv, None)
+    if flags.get("resume") is None:
+        return search_folder.with_name(SearchSpec.from_flags(**flags)), None
+    # The other flags need only agree with the saved ones, not with the defaults.
+    asked = SearchSpec.from_flags(**{name: flags[name] for name in ("name", "resume", "output") if name in flags})
+    saved, search_id = search_folder.load(asked.output, flags["resume"])
+    start = dataclasses.replace(saved, resume=asked.resume, dry_run=False, time_budget=None)
+    spec = SearchSpec.from_flags(**_given(argv, start))
     for name in ("storage", "tracking_uri"):
         kept, given = getattr(saved, name), getattr(spec, name)
         if kept != given and given is not None and masked(given) == kept:
@@ -40,6 +43,8 @@ def parse(argv: Sequence[str]) -> tuple[SearchSpec, str | None]:
         elif kept is not None and "***" in kept and given == kept:
             raise InvalidInput(f"{flag(name)}: give {kept} again, its password is not kept")
     search_folder.refuse_changes(spec.located(), saved.located())
+    if spec.targets == "auto":
+        spec = spec.with_targets(saved.training.targets)  # measured by an earlier process
     return spec, search_id
 
 
@@ -49,14 +54,14 @@ def how_to_go_on(spec: SearchSpec) -> str:
     return f"Resume with: {PROGRAM} --resume {spec.name}{output}"
 
 
-def _parse(argv: Sequence[str], start: SearchSpec | None) -> SearchSpec:
-    """``start`` changed by argv; without ``start``, the class's defaults, some of which depend on other flags."""
+def _given(argv: Sequence[str], start: SearchSpec | None) -> dict[str, Any]:
+    """The flags of ``start`` changed by argv; without ``start``, the defaults that depend on no other flag."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
             given = tyro.cli(_flags(start), args=list(argv), prog=PROGRAM, description=SearchSpec.__doc__)
         # None is the default of every flag that may be None.
-        return SearchSpec.from_flags(**{name: value for name, value in vars(given).items() if value is not None})
+        return {name: value for name, value in vars(given).items() if value is not None}
     except SystemExit as stop:
         if stop.code == 0:
             raise

@@ -15,15 +15,18 @@ from rich.table import Table as TerminalTable
 
 from tuner.cluster.ray_cluster import Resources
 from tuner.core.errors import ExitStatus, StorageFailed, masked
+from tuner.core.metrics import target_label
 from tuner.core.search_spec import DEFAULT_TRACKING_URI
 from tuner.core.serialization import digest
 from tuner.report.document import Report, Table
 from tuner.report.leaderboard import best_settings, leaderboard, metrics_and_tags
 from tuner.report.page import as_markdown, write_report
+from tuner.report.verdict import answer
 from tuner.search.arguments import how_to_go_on
 from tuner.study.recorder import Recorder
-from tuner.study.results import Search, TrialRecord
+from tuner.study.results import Search
 from tuner.study.search_folder import LOG, processes_of
+from tuner.study.trial_record import TrialRecord
 from tuner.tracking.tracker import WinningModel
 
 FLUSH_SECONDS, INTERRUPTED_FLUSH_SECONDS = 120.0, 6.0
@@ -41,7 +44,7 @@ def finish_search(
     cut_off: bool = False,
     storage_failed: str | None = None,
 ) -> SearchResult:
-    """Writes the report, saves the winning model, ends the search in MLflow and prints the leaderboard.
+    """Writes the report, saves the winning model, ends the search in MLflow; prints the answer and the leaderboard.
 
     Skips the report and the model after Ctrl-C, and if the storage failed; ``storage_failed`` is its message.
     Raises :class:`StorageFailed` if the report cannot be written.
@@ -53,8 +56,8 @@ def finish_search(
     table = leaderboard(search)
     first = table.rows[0][0]
     paths: list[Path] = []
-    sentences: tuple[str, ...] = ()
-    model, tags = None, {}
+    sentences = answer(search)
+    model, tags = None, {"targets": " ".join(map(target_label, spec.training.targets))}
     if not quick:
         try:
             saving = None if cut_off else _save_model(search, first)
@@ -62,7 +65,7 @@ def finish_search(
         except OSError as error:
             raise StorageFailed(f"the report cannot be written ({error})") from None
         sentences = report.sections[0].sentences
-        tags = {DESCRIPTION_TAG: as_markdown(Report(report.title, report.sections[:1]))}
+        tags[DESCRIPTION_TAG] = as_markdown(Report(report.title, report.sections[:1]))
         model = saving.wait() if saving else None
         if saving and model is None:
             sentences += (f"The winning model could not be saved for MLflow; see {folder / LOG}.",)
@@ -79,9 +82,11 @@ def finish_search(
         model=model,
     )
     recorder.close(wait=not quick)
+    for sentence in sentences:
+        console.print(sentence, highlight=False, soft_wrap=True)
     console.print(_for_terminal(table))
     best = search.best(first)
-    lines = [*sentences, f"Best settings of {first}, from trial {best.name}:" if best else "No trial finished."]
+    lines = [f"Best settings of {first}, from trial {best.name}:" if best else "No trial finished."]
     for name, value in best_settings(search, first).items():
         lines.append(f"  {name} = {value:.4g}" if isinstance(value, float) else f"  {name} = {value}")
     if share:

@@ -40,9 +40,10 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
     if search_id is None:
         search_folder.check_new(spec)
     variants, data = preflight.check(spec)
-    # Decided once: a search resumed in any folder has the same databases and reads its images in the same way.
+    # Decided once: a resumed search has the same baseline and databases, and reads its images in the same way.
     workload = replace(spec.training.workload, stream=data.stream)
-    spec = replace(spec, training=replace(spec.training, workload=workload)).located()
+    baseline = spec.baseline_among([variant.name for variant in variants])
+    spec = replace(spec, baseline=baseline, training=replace(spec.training, workload=workload)).located()
     with search_folder.locked(folder), redirect_output(folder / search_folder.LOG) as console:
         importing = threading.Thread(target=lambda: list(map(importlib.import_module, SLOW_IMPORTS)), daemon=True)
         importing.start()

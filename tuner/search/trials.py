@@ -72,7 +72,9 @@ def open_recorder(
         system_metrics=spec.system_metrics,
     )
     by_variant = {name: study.study for name, study in studies.items()}
-    search = Search(spec, search_id, variants, folder, by_variant, processes_of(folder), data.note)
+    joined = {name: study.joined for name, study in studies.items()}
+    processes = processes_of(folder)
+    search = Search(spec, search_id, variants, folder, by_variant, processes, data.note, joined=joined)
     retry("--checkpoints", search.root.make)
     return Recorder(TrialScheduler(search, studies), tracking, storage)
 

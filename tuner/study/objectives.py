@@ -6,12 +6,13 @@ study's own direction.  All definitions are ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from tuner.core.metrics import EpochMetrics, best_accuracy, error_area, time_to_target
-from tuner.core.search_spec import Objective
+from tuner.core.search_spec import Objective, SearchSpec
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 Curve: TypeAlias = Sequence[EpochMetrics]
@@ -25,7 +26,7 @@ def gradient_evaluations_to_target(history: Curve, targets: Sequence[float]) -> 
     """
     reached = time_to_target(history, targets[-1])
     if reached:
-        return float(reached.gradient_evaluations)
+        return reached.gradient_evaluations
     return history[-1].budget * (1.0 + targets[-1] - best_accuracy(history))
 
 
@@ -68,3 +69,30 @@ def rank(objective: Objective, values: Sequence[float]) -> tuple[float, ...]:
         value if goal.direction == "minimize" else -value
         for goal, value in zip(OBJECTIVES[objective], values, strict=True)
     )
+
+
+def race_time(objective: Objective, status: str, history: Curve, targets: Sequence[float]) -> float:
+    """What a training counts with in a round of the race; the smallest wins.
+
+    For time to target, its gradient evaluations to the highest target, inf for a miss; for the other objectives, its
+    value, or minus its value where the largest is the best.  There, a training that did not finish has inf.
+    """
+    if not history or status == "failed":
+        return math.inf
+    if objective == "time-to-target":
+        # One that would have diverged later has ended at the target, unless early stopping is off.
+        reached = time_to_target(history, targets[-1])
+        return reached.gradient_evaluations if reached else math.inf
+    return rank(objective, evaluate(objective, history, targets))[0] if status == "finished" else math.inf
+
+
+def choice_value(spec: SearchSpec, status: str, history: Curve) -> float:
+    """What settings are chosen by; the smallest mean over seeds is the best.
+
+    For time to target, the logarithm of the gradient evaluations to the highest target, of one past the budget for a
+    miss; else as in a race, with the objective's worst for a divergence.
+    """
+    if spec.objective in ("time-to-target", "pareto"):
+        time = race_time("time-to-target", status, history, spec.training.targets)
+        return math.log(min(time, history[-1].budget + 1))
+    return rank(spec.objective, evaluate(spec.objective, history, spec.training.targets))[0]

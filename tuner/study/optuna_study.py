@@ -1,17 +1,21 @@
 """One Optuna study per variant: draws settings, receives results, and is the authority on which trials exist.
 
 The study of variant ``sgdm`` in search ``first`` is named ``first/sgdm``.  Trial ``n`` is named ``sgdm-0n``.
+
+The user attributes of a trial say what it is for.  One of the race has ``round`` and ``slot``, from 0.  One of the
+refinement has ``index``, its place among the settings that are tried there; or, if it repeats another trial's settings
+with a further seed, ``repeats``, that trial's number, and ``repeat``, from 1.  ``point`` names a point that was given.
+The user attribute ``joined`` of a study is the first round that the variant takes part in.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -22,12 +26,15 @@ from search_spaces import Variant
 from tuner.core.errors import InvalidInput
 from tuner.core.metrics import EpochMetrics
 from tuner.core.retry import retry
-from tuner.core.search_spec import Objective, SearchSpec
+from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import Setting, with_settings
 from tuner.core.trial_spec import OptimizerSpec
+from tuner.core.variants import from_unit
 from tuner.study.objectives import OBJECTIVES, evaluate
 from tuner.study.optuna_storage import close_storage, existing_storage, open_storage
-from tuner.study.sampler import Arm, SearchSampler, num_default, num_random
+from tuner.study.refinement import given_points
+from tuner.study.rounds import quantile
+from tuner.study.sampler import SearchSampler
 
 __all__ = [
     "STATUSES",
@@ -50,6 +57,11 @@ STATUSES = {
 }
 """How a trial ended -> its state in Optuna."""
 
+PLACE = ("round", "slot", "index", "point", "repeats", "repeat")
+"""User attributes that say what a trial is for."""
+JOINED = "joined"
+"""User attribute of a study: the first round that its variant takes part in."""
+
 T = TypeVar("T")
 
 
@@ -71,25 +83,18 @@ class VariantStudy:
     unreachable, and raises :class:`tuner.core.errors.StorageFailed` if it stays so.  Every write can be repeated.
     """
 
-    def __init__(
-        self,
-        *,
-        storage: BaseStorage,
-        search: str,
-        variant: Variant,
-        objective: Objective,
-        targets: Sequence[float],
-        num_trials: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, storage: BaseStorage, spec: SearchSpec, variant: Variant, *, search: str) -> None:
+        """Opens the study of a variant in the search of this name, or creates it."""
         self.variant = variant
-        self.objective: Objective = objective
-        self.targets = tuple(targets)
-        self.num_trials = num_trials
+        self.spec = spec
+        self.joined = 0
+        """The first round that the variant takes part in."""
         # The name is part of the seed, so that variants with equally many settings draw different points.
-        self._sampler = SearchSampler(variant, seed=(seed * 1_000_003 + zlib.crc32(variant.name.encode())) % 2**32)
+        seed = (spec.seed * 1_000_003 + zlib.crc32(variant.name.encode())) % 2**32
+        self._sampler = SearchSampler(variant, seed, spec.sampler)
         self._storage = storage
-        name, directions = study_name(search, variant.name), [goal.direction for goal in OBJECTIVES[objective]]
+        directions = [goal.direction for goal in OBJECTIVES[spec.objective]]
+        name = study_name(search, variant.name)
         _retry(
             lambda: optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
         )
@@ -106,7 +111,14 @@ class VariantStudy:
             pruner=optuna.pruners.NopPruner(),
         )
         self.study.add_trials(stored)
-        self._arms: Counter[Arm] = Counter(trial.user_attrs["arm"] for trial in stored if "arm" in trial.user_attrs)
+
+    def join(self, first_round: int) -> None:
+        """Sets the round from which a new variant takes part; one that has joined before keeps its own."""
+        attributes = _retry(lambda: self._storage.get_study_user_attrs(self._study_id))
+        if JOINED not in attributes:
+            _retry(lambda: self._storage.set_study_user_attr(self._study_id, JOINED, first_round))
+            attributes = {JOINED: first_round}
+        self.joined = int(attributes[JOINED])
 
     def existing(self, *, ended: bool) -> list[int]:
         """Numbers of the trials that had ended, or had not, when the study was opened."""
@@ -116,17 +128,39 @@ class VariantStudy:
         """How a trial ended that had ended when the study was opened."""
         return str(self._existing[number].user_attrs.get("status", "failed"))
 
-    def ask(self) -> int:
-        """Creates a trial, draws its settings and returns its number."""
-        arm = self._next_arm()
-        index = self._arms[arm]
-        self._arms[arm] += 1
-        self._sampler.choose(arm, index)
+    def ask_race(self, number: int, slot: int) -> int:
+        """Creates the trial of a slot of a round and returns its number."""
+        place = number * self.spec.round_size + slot
+        drawn = {
+            name: from_unit(distribution, quantile(name, self.spec.seed, place))
+            for name, distribution in self.variant.searched.items()
+        }
+        return self._ask(drawn, {"round": number, "slot": slot})
+
+    def ask_refine(self, index: int, num: int) -> int:
+        """Creates the ``index``-th of ``num`` trials of the refinement, from 0; given points come first.
+
+        A search that is resumed with more trials has more given points; they come before the sampler's next ones.
+        """
+        tried = {trial.user_attrs.get("point") for trial in self.study.get_trials(deepcopy=False)}
+        points = given_points(self.variant, num)
+        name = next((name for name in points if name not in tried), None)
+        if name is None:
+            return self._ask(None, {"index": index}, model=index)
+        return self._ask(points[name], {"index": index, "point": name})
+
+    def ask_repeat(self, number: int, repeat: int) -> int:
+        """Creates a trial with the settings of trial ``number`` and a further seed; ``repeat`` counts from 1."""
+        return self._ask(self._trial(number).params, {"repeats": number, "repeat": repeat})
+
+    def _ask(self, given: Mapping[str, Any] | None, attributes: Mapping[str, Any], *, model: int = 0) -> int:
+        if given is None:
+            self._sampler.model(model)
+        else:
+            self._sampler.give(given)
         trial = self.study.ask()
-        trial.set_user_attr("arm_index", index)
-        trial.set_user_attr("arm", arm)
-        if arm == "default":
-            trial.set_user_attr("part", list(self.variant.enqueued)[index])
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
         drawn: dict[str, Setting] = {}
         for name, distribution in self.variant.searched.items():
             if self.variant.active(name, drawn):
@@ -151,15 +185,16 @@ class VariantStudy:
         """The optimizer of a trial."""
         return with_settings(OptimizerSpec(), {**self.variant.fixed, **self._trial(number).params})
 
-    def _next_arm(self) -> Arm:
-        if self._arms["random"] < num_random(self.num_trials):
-            return "random"
-        return "default" if self._arms["default"] < num_default(self.variant, self.num_trials) else "model"
+    def place(self, number: int) -> dict[str, Any]:
+        """What a trial is for: its user attributes, without how it ended."""
+        attributes = self._trial(number).user_attrs
+        return {name: attributes[name] for name in PLACE if name in attributes}
 
     def tags(self, number: int) -> dict[str, str]:
-        """Further tags of a trial: its arm, the name of its point if it was enqueued, and why it failed if it did."""
-        attributes = self._trial(number).user_attrs
-        return {name: attributes[name] for name in ("arm", "part", "failure") if attributes.get(name)}
+        """Further tags of a trial: what it is for, and why it failed if it did."""
+        failure = self._trial(number).user_attrs.get("failure")
+        tags = {name: str(value) for name, value in self.place(number).items()}
+        return tags | ({"failure": failure} if failure else {})
 
     def reported_steps(self, number: int) -> set[int]:
         """Steps of the values that a trial had reported when the study was opened."""
@@ -169,8 +204,8 @@ class VariantStudy:
     def report(self, number: int, history: Sequence[EpochMetrics]) -> None:
         """Records the running value of a single objective at the history's last epoch."""
         step = history[-1].gradient_evaluations
-        if len(OBJECTIVES[self.objective]) == 1 and step not in self.reported_steps(number):
-            value = float(evaluate(self.objective, history, self.targets)[0])
+        if len(OBJECTIVES[self.spec.objective]) == 1 and step not in self.reported_steps(number):
+            value = float(evaluate(self.spec.objective, history, self.spec.training.targets)[0])
             self._write(number, lambda storage, trial: storage.set_trial_intermediate_value(trial, step, value))
 
     def tell(self, number: int, status: str, history: Sequence[EpochMetrics], failure: str | None = None) -> None:
@@ -181,7 +216,7 @@ class VariantStudy:
         trial, state = self._trial(number), STATUSES[status]
         values: list[float] | None = None
         if state == TrialState.COMPLETE:
-            values = [float(value) for value in evaluate(self.objective, history, self.targets)]
+            values = [float(v) for v in evaluate(self.spec.objective, history, self.spec.training.targets)]
         elif state == TrialState.PRUNED and trial.last_step is not None:
             values = [trial.intermediate_values[trial.last_step]]
         attributes = {"status": status}
@@ -214,34 +249,41 @@ def open_studies(
 ) -> dict[str, VariantStudy]:
     """Variant name -> its study, created if missing.
 
-    Raises :class:`InvalidInput`, before it creates any, if the search's folder has a trial that the storage lacks.
+    A new variant takes part from the first round of which no trial exists.
+    Raises :class:`InvalidInput`, before it creates any, if the search's folder has a trial that the storage lacks, and
+    if no round is left for a new variant.
     """
+    stored = {variant.name: _stored(storage, study_name(search, variant.name)) for variant in variants}
+    first = max((t.user_attrs.get("round", -1) + 1 for trials in stored.values() for t in trials or ()), default=0)
     for variant in variants:
-        _refuse_lacking(storage, study_name(search, variant.name), variant.name, Path(spec.output) / search)
-    return {
-        variant.name: VariantStudy(
-            storage=storage,
-            search=search,
-            variant=variant,
-            objective=spec.objective,
-            targets=spec.training.targets,
-            num_trials=spec.trials,
-            seed=spec.seed,
-        )
-        for variant in variants
-    }
+        trials = stored[variant.name]
+        _refuse_lacking(trials or (), study_name(search, variant.name), variant.name, Path(spec.output) / search)
+        if trials is None and first and first >= spec.num_rounds:
+            raise InvalidInput(
+                f"--variants {variant.name}: {first} rounds have begun without it, and --trials {spec.trials} allows "
+                f"no more; give at least --trials {(first + 1) * spec.round_size}"
+            )
+    studies = {variant.name: VariantStudy(storage, spec, variant, search=search) for variant in variants}
+    for study in studies.values():
+        study.join(first)
+    return studies
 
 
-def _refuse_lacking(storage: BaseStorage, study: str, variant: str, folder: Path) -> None:
-    def stored() -> set[str]:
+def _stored(storage: BaseStorage, study: str) -> list[FrozenTrial] | None:
+    """The trials of a study; None if there is no such study."""
+
+    def read() -> list[FrozenTrial] | None:
         with suppress(KeyError):
-            trials = storage.get_all_trials(storage.get_study_id_from_name(study), deepcopy=False)
-            return {trial_name(variant, trial.number) for trial in trials}
-        return set()
+            return storage.get_all_trials(storage.get_study_id_from_name(study), deepcopy=False)
+        return None
 
+    return _retry(read)
+
+
+def _refuse_lacking(trials: Sequence[FrozenTrial], study: str, variant: str, folder: Path) -> None:
     named = re.compile(rf"{re.escape(variant)}-\d\d+")
     begun = {path.name for path in folder.glob("*") if named.fullmatch(path.name)}
-    if lacking := begun - _retry(stored):
+    if lacking := begun - {trial_name(variant, trial.number) for trial in trials}:
         raise InvalidInput(
             f"--storage: study {study!r} lacks trial {min(lacking)}, which {folder} has: copy the search's studies "
             "there first, as docs/databases.md shows"

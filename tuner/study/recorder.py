@@ -15,12 +15,13 @@ from pathlib import Path
 from optuna.storages import RDBStorage
 
 from tuner.core.metrics import EpochMetrics, FinalScore, is_finished, speed_metrics
+from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import flatten
 from tuner.core.store import CHECKPOINT
 from tuner.study.optuna_study import close_storage
-from tuner.study.results import TrialRecord
 from tuner.study.scheduler import TrialScheduler
 from tuner.study.trial_folder import FAILURE, append_epoch, repair_log, write_atomically, write_spec, write_test
+from tuner.study.trial_record import TrialRecord
 from tuner.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ class Recorder:
         """Sends MLflow the trials that earlier processes ended."""
         self.scheduler = scheduler
         self.search = scheduler.search
-        self.spec = scheduler.spec
         self.records = scheduler.records
         self.studies = scheduler.studies
         self.tracking = tracking
@@ -48,6 +48,11 @@ class Recorder:
                     self.tracking.log_epoch(record.name, metrics)
                 self._close(record)
         self._pruning.submit(self._prune, {record.folder_name for record in self.records.values() if record.ended})
+
+    @property
+    def spec(self) -> SearchSpec:
+        """The spec of the search, with its targets once they are known."""
+        return self.search.spec
 
     def start(self, name: str) -> None:
         """Records that a worker has started a trial."""
@@ -81,7 +86,7 @@ class Recorder:
         if metrics.epoch not in self._logged[name]:
             self.search.write(record, lambda folder: append_epoch(folder, metrics))
         # Optuna gets only epochs after which the trial continues: the one that stops it is reported with its end.
-        if record.phase == "explore" and not self.scheduler.was_stopped(name):
+        if record.is_trial and not self.scheduler.was_stopped(name):
             self.studies[record.variant].report(record.number, record.history)
         self.tracking.log_epoch(name, metrics)
 
@@ -105,7 +110,7 @@ class Recorder:
             self._close(self.records[_tested(name)], {"test_failure": failure or ""})
             return
         status = "failed" if failure is not None else self._how_it_ended(record)
-        if record.phase == "explore":
+        if record.is_trial:
             study = self.studies[record.variant]
             if self.scheduler.was_stopped(name):
                 study.report(record.number, record.history)
@@ -113,13 +118,14 @@ class Recorder:
         elif failure is not None:
             self.search.write(record, lambda folder: write_atomically(folder / FAILURE, failure + "\n"))
         record.status = status
+        self.scheduler.end(record)
         self._say_if_prediction_failed(record)
         self._close(record)
 
     def _say_if_prediction_failed(self, record: TrialRecord) -> None:
         """Logs a trial far above the predicted critical learning rate that did not diverge; the report lists it too."""
         last = record.history[-1] if record.history else None
-        if not last or record.phase != "explore" or record.status not in ("finished", "stopped"):
+        if not last or not record.is_trial or record.status not in ("finished", "stopped"):
             return
         if self.scheduler.is_far_above_critical(last):
             logger.warning(
@@ -165,7 +171,7 @@ class Recorder:
 
     def _close(self, record: TrialRecord, tags: Mapping[str, str] | None = None) -> None:
         """Ends a trial's run in MLflow; a finished confirmed run's only after its test, whose tags are ``tags``."""
-        if record.phase == "explore" or record.test or record.status != "finished" or tags:
+        if record.phase != "confirm" or record.test or record.status != "finished" or tags:
             last = record.history[-1] if record.history else None
             summary = speed_metrics(record.history, self.spec.training.targets) if record.history else {}
             summary |= _scores(record)
@@ -190,10 +196,12 @@ class Recorder:
 
     def _tags(self, record: TrialRecord) -> dict[str, str]:
         lost = {"lost_machines": str(record.num_lost_machines)} if record.num_lost_machines else {}
-        if record.phase == "explore":
+        if record.is_trial:
             return self.studies[record.variant].tags(record.number) | lost
         failure = self.search.folder_of(record) / FAILURE
-        tags = {"confirms": " ".join(self.search.points_of(record)) or "an earlier best", **lost}
+        tags = dict(lost)
+        if record.phase == "confirm":
+            tags["confirms"] = " ".join(self.search.points_of(record)) or "an earlier best"
         return {**tags, "failure": failure.read_text().strip()} if record.status == "failed" else tags
 
 

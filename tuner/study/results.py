@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial
 
 from search_spaces import Variant
-from tuner.core.metrics import EpochMetrics, FinalScore, epoch_metrics, is_finished, speed_metrics
+from tuner.core.metrics import epoch_metrics, is_finished, speed_metrics
 from tuner.core.retry import retry
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import Setting, flatten, with_settings
@@ -23,64 +23,18 @@ from tuner.core.store import Store
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec
 from tuner.core.variants import resolve_variants
 from tuner.study import search_folder, trial_folder
-from tuner.study.objectives import evaluate, rank
-from tuner.study.optuna_study import existing_storage, study_name, trial_name
+from tuner.study.objectives import race_time
+from tuner.study.optuna_study import JOINED, PLACE, existing_storage, study_name, trial_name
+from tuner.study.refinement import Candidate, best_candidate, candidates
+from tuner.study.rounds import Race
 from tuner.study.search_folder import Process
+from tuner.study.trial_record import POINTS, Point, TrialRecord, phase_of, seed_number
 
 if TYPE_CHECKING:  # slow to import, and used only in notebooks
     import pandas as pd
 
-Phase: TypeAlias = Literal["explore", "confirm", "test"]
-Point: TypeAlias = Literal["best", "default"]
-"""What a confirmed run confirms: the settings of its variant's best trial, or the variant's default point."""
-POINTS: tuple[Point, ...] = ("best", "default")
-
-
-@dataclass(slots=True)
-class TrialRecord:
-    """What is known of one training: a trial of the exploration, or a confirmed run."""
-
-    name: str
-    """Name: ``sgdm-03`` for a trial, ``sgdm/confirm-1`` for a confirmed run."""
-    variant: str
-    number: int
-    """Number among its variant's trials, from 0, or among its confirmed runs, from 1."""
-    spec: TrialSpec
-    phase: Phase = "explore"
-    status: str = "pending"
-    """``pending`` or ``running``; after its end ``finished``, ``stopped``, ``diverged`` or ``failed``."""
-    history: list[EpochMetrics] = field(default_factory=list)
-    arm: str | None = None
-    """Arm of a trial: random, default or model (:mod:`tuner.study.sampler`); None for a confirmed run."""
-    test: FinalScore | None = None
-    """Score of a confirmed run's final weights on the test split; None until it has been read."""
-    started_at: float | None = None
-    """When a worker of this process started it, in seconds since 1970; None if none did."""
-    ended_at: float | None = None
-    """When it ended in this process, in seconds since 1970; None if it did not."""
-    num_lost_machines: int = 0
-    """How often, in this process, the machine that trained it was lost or taken away."""
-    busy_seconds: float = 0.0
-    """Seconds that workers of this process spent inside train()."""
-
-    @property
-    def ended(self) -> bool:
-        return self.status not in ("pending", "running")
-
-    @property
-    def observed(self) -> bool:
-        """Whether it ended by itself; a failure tells nothing about the settings."""
-        return self.ended and self.status != "failed"
-
-    @property
-    def folder_name(self) -> str:
-        """Name of its folder within the search's folder."""
-        return trial_folder.folder_name(self.name)
-
-    @property
-    def gradient_evaluations(self) -> int:
-        """Gradient evaluations that it has spent so far."""
-        return self.history[-1].gradient_evaluations if self.history else 0
+MOST_ATTEMPTS = 2
+"""How often a slot of the race is trained if its training fails; then it counts as one that missed the target."""
 
 
 @dataclass(slots=True)
@@ -101,6 +55,33 @@ class Search:
     """Trials and confirmed runs by name; sorted by variant if they were read from disk."""
     tests: dict[str, TrialRecord] = field(default_factory=dict)
     """Readings of the test split by this process, by name; not among the records, because they train nothing."""
+    joined: Mapping[str, int] = field(default_factory=dict)
+    """Variant -> first round of the race that it takes part in; 0 where it is not said."""
+    race: Race = field(init=False)
+    """The rounds of the race that have ended, and what follows from them."""
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        names = [variant.name for variant in self.variants]
+        timed = spec.objective == "time-to-target"
+        self.race = Race(names, spec.round_size, spec.num_rounds, spec.alpha, timed, self.joined)
+        for record in self.records.values():
+            self.count(record)
+
+    def count(self, record: TrialRecord) -> None:
+        """Takes an ended trial of the race into account; a failed one only if it is not made again."""
+        if record.phase != "race" or not record.ended:
+            return
+        number, slot = record.place["round"], record.place["slot"]
+        if record.status == "failed" and self.num_failed(record.variant, number, slot) < MOST_ATTEMPTS:
+            return
+        time = race_time(self.spec.objective, record.status, record.history, self.spec.training.targets)
+        self.race.end(record.variant, number, slot, None if record.status == "failed" else time)
+
+    def num_failed(self, variant: str, number: int, slot: int) -> int:
+        """How many trainings of a slot have failed."""
+        places = [r.place for r in self.trials_of(variant) if r.phase == "race" and r.status == "failed"]
+        return sum((place["round"], place["slot"]) == (number, slot) for place in places)
 
     def record(self, name: str) -> TrialRecord:
         """A trial, confirmed run or reading of the test split by its name."""
@@ -129,22 +110,40 @@ class Search:
     @property
     def baseline(self) -> str:
         """The variant that all others are compared with."""
-        names = [variant.name for variant in self.variants]
-        return self.spec.baseline or ("sgdm" if "sgdm" in names else names[0])
+        return self.spec.baseline_among([variant.name for variant in self.variants])
+
+    def pilots(self) -> list[TrialRecord]:
+        """The trainings that set the targets."""
+        return [record for record in list(self.records.values()) if record.phase == "pilot"]
 
     def trials_of(self, variant: str) -> list[TrialRecord]:
         """A variant's trials, in the order in which they were created."""
-        return [r for r in list(self.records.values()) if r.variant == variant and r.phase == "explore"]
+        return [r for r in list(self.records.values()) if r.variant == variant and r.is_trial]
+
+    def candidates(self, variant: str) -> list[Candidate]:
+        """The settings of a variant that finished a training, each with its repeats; the best first."""
+        return candidates(self.spec, self.trials_of(variant))
 
     def best(self, variant: str) -> TrialRecord | None:
-        """The finished trial with the best objective, the earliest among equals; None if none finished."""
-        # A finished trial whose log is missing has no known objective.
-        finished = [record for record in self.trials_of(variant) if record.status == "finished" and record.history]
-        return min(finished, key=self._rank, default=None)
+        """The trial whose settings are chosen for a variant; None if none finished."""
+        chosen = best_candidate(self.candidates(variant))
+        return chosen.trial if chosen else None
 
-    def _rank(self, record: TrialRecord) -> tuple[float, ...]:
-        objective = self.spec.objective
-        return rank(objective, evaluate(objective, record.history, self.spec.training.targets))
+    @property
+    def refined(self) -> list[str]:
+        """The variants that are refined and confirmed: those that are left in the race and the baseline, or all.
+
+        Those whose trainings all failed in a round are not among them.
+        """
+        names = [variant.name for variant in self.variants if variant.name not in self.race.failed]
+        if self.spec.confirm == "all" or not self.spec.num_rounds:
+            return names
+        return [name for name in names if name == self.baseline or name in self.race.left]
+
+    def default_optimizer(self, variant: str) -> OptimizerSpec:
+        """The optimizer at a variant's default point."""
+        chosen = next(known for known in self.variants if known.name == variant)
+        return with_settings(OptimizerSpec(), chosen.default_settings())
 
     def wanted(self, variant: str, point: Point) -> list[TrialSpec]:
         """The trainings that confirm a variant's point, one per fresh seed; for ``best`` none if no trial finished.
@@ -152,8 +151,7 @@ class Search:
         Training k has the same seed in all variants and points, so that initial weights and batches are equal.
         """
         if point == "default":
-            chosen = next(known for known in self.variants if known.name == variant)
-            optimizer = with_settings(OptimizerSpec(), chosen.default_settings())
+            optimizer = self.default_optimizer(variant)
         else:
             best = self.best(variant)
             if best is None:
@@ -186,7 +184,7 @@ class Search:
             "variant": record.variant,
             "phase": record.phase,
             "confirms": " ".join(self.points_of(record)) if record.phase == "confirm" else None,
-            "arm": record.arm,
+            **{name: record.place.get(name) for name in ("round", "slot", "repeats")},
             "status": record.status,
             "seed": record.spec.seed,
             "gradient_evaluations": record.gradient_evaluations,
@@ -197,6 +195,39 @@ class Search:
         row |= variant.point(settings)
         row |= speed_metrics(record.history, self.spec.training.targets) if record.history else {}
         return row | ({"test/accuracy": record.test.accuracy, "test/loss": record.test.loss} if record.test else {})
+
+    def rounds(self) -> pd.DataFrame:
+        """One row per counted round and variant: its least time, inf for a miss, and to where the round was watched."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {"round": one.number, "variant": name, "time": time, "end": one.end}
+                for one in self.race.rounds
+                for name, time in one.results.items()
+            ],
+            columns=["round", "variant", "time", "end"],
+        )
+
+    def evidence(self) -> pd.DataFrame:
+        """One row per ordered pair of variants: rounds won and lost, evidence, and that at which one is out."""
+        import pandas as pd
+
+        race = self.race
+        return pd.DataFrame(
+            [
+                {
+                    "variant": i,
+                    "against": j,
+                    "won": won,
+                    "lost": race.wins[j, i],
+                    "evidence": race.evidence(i, j),
+                    "threshold": race.pair_threshold(i, j),
+                    "out": j in race.out,
+                }
+                for (i, j), won in race.wins.items()
+            ]
+        )
 
     def curves(self) -> pd.DataFrame:
         """One row per epoch of each trial and confirmed run, with the metrics under their MLflow names."""
@@ -231,13 +262,16 @@ def load_search(name: str, *, output: str = "runs", storage: str | None = None) 
         if opened is not None and full in made
     }
     processes, splits = search_folder.processes_of(folder), search_folder.splits_of(folder)
-    search = Search(spec, search_id, variants, folder, studies, processes, splits)
+    joined = {name: int(study.user_attrs.get(JOINED, 0)) for name, study in studies.items()}
+    search = Search(spec, search_id, variants, folder, studies, processes, splits, joined=joined)
     for variant in variants:
         if variant.name in studies:
             for trial in studies[variant.name].get_trials(deepcopy=False):
                 record = _trial(search, variant, trial)
                 search.records[record.name] = record
-    search.records |= read_confirmed(search)
+    search.records |= read_runs(search, "pilot") | read_runs(search, "confirm")
+    for record in search.records.values():
+        search.count(record)
     return search
 
 
@@ -246,23 +280,25 @@ def _trial(search: Search, variant: Variant, trial: FrozenTrial) -> TrialRecord:
     name = trial_name(variant.name, trial.number)
     history = trial_folder.read_epochs(search.folder / trial_folder.folder_name(name))
     status = trial.user_attrs.get("status", "failed") if trial.state.is_finished() else ""
+    place = {name: trial.user_attrs[name] for name in PLACE if name in trial.user_attrs}
     return TrialRecord(
         name,
         variant.name,
         trial.number,
-        search.spec.trial_spec(optimizer, trial.number),
-        status=status or ("running" if history else "pending"),
-        history=history,
-        arm=trial.user_attrs.get("arm"),
+        search.spec.trial_spec(optimizer, seed_number(place, search.spec.round_size)),
+        phase_of(place),
+        status or ("running" if history else "pending"),
+        history,
+        place,
     )
 
 
-def read_confirmed(search: Search) -> dict[str, TrialRecord]:
-    """The confirmed runs that a search's folder holds, by name, in the order of their numbers."""
+def read_runs(search: Search, phase: Literal["pilot", "confirm"]) -> dict[str, TrialRecord]:
+    """The trainings of a phase outside the studies that a search's folder holds, by name, in order."""
     records, variants = [], [variant.name for variant in search.variants]
-    for path in search.folder.glob(trial_folder.CONFIRMED):
+    for path in search.folder.glob(f"*.{phase}-*"):  # a variant's name has no dot
         spec = trial_folder.read_spec(path)
-        variant, _, number = path.name.rpartition(".confirm-")
+        variant, _, number = path.name.rpartition(f".{phase}-")
         if spec is None or variant not in variants or not number.isdecimal():  # a copy that somebody made
             continue
         history = trial_folder.read_epochs(path)
@@ -272,6 +308,6 @@ def read_confirmed(search: Search) -> dict[str, TrialRecord]:
         elif is_finished(spec, history):
             status = "diverged" if history[-1].diverged else "finished"
         test = trial_folder.read_test(path)
-        name = trial_folder.confirmed_name(variant, int(number))
-        records.append(TrialRecord(name, variant, int(number), spec, "confirm", status, history, test=test))
+        name = trial_folder.run_name(variant, phase, int(number))
+        records.append(TrialRecord(name, variant, int(number), spec, phase, status, history, test=test))
     return {record.name: record for record in sorted(records, key=lambda record: (record.variant, record.number))}

@@ -1,20 +1,30 @@
 """Decides which trial is next, and whether a trial continues; independent of Ray.
 
+Trainings that set the targets come first, where targets are not given, and then the race.  After it, each variant that
+is refined gets further settings, repeats of the best ones, and confirmed runs of those that are chosen.  The test split
+is read last.
+
 Optuna's studies hold which trials exist and which of them have ended.  The folders hold the same for confirmed runs.  A
 process that resumes a killed search plans from these alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
-from tuner.core.metrics import EpochMetrics, time_to_target
+from tuner.core.metrics import EpochMetrics, error_area
+from tuner.core.search_spec import NUM_REPEATS, SearchSpec
 from tuner.core.trial_spec import TrialSpec
+from tuner.study.objectives import race_time
 from tuner.study.optuna_study import VariantStudy, trial_name
-from tuner.study.results import POINTS, Search, TrialRecord, read_confirmed
-from tuner.study.successive_halving import SuccessiveHalving
-from tuner.study.trial_folder import confirmed_name, read_epochs, write_spec
+from tuner.study.refinement import finalists, most_repeats
+from tuner.study.results import Search, read_runs
+from tuner.study.search_folder import save_targets
+from tuner.study.targets import NUM_PILOTS, measured_targets
+from tuner.study.trial_folder import read_epochs, run_name, write_spec
+from tuner.study.trial_record import POINTS, Phase, TrialRecord, phase_of, seed_number
 
 END = object()
 
@@ -25,9 +35,9 @@ class TrialScheduler:
     def __init__(self, search: Search, studies: Mapping[str, VariantStudy]) -> None:
         """Lists the trials that earlier processes ended, and plans the rest."""
         self.search = search
-        self.spec = search.spec
         self.records = search.records
         self.studies = studies
+        self.race = search.race
         self.all_planned = False
         """Whether :meth:`next_trial` has nothing more to give, now or later."""
         self._live: list[TrialRecord] = []
@@ -35,9 +45,14 @@ class TrialScheduler:
         """Trials that :meth:`next_trial` gives again."""
         self._stopped: set[str] = set()
         """Names of the trials that :meth:`should_continue` has refused."""
-        self._num_confirmed: Counter[str] = Counter()
-        """Variant -> number of its confirmed runs so far."""
-        self._rungs = {variant.name: SuccessiveHalving() for variant in search.variants}
+        self._failed: list[TrialRecord] = []
+        """Trials of the race that failed and are made again."""
+        self._begun: set[tuple[str, int, int]] = set()
+        """Variant, round and slot of the trials of the race, but for those that are made again."""
+        self._num_made: Counter[tuple[str, Phase]] = Counter()
+        """Variant and phase -> number of its trainings so far."""
+        self._all_made: set[tuple[str, Phase]] = set()
+        """Variants and phases whose trainings have all been made."""
         self._list_earlier()
         self._waiting = self._plan()
 
@@ -54,6 +69,11 @@ class TrialScheduler:
         return record
 
     @property
+    def spec(self) -> SearchSpec:
+        """The spec of the search, with its targets once they are known."""
+        return self.search.spec
+
+    @property
     def num_live(self) -> int:
         """Number of given trials that have not ended."""
         self._live = [record for record in self._live if not record.ended]
@@ -65,42 +85,72 @@ class TrialScheduler:
         self._live.remove(record)
         self._again.append(record)
 
+    def end(self, record: TrialRecord) -> None:
+        """Takes the end of a trial of the race into account."""
+        if record.phase != "race":
+            return
+        self.search.count(record)
+        place = record.variant, record.place["round"], record.place["slot"]
+        if record.status == "failed" and not self.race.has_ended(*place):
+            self._begun.discard(place)
+            self._failed.append(record)
+
     @property
     def num_planned(self) -> int:
-        """Number of trials and confirmed runs of the whole search, if a trial of each variant finishes."""
-        num_runs = sum(map(self.spec.num_seeds, POINTS))
-        return sum(self.spec.trials + max(num_runs, self._num_confirmed[name]) for name in self.studies)
+        """Most trainings that the whole search can have; those that are made again, and earlier bests, apart."""
+        num = NUM_PILOTS if self.spec.targets == "auto" else 0
+        raced = [] if self.race.is_over else self.race.left
+        refined = self.search.refined
+        for name in self.studies:
+            most: dict[Phase, int] = {
+                "race": self._num_race if name in raced else 0,
+                "refine": self._num_refine if name in refined else 0,
+                "confirm": sum(map(self.spec.num_seeds, POINTS)) if name in refined else 0,
+            }
+            for phase, planned in most.items():
+                made = self._num_made[name, phase]
+                num += made if (name, phase) in self._all_made else max(made, planned)
+        return num
+
+    @property
+    def _num_race(self) -> int:
+        return self.spec.num_rounds * self.spec.round_size if len(self.studies) > 1 else 0
+
+    @property
+    def _num_refine(self) -> int:
+        return self.num_settings + most_repeats(self._num_race, self.num_settings)
+
+    @property
+    def num_settings(self) -> int:
+        """Number of settings that the refinement of each variant tries; without a race, all trials are its own."""
+        return self.spec.refine_trials if self._num_race else self.spec.trials
 
     def is_complete(self) -> bool:
         """Whether there is nothing left to do."""
-        explored = all(
-            len(self.search.trials_of(name)) >= self.spec.trials and not study.existing(ended=False)
-            for name, study in self.studies.items()
-        )
         confirmed = [record for record in self.records.values() if record.phase == "confirm"]
         return (
-            explored
+            bool(self.spec.training.targets)
+            and self.race.is_over
+            and not any(study.existing(ended=False) for study in self.studies.values())
+            and all(self._is_refined(name) for name in self.search.refined)
             and all(record.ended and (record.test or record.status != "finished") for record in confirmed)
             and all(
                 len(self.search.confirmed(name, point)) == len(self.search.wanted(name, point))
-                for name in self.studies
+                for name in self.search.refined
                 for point in POINTS
             )
         )
 
     def should_continue(self, name: str, metrics: EpochMetrics) -> bool:
-        """Whether a trial continues after this epoch, which is not its last; confirmed runs always do."""
+        """Whether a training continues after this epoch, which is not its last; one that is no trial always does."""
         record = self.records[name]
-        if record.phase == "confirm":
+        if not record.is_trial:
             return True
-        ahead = self._rungs[record.variant].should_continue(name, _share(metrics), metrics.validation_accuracy)
-        # A trial that reached the target trains on, for the area and the tail of its curve.
-        reached = time_to_target([*record.history, metrics], self.spec.training.targets[-1]) is not None
-        should_continue = ahead or reached or not self.spec.early_stopping or self.spec.objective == "pareto"
-        # After the rungs, so that they count a trial that is pruned here, as they do in a resumed search.
-        should_continue = should_continue and not (
-            self.spec.prune_above_critical and self.is_far_above_critical(metrics)
-        )
+        should_continue = not self.spec.early_stopping or self._spent([*record.history, metrics]) < self._cap(record)
+        if record.phase == "race" and not self._is_of_use(record):
+            should_continue = False
+        if self.spec.prune_above_critical and self.is_far_above_critical(metrics):
+            should_continue = False
         if not should_continue:
             self._stopped.add(name)
         return should_continue
@@ -113,56 +163,132 @@ class TrialScheduler:
         """Whether a training's learning rate is far above the predicted critical one."""
         return (metrics.lr_over_critical or 0) > self.spec.far_above_critical
 
+    def _spent(self, history: list[EpochMetrics]) -> float:
+        """The least time that a running trial can still have, in the unit of :func:`race_time`."""
+        last = history[-1]
+        if self.spec.objective == "time-to-target":
+            return last.gradient_evaluations
+        if self.spec.objective == "auc":
+            # The area so far; the rest of the budget may have no error at all.
+            return error_area(history) - (1 - last.gradient_evaluations / last.budget) * (1 - last.validation_accuracy)
+        return -math.inf
+
+    def _cap(self, record: TrialRecord) -> float:
+        """The time beyond which a trial can change nothing."""
+        if record.phase == "race":
+            return self.race.cap(record.variant, record.place["round"])
+        if record.repeats is not None or record.place.get("point"):
+            return math.inf  # settings that are compared by their means, and so need their whole times
+        ended = [r for r in self.search.trials_of(record.variant) if r.status == "finished"]
+        targets = self.spec.training.targets
+        return min((race_time(self.spec.objective, r.status, r.history, targets) for r in ended), default=math.inf)
+
+    def _is_of_use(self, record: TrialRecord) -> bool:
+        return self.race.takes_part(record.variant, record.place["round"])
+
     def _list_earlier(self) -> None:
         for name, study in self.studies.items():
             for number in study.existing(ended=True):
                 record = self._add(name, number)
                 record.status = study.existing_status(number)
                 record.history = read_epochs(self.search.folder_of(record))
-                self._at_rungs(record, record.history)
-        confirmed = read_confirmed(self.search)
-        self._num_confirmed.update(record.variant for record in confirmed.values())
-        self.records |= confirmed
+                self.end(record)
+        confirmed = read_runs(self.search, "confirm")
+        self._num_made.update((record.variant, record.phase) for record in confirmed.values())
+        self.records |= read_runs(self.search, "pilot") | confirmed
         for record in self.records.values():
             if not record.ended:
                 record.status, record.history = "pending", []  # its worker reports these epochs again
 
     def _plan(self) -> Iterator[TrialRecord | None]:
         yield from [record for record in self.records.values() if record.ended]
-        yield from self._explore()
-        yield from self._confirm()
-        yield from self._test()
-
-    def _explore(self) -> Iterator[TrialRecord]:
-        """Trials that earlier processes left unfinished, then new ones, one of each variant in turn."""
         for name, study in self.studies.items():
             for number in study.existing(ended=False):
-                record = self._add(name, number)
-                # Epochs that Optuna holds were judged, and let the trial through; those only in the log were not.
-                judged = study.reported_steps(number)
-                history = read_epochs(self.search.folder_of(record))
-                self._at_rungs(record, [metrics for metrics in history if metrics.gradient_evaluations in judged])
-                yield record
-        num_made = {name: len(self.search.trials_of(name)) for name in self.studies}
-        for number in range(self.spec.trials):
-            for name, study in self.studies.items():
-                if num_made[name] <= number:
-                    yield self._add(name, study.ask())
+                yield self._add(name, number)
+        if not self.spec.training.targets:
+            yield from self._pilots()
+        yield from self._race()
+        refined = self.search.refined
+        yield from _in_turn([self._refine_and_confirm(name) for name in refined])
+        # Confirmed runs that an earlier process began, of variants that have been put out since.
+        begun = [record for record in self.records.values() if record.phase == "confirm" and not record.ended]
+        yield from [record for record in begun if record.variant not in refined]
+        yield from self._test()
 
-    def _confirm(self) -> Iterator[TrialRecord | None]:
-        """The confirmed runs of each variant whose trials have all ended, one of each such variant in turn."""
-        exploring = list(self.studies) if self.spec.confirm_seeds else []
-        ready: list[tuple[int, TrialRecord]] = []
-        while exploring or ready:
-            for name in [*exploring]:
-                if all(record.ended for record in self._live if record.variant == name):
-                    exploring.remove(name)
-                    ready += enumerate(self._confirmations(name))
-            ready.sort(key=lambda turn: turn[0])
-            if ready:
-                yield ready.pop(0)[1]
-            elif exploring:
+    def _pilots(self) -> Iterator[TrialRecord | None]:
+        """The trainings that set the targets; then sets them, for this process and for later ones."""
+        baseline = self.search.baseline
+        optimizer = self.search.default_optimizer(baseline)
+        made = {record.spec: record for record in self.search.pilots()}
+        for k in range(NUM_PILOTS):
+            spec = self.spec.pilot_spec(optimizer, k)
+            if spec not in made:
+                made[spec] = TrialRecord(run_name(baseline, "pilot", k + 1), baseline, k + 1, spec, "pilot")
+                self.search.write(made[spec], lambda folder, spec=spec: write_spec(folder, spec))  # type: ignore[misc]
+                self.records[made[spec].name] = made[spec]
+            if not made[spec].ended:
+                yield made[spec]
+        while not all(record.ended for record in made.values()):
+            yield None
+        targets = measured_targets([record.history for record in made.values() if record.observed])
+        save_targets(self.search.folder, targets)
+        self.search.spec = self.spec.with_targets(targets)
+        for study in self.studies.values():
+            study.spec = self.search.spec
+
+    def _race(self) -> Iterator[TrialRecord | None]:
+        """The trainings of each round in random order; the next round's before the last one of a round has ended."""
+        for number in range(self.spec.num_rounds):
+            for name, slot in self.race.order(number, self.spec.seed):
+                yield from self._made_again()
+                if self.race.is_over:
+                    return
+                if self.race.takes_part(name, number) and (name, number, slot) not in self._begun:
+                    yield self._add(name, self.studies[name].ask_race(number, slot))
+        while not self.race.is_over:
+            yield from self._made_again()
+            if not self.race.is_over:  # the one that was made again may have ended it
                 yield None
+
+    def _made_again(self) -> Iterator[TrialRecord]:
+        while self._failed:
+            failed = self._failed.pop(0)
+            number, slot = failed.place["round"], failed.place["slot"]
+            begun = (failed.variant, number, slot) in self._begun  # by an earlier process
+            if not begun and self.race.takes_part(failed.variant, number):
+                yield self._add(failed.variant, self.studies[failed.variant].ask_race(number, slot))
+
+    def _refine_and_confirm(self, name: str) -> Iterator[TrialRecord | None]:
+        """The trials and confirmed runs of a variant after the race."""
+        study = self.studies[name]
+        tried = {r.place["index"] for r in self.search.trials_of(name) if "index" in r.place}
+        for index in range(self.num_settings):
+            if index not in tried:
+                yield self._add(name, study.ask_refine(index, self.num_settings))
+        while self._is_running(name):
+            yield None
+        if self.num_settings:
+            for number, repeat in self._missing_repeats(name):
+                yield self._add(name, study.ask_repeat(number, repeat))
+            self._all_made.add((name, "refine"))
+            while self._is_running(name):
+                yield None
+        if self.spec.confirm_seeds:
+            yield from self._confirmations(name)
+
+    def _is_running(self, name: str) -> bool:
+        return any(not record.ended for record in self._live if record.variant == name and record.is_trial)
+
+    def _missing_repeats(self, name: str) -> list[tuple[int, int]]:
+        """Number of the trial and of the repeat, for the repeats that no trial has made; round by round of repeats."""
+        made = {(r.repeats, r.place["repeat"]) for r in self.search.trials_of(name) if r.repeats is not None}
+        wanted = [c.trial.number for c in finalists(self.search.candidates(name))]
+        places = [(number, repeat) for repeat in range(1, NUM_REPEATS + 1) for number in wanted]
+        return [place for place in places if place not in made]
+
+    def _is_refined(self, name: str) -> bool:
+        tried = {r.place["index"] for r in self.search.trials_of(name) if "index" in r.place}
+        return len(tried) >= self.num_settings and not (self.num_settings and self._missing_repeats(name))
 
     def _confirmations(self, variant: str) -> list[TrialRecord]:
         """The confirmed runs of a variant that have not ended; makes the folders of new ones."""
@@ -171,11 +297,12 @@ class TrialScheduler:
         for spec in [spec for point in POINTS for spec in self.search.wanted(variant, point)]:
             if spec not in made:
                 number = min(set(range(1, len(runs) + 2)) - {record.number for record in runs})
-                record = TrialRecord(confirmed_name(variant, number), variant, number, spec, "confirm")
+                record = TrialRecord(run_name(variant, "confirm", number), variant, number, spec, "confirm")
                 self.search.write(record, lambda folder, spec=spec: write_spec(folder, spec))  # type: ignore[misc]
                 made[spec] = self.records[record.name] = record
-                self._num_confirmed[variant] += 1
+                self._num_made[variant, "confirm"] += 1
                 runs.append(record)
+        self._all_made.add((variant, "confirm"))
         return [record for record in made.values() if not record.ended]
 
     def _test(self) -> Iterator[TrialRecord | None]:
@@ -191,15 +318,27 @@ class TrialScheduler:
 
     def _add(self, variant: str, number: int) -> TrialRecord:
         study = self.studies[variant]
-        spec = self.spec.trial_spec(study.settings(number), number)
-        record = TrialRecord(trial_name(variant, number), variant, number, spec, arm=study.tags(number).get("arm"))
+        place = study.place(number)
+        spec = self.spec.trial_spec(study.settings(number), seed_number(place, self.spec.round_size))
+        record = TrialRecord(trial_name(variant, number), variant, number, spec, phase_of(place), place=place)
         self.records[record.name] = record
+        self._num_made[variant, record.phase] += 1
+        if record.phase == "race":
+            self._begun.add((variant, place["round"], place["slot"]))
         return record
 
-    def _at_rungs(self, record: TrialRecord, history: Sequence[EpochMetrics]) -> None:
-        for metrics in history:
-            self._rungs[record.variant].should_continue(record.name, _share(metrics), metrics.validation_accuracy)
 
-
-def _share(metrics: EpochMetrics) -> float:
-    return metrics.gradient_evaluations / metrics.budget
+def _in_turn(plans: Iterable[Iterator[TrialRecord | None]]) -> Iterator[TrialRecord | None]:
+    """One trial of each plan in turn; None while none has one."""
+    left = list(plans)
+    while left:
+        given = False
+        for plan in [*left]:
+            record = next(plan, END)
+            if record is END:
+                left.remove(plan)
+            elif isinstance(record, TrialRecord):
+                given = True
+                yield record
+        if left and not given:
+            yield None

@@ -51,8 +51,9 @@ CHANGEABLE_ON_RESUME = frozenset(
         "download",
         "trials",
         "variants",
+        "confirm",
         "confirm_seeds",
-        "baseline",
+        "refine_trials",
         "system_metrics",
         "max_concurrent",
         "max_failures",
@@ -89,9 +90,12 @@ def load(output: str, name: str, *, asked: str = "--resume") -> tuple[SearchSpec
     """
     try:
         saved = json.loads((Path(output) / name / SPEC_FILE).read_text())
-        saved["spec"].setdefault("confirm_seeds", 0)  # for searches from before there were confirmed runs
+        if "round_size" not in saved["spec"]:
+            raise ValueError("it is of a version that did not race variants")
         # The folder where it was found: the saved one may be relative to another working folder.
-        return dataclasses.replace(SearchSpec.from_flags(**saved["spec"]), output=output), str(saved["id"])
+        spec = dataclasses.replace(SearchSpec.from_flags(**saved["spec"]), output=output)
+        measured = tuple(map(float, saved.get("targets") or ()))
+        return (spec.with_targets(measured) if spec.targets == "auto" else spec), str(saved["id"])
     except OSError:
         searches = [path.parent.name for path in Path(output).glob(f"*/{SPEC_FILE}")]
         if searches:
@@ -126,6 +130,12 @@ def refuse_changes(spec: SearchSpec, saved: SearchSpec) -> None:
         raise InvalidInput(
             f"--confirm-seeds {spec.confirm_seeds}: a resumed search keeps its {saved.confirm_seeds} or adds some"
         )
+    if spec.refine_trials < saved.refine_trials:
+        raise InvalidInput(
+            f"--refine-trials {spec.refine_trials}: a resumed search keeps its {saved.refine_trials} or adds some"
+        )
+    if saved.confirm == "all" and spec.confirm != "all":
+        raise InvalidInput(f"--confirm {spec.confirm}: a resumed search that confirms all variants goes on doing so")
     kept = expand(spec.variants)
     if missing := [name for name in expand(saved.variants) if name not in kept]:
         raise InvalidInput(f"--variants: a resumed search keeps all its variants, {', '.join(missing)} too")
@@ -167,7 +177,9 @@ def save(
     for name in ("storage", "tracking_uri"):
         kept[name] = kept[name] and masked(kept[name])
     processes = [*processes_of(folder), *([process] if process else [])]
-    _write(folder, {"id": search_id, "content": content, "splits": splits, "spec": kept}, processes)
+    measured = list(spec.training.targets) if spec.targets == "auto" else []
+    content_of_file = {"id": search_id, "content": content, "splits": splits, "targets": measured, "spec": kept}
+    _write(folder, content_of_file, processes)
 
 
 def processes_of(folder: Path) -> tuple[Process, ...]:
@@ -182,6 +194,12 @@ def processes_of(folder: Path) -> tuple[Process, ...]:
 def splits_of(folder: Path) -> str:
     """How the search's data is split, in words."""
     return str(json.loads((folder / SPEC_FILE).read_text()).get("splits", ""))
+
+
+def save_targets(folder: Path, targets: Sequence[float]) -> None:
+    """Saves the targets that a search has measured."""
+    saved = json.loads((folder / SPEC_FILE).read_text())
+    _write(folder, {**saved, "targets": list(targets)}, processes_of(folder))
 
 
 def note_end(folder: Path, ended_at: float) -> None:

@@ -19,13 +19,13 @@ LOG = "result.json"
 """A training's epochs, one JSON object per line."""
 TEST, FAILURE = "test.json", "failure.txt"
 """Files of a confirmed run: the score of its final weights on the test split, and why it failed if it did."""
-CONFIRMED = "*.confirm-*"
-"""Pattern of the names of confirmed runs' folders; a variant's name has no dot."""
+OUTSIDE_STUDIES = ("pilot", "confirm")
+"""Phases whose trainings are no trials of Optuna: they exist if their folders do."""
 
 
-def confirmed_name(variant: str, number: int) -> str:
-    """Name of a confirmed run, in Tune and MLflow; numbers count from 1."""
-    return f"{variant}/confirm-{number}"
+def run_name(variant: str, phase: str, number: int) -> str:
+    """Name of a training of these phases, such as ``sgdm/confirm-1``, in Tune and MLflow; numbers count from 1."""
+    return f"{variant}/{phase}-{number}"
 
 
 def folder_name(name: str) -> str:

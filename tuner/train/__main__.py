@@ -19,7 +19,7 @@ from tuner.core.errors import ExitStatus, InvalidInput, command
 from tuner.core.metrics import EpochMetrics, speed_metrics
 from tuner.core.serialization import Setting, to_json, with_settings
 from tuner.core.store import Store, check_place
-from tuner.core.trial_spec import OptimizerSpec, TrialSpec, default_model, load_spec
+from tuner.core.trial_spec import USUAL_TARGETS, OptimizerSpec, TrialSpec, default_model, load_spec
 from tuner.train import train
 
 
@@ -73,10 +73,11 @@ def _start(variant: str | None, file: Path | None) -> TrialSpec:
         except OSError as error:
             raise InvalidInput(f"--spec {file}: {error}") from None
     if variant is None:
-        return TrialSpec()
+        return TrialSpec(targets=USUAL_TARGETS)
     from tuner.core.variants import resolve_variant
 
-    return TrialSpec(optimizer=with_settings(OptimizerSpec(), resolve_variant(variant).default_settings()))
+    optimizer = with_settings(OptimizerSpec(), resolve_variant(variant).default_settings())
+    return TrialSpec(optimizer=optimizer, targets=USUAL_TARGETS)
 
 
 def _with_settings(spec: TrialSpec, given: Sequence[str]) -> TrialSpec:
