@@ -14,11 +14,11 @@ PYTEST := $(BIN)/python -m pytest
 search: $(VENV)/.installed
 	$(BIN)/python -m tuner.search $(ARGS)
 
-# Every capability once, in at most 10 minutes on two cores.
+# Every capability once, in about 13 minutes on two cores.
 test: $(VENV)/.installed-dev
 	$(PYTEST) -n $(JOBS) -m "not extensive and not cluster" $(ARGS)
 
-# All cases, and a cluster of hosts where this machine can make them: an hour or more.
+# All cases, and a cluster of hosts where this machine can make them: about half an hour.
 test-all: $(VENV)/.installed-dev
 	$(PYTEST) -n $(JOBS) $(ARGS)
 
