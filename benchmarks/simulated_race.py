@@ -21,7 +21,7 @@ from typing import TypeAlias
 import numpy as np
 from scipy import special
 
-from tuner.race import log_evidence, threshold
+from tuner.race import log_evidence
 from tuner.study.rounds import Race
 
 EPOCHS, STEPS_PER_EPOCH = 10, 16
@@ -204,7 +204,8 @@ def _log_evidence(won: int, lost: int) -> float:
 
 
 def _is_any_false(race: Race, speeds: Sequence[float]) -> bool:
-    bar = math.log(len(speeds) * threshold(len(speeds), ERROR))
+    # Such races put nobody out, so their own alpha is 0.
+    bar = math.log(Race(race.variants, race.size, 0, ERROR).sentence_threshold("0", "1", any_pair=True))
     return any(
         speeds[int(i)] <= speeds[int(j)] and _log_evidence(won, race.wins[j, i]) >= bar
         for (i, j), won in race.wins.items()
@@ -216,7 +217,7 @@ def _is_any_called(race: Race) -> bool:
         return True
     against = [(FASTEST, name) for name in race.variants if name != FASTEST]
     return any(
-        _log_evidence(race.wins[i, j], race.wins[j, i]) >= math.log(2 * race.pair_threshold(i, j))
+        _log_evidence(race.wins[i, j], race.wins[j, i]) >= math.log(race.sentence_threshold(i, j, any_pair=False))
         for pair in against
         for i, j in (pair, pair[::-1])
     )

@@ -248,13 +248,10 @@ def _compare(
     for k, ((i, j), ratio) in enumerate(zip(pairs, settings, strict=True)):
         p_value = None if ratio is None else adjusted[k]
         won, lost = (search.race.wins.get(pair, 0) for pair in ((i, j), (j, i)))
-        threshold = search.race.pair_threshold(i, j)
-        # Where one is left, that it is the fastest implies that it is faster than each other one.
-        if not _is_decided_by_race(search, i, j):
-            state = search.race
-            alone = race.pair_threshold(i, j, len(state.variants) - len(state.added), state.alpha, state.added)
-            # Twice for both directions; and K/2 times as many pairs as with one baseline.
-            threshold = alone * (len(state.variants) if any_pair else 2)
+        threshold = search.race.sentence_threshold(i, j, any_pair=any_pair)
+        if _is_decided_by_race(search, i, j):
+            # Where one is left, that it is the fastest implies that it is faster than each other one.
+            threshold = search.race.pair_threshold(i, j)
         evidence = race.evidence(max(won, lost), min(won, lost))
         decided = won != lost and evidence >= threshold
         faster, slower = (i, j) if won > lost else (j, i)

@@ -30,7 +30,7 @@ def pairs(search: Search) -> Table:
     for i, j in itertools.combinations([variant.name for variant in search.variants], 2):
         won, lost = search.race.wins[i, j], search.race.wins[j, i]
         low, high = interval(won, lost)
-        both = sum(i in one.results and j in one.results for one in search.race.rounds)
+        both = len(search.race.shared(i, j))
         rows.append(
             (
                 i,
@@ -91,13 +91,12 @@ def _growth(search: Search, i: str, j: str) -> tuple[list[int], list[float]]:
     """Numbers of rounds, and the evidence of i against j after them, from the first round that both were in."""
     won = lost = 0
     rounds, evidence = list[int](), list[float]()
-    for one in search.race.rounds:
-        if i in one.results and j in one.results:
-            rounds, evidence = rounds or [one.number], evidence or [1.0]
-            result = one.result(i, j)
-            won, lost = won + (result == 1), lost + (result == -1)
-            rounds.append(one.number + 1)
-            evidence.append(evidence_of(won, lost))
+    for one in search.race.shared(i, j):
+        rounds, evidence = rounds or [one.number], evidence or [1.0]
+        result = one.result(i, j)
+        won, lost = won + (result == 1), lost + (result == -1)
+        rounds.append(one.number + 1)
+        evidence.append(evidence_of(won, lost))
     return rounds, evidence
 
 

@@ -66,7 +66,7 @@ def rounds_to_decide(search: Search, i: str, j: str) -> int | None:
     if not ordered or math.isinf(needed):
         return None
     share = (won + 0.5) / (ordered + 1)
-    together = sum(i in one.results and j in one.results for one in state.rounds)
+    together = len(state.shared(i, j))
     for more in range(MOST_ROUNDS):
         gained = round(share * more)
         if race.log_evidence(won + gained, lost + more - gained) >= needed:
@@ -172,8 +172,7 @@ def _same(search: Search) -> list[str]:
     """Pairs of variants that had equal results in every round."""
     found = []
     for i, j in itertools.combinations([variant.name for variant in search.variants], 2):
-        both = [one for one in search.race.rounds if i in one.results and j in one.results]
-        times = [(one.results[i], one.results[j]) for one in both]
+        times = [(one.results[i], one.results[j]) for one in search.race.shared(i, j)]
         if times and all(a == b for a, b in times) and any(map(math.isfinite, itertools.chain(*times))):
             found.append(
                 f"{i} and {j} trained alike: their results were equal in all rounds that both were in, {len(times)}."

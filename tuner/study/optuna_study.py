@@ -43,6 +43,7 @@ __all__ = [
     "existing_storage",
     "open_storage",
     "open_studies",
+    "place_of",
     "study_name",
     "trial_name",
 ]
@@ -187,8 +188,7 @@ class VariantStudy:
 
     def place(self, number: int) -> dict[str, Any]:
         """What a trial is for: its user attributes, without how it ended."""
-        attributes = self._trial(number).user_attrs
-        return {name: attributes[name] for name in PLACE if name in attributes}
+        return place_of(self._trial(number))
 
     def tags(self, number: int) -> dict[str, str]:
         """Further tags of a trial: what it is for, and why it failed if it did."""
@@ -238,6 +238,11 @@ class VariantStudy:
     def _trial(self, number: int) -> FrozenTrial:
         # A study's own method would copy all trials to return one.
         return self._copy.get_trial(self._copy.get_trial_id_from_study_id_trial_number(self.study._study_id, number))
+
+
+def place_of(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial is for: its user attributes, without how it ended."""
+    return {name: trial.user_attrs[name] for name in PLACE if name in trial.user_attrs}
 
 
 def _retry(attempt: Callable[[], T]) -> T:

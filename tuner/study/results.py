@@ -24,7 +24,7 @@ from tuner.core.trial_spec import OptimizerSpec, TrialSpec
 from tuner.core.variants import resolve_variants
 from tuner.study import search_folder, trial_folder
 from tuner.study.objectives import race_time
-from tuner.study.optuna_study import JOINED, PLACE, existing_storage, study_name, trial_name
+from tuner.study.optuna_study import JOINED, existing_storage, place_of, study_name, trial_name
 from tuner.study.refinement import Candidate, best_candidate, candidates
 from tuner.study.rounds import Race
 from tuner.study.search_folder import Process
@@ -280,7 +280,7 @@ def _trial(search: Search, variant: Variant, trial: FrozenTrial) -> TrialRecord:
     name = trial_name(variant.name, trial.number)
     history = trial_folder.read_epochs(search.folder / trial_folder.folder_name(name))
     status = trial.user_attrs.get("status", "failed") if trial.state.is_finished() else ""
-    place = {name: trial.user_attrs[name] for name in PLACE if name in trial.user_attrs}
+    place = place_of(trial)
     return TrialRecord(
         name,
         variant.name,

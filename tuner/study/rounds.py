@@ -149,6 +149,20 @@ class Race:
         """The evidence at which one of a pair puts the other out."""
         return race.pair_threshold(i, j, self._num_first, self.alpha, self.added)
 
+    def sentence_threshold(self, i: str, j: str, *, any_pair: bool) -> float:
+        """The evidence for a sentence about a pair, whoever is left: 2 (K - 1)/alpha with a baseline named beforehand.
+
+        It is twice that of one direction, for both.  ``any_pair`` makes it K (K - 1)/alpha, for all pairs at once.  K
+        is the number of variants; a variant that was added has its own share of alpha.
+        """
+        num = len(self.variants)
+        alone = race.pair_threshold(i, j, num - len(self.added), self.alpha, self.added)
+        return alone * (num if any_pair else 2)
+
+    def shared(self, i: str, j: str) -> list[Round]:
+        """The counted rounds that both variants were in."""
+        return [one for one in self.rounds if i in one.results and j in one.results]
+
     def evidence(self, i: str, j: str, handicap: float = 1.0) -> float:
         """The evidence that i is faster than j, or at least ``handicap`` times as fast."""
         if handicap == 1:
@@ -161,11 +175,7 @@ class Race:
 
         Evidence falls in h, so this holds for all h at once with the error rate of one threshold.
         """
-        ratios = [
-            min(one.results[j], one.end) / one.results[i]
-            for one in self.rounds
-            if i in one.results and j in one.results and one.result(i, j) == 1
-        ]
+        ratios = [min(one.results[j], one.end) / one.results[i] for one in self.shared(i, j) if one.result(i, j) == 1]
         # The results change only where h passes one of these ratios.  Just below it, that round is still won.
         best = 1.0
         for ratio in sorted(ratios):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
 
 from tuner.core.metrics import EpochMetrics, error_area
 from tuner.core.search_spec import NUM_REPEATS, SearchSpec
@@ -147,7 +148,7 @@ class TrialScheduler:
         if not record.is_trial:
             return True
         should_continue = not self.spec.early_stopping or self._spent([*record.history, metrics]) < self._cap(record)
-        if record.phase == "race" and not self._is_of_use(record):
+        if record.phase == "race" and not self.race.takes_part(record.variant, record.place["round"]):
             should_continue = False
         if self.spec.prune_above_critical and self.is_far_above_critical(metrics):
             should_continue = False
@@ -182,9 +183,6 @@ class TrialScheduler:
         ended = [r for r in self.search.trials_of(record.variant) if r.status == "finished"]
         targets = self.spec.training.targets
         return min((race_time(self.spec.objective, r.status, r.history, targets) for r in ended), default=math.inf)
-
-    def _is_of_use(self, record: TrialRecord) -> bool:
-        return self.race.takes_part(record.variant, record.place["round"])
 
     def _list_earlier(self) -> None:
         for name, study in self.studies.items():
@@ -223,9 +221,7 @@ class TrialScheduler:
         for k in range(NUM_PILOTS):
             spec = self.spec.pilot_spec(optimizer, k)
             if spec not in made:
-                made[spec] = TrialRecord(run_name(baseline, "pilot", k + 1), baseline, k + 1, spec, "pilot")
-                self.search.write(made[spec], lambda folder, spec=spec: write_spec(folder, spec))  # type: ignore[misc]
-                self.records[made[spec].name] = made[spec]
+                made[spec] = self._add_run(baseline, "pilot", k + 1, spec)
             if not made[spec].ended:
                 yield made[spec]
         while not all(record.ended for record in made.values()):
@@ -261,10 +257,8 @@ class TrialScheduler:
     def _refine_and_confirm(self, name: str) -> Iterator[TrialRecord | None]:
         """The trials and confirmed runs of a variant after the race."""
         study = self.studies[name]
-        tried = {r.place["index"] for r in self.search.trials_of(name) if "index" in r.place}
-        for index in range(self.num_settings):
-            if index not in tried:
-                yield self._add(name, study.ask_refine(index, self.num_settings))
+        for index in self._missing_settings(name):
+            yield self._add(name, study.ask_refine(index, self.num_settings))
         while self._is_running(name):
             yield None
         if self.num_settings:
@@ -279,6 +273,11 @@ class TrialScheduler:
     def _is_running(self, name: str) -> bool:
         return any(not record.ended for record in self._live if record.variant == name and record.is_trial)
 
+    def _missing_settings(self, name: str) -> list[int]:
+        """Places in the refinement that no trial has taken."""
+        tried = {r.place["index"] for r in self.search.trials_of(name) if "index" in r.place}
+        return [index for index in range(self.num_settings) if index not in tried]
+
     def _missing_repeats(self, name: str) -> list[tuple[int, int]]:
         """Number of the trial and of the repeat, for the repeats that no trial has made; round by round of repeats."""
         made = {(r.repeats, r.place["repeat"]) for r in self.search.trials_of(name) if r.repeats is not None}
@@ -287,8 +286,7 @@ class TrialScheduler:
         return [place for place in places if place not in made]
 
     def _is_refined(self, name: str) -> bool:
-        tried = {r.place["index"] for r in self.search.trials_of(name) if "index" in r.place}
-        return len(tried) >= self.num_settings and not (self.num_settings and self._missing_repeats(name))
+        return not self._missing_settings(name) and not (self.num_settings and self._missing_repeats(name))
 
     def _confirmations(self, variant: str) -> list[TrialRecord]:
         """The confirmed runs of a variant that have not ended; makes the folders of new ones."""
@@ -297,11 +295,8 @@ class TrialScheduler:
         for spec in [spec for point in POINTS for spec in self.search.wanted(variant, point)]:
             if spec not in made:
                 number = min(set(range(1, len(runs) + 2)) - {record.number for record in runs})
-                record = TrialRecord(run_name(variant, "confirm", number), variant, number, spec, "confirm")
-                self.search.write(record, lambda folder, spec=spec: write_spec(folder, spec))  # type: ignore[misc]
-                made[spec] = self.records[record.name] = record
-                self._num_made[variant, "confirm"] += 1
-                runs.append(record)
+                made[spec] = self._add_run(variant, "confirm", number, spec)
+                runs.append(made[spec])
         self._all_made.add((variant, "confirm"))
         return [record for record in made.values() if not record.ended]
 
@@ -315,6 +310,14 @@ class TrialScheduler:
                 test = TrialRecord(f"{record.name}/test", record.variant, record.number, record.spec, "test")
                 self.search.tests[test.name] = test
                 yield test
+
+    def _add_run(self, variant: str, phase: Literal["pilot", "confirm"], number: int, spec: TrialSpec) -> TrialRecord:
+        """A training outside the studies; its folder makes it exist."""
+        record = TrialRecord(run_name(variant, phase, number), variant, number, spec, phase)
+        self.search.write(record, lambda folder: write_spec(folder, spec))
+        self.records[record.name] = record
+        self._num_made[variant, phase] += 1
+        return record
 
     def _add(self, variant: str, number: int) -> TrialRecord:
         study = self.studies[variant]
