@@ -60,17 +60,19 @@ def test_no_more_trials_are_given_than_may_live(open_recorder: Open, toy: Toy) -
     assert searcher.suggest("3")["trial"] == "toy-02"
 
 
-def test_of_the_trials_that_live_the_first_that_waits_is_next(open_recorder: Open, toy: Toy) -> None:
-    """A controller that names all trials, ended ones too, is not asked for them."""
+def test_of_the_trials_that_live_the_last_that_waits_is_next(open_recorder: Open, toy: Toy) -> None:
+    """The first one keeps the actor that Tune has requested for it.  Ended trials are not asked for."""
     scheduler = EarlyStopping(open_recorder([toy()], trials=1, round_size=1).scheduler)
     trials = [cast(Trial, FakeTrial(status)) for status in (Trial.RUNNING, Trial.PENDING, Trial.PENDING)]
     controller = Controller(live=trials)
     assert scheduler.choose_trial_to_run(controller) is None
     for trial in trials:
         scheduler.on_trial_add(controller, trial)
-    assert scheduler.choose_trial_to_run(controller) is trials[1]
-    controller.live = trials[::2]
     assert scheduler.choose_trial_to_run(controller) is trials[2]
+    controller.live = trials[:2]
+    assert scheduler.choose_trial_to_run(controller) is trials[1]
+    controller.live = [trials[0]]
+    assert scheduler.choose_trial_to_run(controller) is None
     scheduler.on_trial_add(controller, trials[1])
     controller.live = [trials[1]]
     assert scheduler.choose_trial_to_run(controller) is trials[1]
