@@ -92,7 +92,7 @@ endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(make_environment)
-	$(call install,.)
+	$(call install,.[optimizers])
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt

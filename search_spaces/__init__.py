@@ -11,6 +11,7 @@ from search_spaces.baselines import ADAMW, LION, NESTEROV, ONE_CYCLE, SGD, SGDM
 from search_spaces.composed import COMPOSED
 from search_spaces.critical_damping import CRITICAL, CRITICAL_MATCHED, HYBRID
 from search_spaces.lp_norm import LPSGD, LPSGDM, LPSGDM_DUAL, LPSGDM_FIXED, LPSGDM_RMS, LPSGDM_SIGN
+from search_spaces.modern import LARS, MUON, NADAMW, PRODIGY, SAM, SCHEDULE_FREE, SHAMPOO, SOAP
 from search_spaces.random_scaling import RANDOM_SCALING, RANDOM_SCALING_GAMMA
 from search_spaces.variant import Value, Variant
 
@@ -36,7 +37,17 @@ SPACES: dict[str, Variant] = {
     "backward-forward": BACKWARD_FORWARD,
     "critical-matched": CRITICAL_MATCHED,
     "composed": COMPOSED,
+    "nadamw": NADAMW,
+    "muon": MUON,
+    "schedule-free": SCHEDULE_FREE,
+    "soap": SOAP,
+    "shampoo": SHAMPOO,
+    "sam": SAM,
+    "prodigy": PRODIGY,
+    "lars": LARS,
 }
+
+_MODERN = ("nadamw", "muon", "schedule-free", "soap", "shampoo", "sam", "prodigy", "lars")
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "baselines": ("sgd", "sgdm", "nesterov", "adamw", "lion", "one-cycle"),
@@ -50,9 +61,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "backward-forward",
         "critical-matched",
     ),
-    "all": tuple(SPACES),
+    "modern": _MODERN,
+    "all": tuple(name for name in SPACES if name not in _MODERN),
 }
-"""Names that stand for several variants."""
+"""Names that stand for several variants.  ``all`` leaves out ``modern``, whose libraries are optional."""
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,12 +21,15 @@ class Variant:
 
     name: str
     """Letters, digits and dashes."""
-    idea: str
-    """One sentence, shown by ``--list``."""
-    source: str
-    """The paper, or "ours"."""
-    fixed: Mapping[str, Value]
-    """Settings that every trial has."""
+    idea: str = ""
+    """One sentence, shown by ``--list``.  Default: the optimizer's import path."""
+    source: str = ""
+    """The paper, or "ours".  Default: "not given"."""
+    optimizer: str | None = None
+    """Import path ``package.module:callable`` of the optimizer, which is the same as ``rule`` in ``fixed``.  Unless
+    settings of ``momentum`` are given, the momentum is left to the optimizer's own arguments."""
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+    """Settings that every trial has.  A tuple is kept as text; a dict for ``parameter_groups`` is kept as JSON."""
     searched: Mapping[str, BaseDistribution]
     """Settings that the search draws, with their ranges."""
     default: Mapping[str, Value]
@@ -40,6 +44,10 @@ class Variant:
     """Complete points by name, in order: after the default point, a refinement tries as many as fit into half of it."""
 
     def __post_init__(self) -> None:
+        if self.optimizer is not None:
+            self._take_optimizer(self.optimizer)
+        object.__setattr__(self, "source", self.source or "not given")
+        object.__setattr__(self, "fixed", {name: _as_setting(value) for name, value in self.fixed.items()})
         if set(self.default) != set(self.searched):
             odd = sorted(set(self.default) ^ set(self.searched))
             raise ValueError(f"variant {self.name}: default and searched settings differ in {', '.join(odd)}")
@@ -53,6 +61,14 @@ class Variant:
         for kind, settings in self.enqueued.items():
             if not self.contains(settings):
                 raise ValueError(f"variant {self.name}: the enqueued point {kind} is not in the space")
+
+    def _take_optimizer(self, path: str) -> None:
+        settings = (*self.fixed, *self.searched)
+        if self.fixed.get("rule", path) != path or "rule" in self.searched:
+            raise ValueError(f"variant {self.name}: the optimizer {path} is its rule, so give no other")
+        own = {} if any(name.startswith("momentum.") for name in settings) else {"momentum.schedule": "own"}
+        object.__setattr__(self, "fixed", {"rule": path, **own, **self.fixed})
+        object.__setattr__(self, "idea", self.idea or path)
 
     def _check_conditions(self) -> None:
         order = list(self.searched)
@@ -133,6 +149,12 @@ class Variant:
             self, name=f"{self.name}-{point}", default={**self.default, **self.points[point]}, points={}
         )
         return dataclasses.replace(placed, enqueued={point: placed.default_settings(), **self.enqueued})
+
+
+def _as_setting(value: object) -> Value:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return str(tuple(value)) if isinstance(value, tuple | list) else value  # type: ignore[return-value]
 
 
 def _holds(distribution: BaseDistribution, value: Value) -> bool:

@@ -198,6 +198,7 @@ def test_what_may_change_on_resume_changes_no_trial(name: str) -> None:
         "checkpoint_seconds": 5.0,
         "storage": "sqlite:///x.db",
         "tracking_uri": "http://h",
+        "resume_check": False,
     }
     specs: list[TrialSpec] = [
         SearchSpec.from_flags(**changes).trial_spec(OptimizerSpec(), 1)

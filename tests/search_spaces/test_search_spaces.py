@@ -60,7 +60,7 @@ def test_a_control_is_named_after_the_variant_that_it_controls() -> None:
 
 
 def test_a_group_names_variants_and_each_variant_is_in_one_group_besides_all() -> None:
-    assert GROUPS["all"] == tuple(SPACES)
+    assert (*GROUPS["all"], *GROUPS["modern"]) == tuple(SPACES)
     grouped = [name for group, names in GROUPS.items() if group != "all" for name in names]
     assert sorted([*grouped, "composed"]) == sorted(SPACES)
     points = {f"{variant.name}-{point}" for variant in SPACES.values() for point in variant.points}
@@ -78,7 +78,8 @@ def test_groups_stand_for_their_variants_in_place_each_once() -> None:
 
 @each
 def test_settings_are_leaves_of_the_spec_and_the_default_is_in_the_space(variant: Variant) -> None:
-    assert {*variant.fixed, *variant.searched} <= set(flatten(OptimizerSpec()))
+    settings = {name for name in {*variant.fixed, *variant.searched} if not name.startswith("arguments.")}
+    assert settings <= set(flatten(OptimizerSpec()))
     built = flatten(with_settings(OptimizerSpec(), variant.default_settings()))
     assert variant.default_settings().items() <= built.items()
 
@@ -107,7 +108,8 @@ def test_variants_that_are_compared_search_the_same_schedules() -> None:
     scheduled = [variant.searched for variant in SPACES.values() if "lr.schedule" in variant.searched]
     assert len(scheduled) > 10
     for name in ("lr.schedule", "lr.warmup"):
-        assert len({str(searched[name]) for searched in scheduled}) == 1
+        # Prodigy warms up by itself.
+        assert len({str(searched[name]) for searched in scheduled if name in searched}) == 1
 
 
 def ends(distribution: BaseDistribution) -> list[Any]:

@@ -56,7 +56,7 @@ def first_step(replicas: Replicas, spec: TrialSpec) -> tuple[Tensor, Tensor, dic
     training = Trainer(spec, CPU, replicas)
     ((number, batch, (images, labels)),) = training._load([0])
     assert len(images) == spec.workload.batch_size // replicas.world_size
-    loss, score = training.network.step(number, batch, images, labels, training._hyperparameters(number, None))
+    loss, score, _ = training.network.step(number, batch, images, labels, training._hyperparameters(number, None))
     model = training.network.model
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return loss, score, {**gradients, **dict(model.named_buffers())}

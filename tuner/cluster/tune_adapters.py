@@ -109,9 +109,9 @@ class EarlyStopping(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """The pending trial that was added last.  Tune's own method goes through all trials of the run at every event.
 
-        Tune requests an actor for each pending trial.  It gives the chosen trial the actor of a trial that has ended, and
-        withdraws the request.  If the first one were chosen, the requests of short trials would all be withdrawn before
-        their actors are up, and a worker that was lost would never be replaced.
+        Tune requests an actor for each pending trial.  It gives the chosen trial the actor of a trial that has ended,
+        and withdraws the request.  If the first one were chosen, the requests of short trials would all be withdrawn
+        before their actors are up, and a worker that was lost would never be replaced.
         """
         live = tune_controller.get_live_trials()
         self._added = {trial: None for trial in self._added if trial in live}

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 from tuner.core.errors import InvalidInput, unknown
+from tuner.core.serialization import Arguments
 
-Rule: TypeAlias = Literal["sgd", "adamw", "lpsgd", "lion"]
+KnownRule: TypeAlias = Literal["sgd", "adamw", "lpsgd", "lion"]
 Schedule: TypeAlias = Literal["constant", "cosine", "linear", "step", "one-cycle"]
 Shape: TypeAlias = Literal["constant", "cosine", "linear", "step", "exponential"]
 DampingForm: TypeAlias = Literal["linear", "square", "exponential"]
 Scale: TypeAlias = Literal["none", "dual", "rms"]
 Scope: TypeAlias = Literal["tensor", "global"]
-MomentumSchedule: TypeAlias = Literal["constant", "critical", "hybrid", "cycle", "matched"]
+MomentumSchedule: TypeAlias = Literal["constant", "critical", "hybrid", "cycle", "matched", "own"]
 Switch: TypeAlias = Literal["fraction", "accuracy", "crossing"]
 Rescale: TypeAlias = Literal["none", "lr", "sqrt-lr"]
 Law: TypeAlias = Literal["none", "exponential", "uniform", "gamma"]
@@ -42,8 +43,10 @@ class LearningRateSpec:
 
     peak: float = 0.1
     """Largest learning rate, above 0."""
-    schedule: Schedule = "cosine"
-    """How the learning rate falls after the warm-up."""
+    schedule: str = "cosine"
+    """How the learning rate falls after the warm-up: constant, cosine, linear, step or one-cycle; or
+    ``package.module:function``, a function(step, num_steps) that gives the factor of the peak, finite and at least 0.
+    Such a function has no warm-up and no end beside it."""
     warmup: float = 0.0
     """Fraction of the steps, in [0, 1), over which it rises linearly to the peak; for ``one-cycle``, 0 means 0.3."""
     end: float = 0.0
@@ -52,9 +55,13 @@ class LearningRateSpec:
 
     def __post_init__(self) -> None:
         require(0 < self.peak < math.inf, "lr.peak", self.peak, "above 0 and finite")
-        require_choice("lr.schedule", self.schedule, Schedule)
         require(0 <= self.warmup < 1, "lr.warmup", self.warmup, "in [0, 1)")
         require(0 <= self.end <= 1, "lr.end", self.end, "in [0, 1]")
+        if ":" not in self.schedule:
+            require_choice("lr.schedule", self.schedule, Schedule)
+            return
+        require(self.warmup == 0, "lr.warmup", self.warmup, f"0 with the schedule {self.schedule}")
+        require(self.end == 0, "lr.end", self.end, f"0 with the schedule {self.schedule}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +75,7 @@ class MomentumSpec:
     """How the momentum changes.  ``constant`` does not.  ``critical`` follows the learning rate.  ``hybrid`` follows it
     until a switch, and is constant from then on.  ``cycle`` falls while the learning rate rises, and rises while it
     falls.  ``matched`` keeps the momentum constant and changes the learning rate, so that lr/(1 - momentum) is as under
-    ``critical``."""
+    ``critical``.  ``own`` leaves the momentum to the ``arguments`` of an optimizer given by import path."""
     value: float = 0.9
     """Constant momentum, in [0, 1).  It is the largest momentum of ``cycle``, and beta_1 of ``adamw`` and ``lion``."""
     low: float = 0.85
@@ -206,11 +213,38 @@ class DecaySpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RecipeSpec:
+    """What a training does beside its optimizer.  None takes what the search sets for all variants, by default 0."""
+
+    label_smoothing: float | None = None
+    """Share of each label that is spread over all classes, in [0, 1)."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient, at least 0; longer ones are scaled down to it.  0 clips none."""
+    mixup: float | None = None
+    """Both parameters of the beta distribution by which pairs of inputs are mixed, at least 0; 0 mixes none."""
+
+    def __post_init__(self) -> None:
+        require(0 <= (self.label_smoothing or 0) < 1, "recipe.label_smoothing", self.label_smoothing, "in [0, 1)")
+        for name, value in (("clip_norm", self.clip_norm), ("mixup", self.mixup)):
+            require(0 <= (value or 0) < math.inf, f"recipe.{name}", value, "at least 0 and finite")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerSpec:
     """One way of running SGD: an update rule and its hyperparameters."""
 
-    rule: Rule = "sgd"
-    """Update rule, a key of :data:`tuner.optimizers.rules.RULES`."""
+    rule: str = "sgd"
+    """Update rule: a key of :data:`tuner.optimizers.rules.RULES`, or ``package.module:callable`` for any optimizer.  It
+    is called with parameters, or with the model if its first argument is called so, with lr and with ``arguments``."""
+    arguments: Arguments = field(default_factory=Arguments)
+    """Further keyword arguments of the rule, ``arguments.NAME`` each.  Text in brackets is a tuple: ``(0.9, 0.99)``."""
+    parameter_groups: str = "all"
+    """How the parameters are grouped (:mod:`tuner.optimizers.parameter_groups`): all, no-decay-1d, JSON of regular
+    expressions, or ``package.module:function``."""
+    create_graph: bool = False
+    """Whether each gradient keeps its graph, for a rule that differentiates it again."""
+    contiguous: bool = False
+    """Whether the parameters are contiguous, for a rule that views them as vectors; else they are channels_last."""
     lr: LearningRateSpec = field(default_factory=LearningRateSpec)
     momentum: MomentumSpec = field(default_factory=MomentumSpec)
     norm: NormSpec = field(default_factory=NormSpec)
@@ -218,12 +252,20 @@ class OptimizerSpec:
     order: OrderSpec = field(default_factory=OrderSpec)
     average: AverageSpec = field(default_factory=AverageSpec)
     decay: DecaySpec = field(default_factory=DecaySpec)
+    recipe: RecipeSpec = field(default_factory=RecipeSpec)
     second_moment: float = 0.999
     """beta_2 of ``adamw`` and ``lion``, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        require_choice("rule", self.rule, Rule)
+        if ":" in self.rule:
+            self._require_own_arguments()
+        else:
+            require_choice("rule", self.rule, KnownRule)
+            known = f"another schedule for the rule {self.rule}"
+            require(self.momentum.schedule != "own", "momentum.schedule", "own", known)
         require(0 <= self.second_moment < 1, "second_moment", self.second_moment, "in [0, 1)")
+        for name in self.arguments:
+            require(name.isidentifier(), f"arguments.{name}", self.arguments[name], "the name of a keyword argument")
         if self.momentum.schedule == "matched":
             # the other rules' buffers are averages, whose effective step is the learning rate itself
             require(self.rule == "sgd", "momentum.schedule", "matched", f"another schedule for the rule {self.rule}")
@@ -240,3 +282,11 @@ class OptimizerSpec:
             require(has_buffer, "momentum.rescale", self.momentum.rescale, f"none for the rule {self.rule}")
         if self.scaling.law != "none" and not self.scaling.decay and self.decay.weight > 0:
             require(self.rule != "sgd", "scaling.decay", False, "true for the rule sgd, whose decay is in its buffer")
+
+    def _require_own_arguments(self) -> None:
+        """What a known rule has a field for is an argument of any other optimizer, so that nothing is set twice."""
+        only = "left at its default for {}: give arguments.{} in place of it"
+        decay, beta = self.decay.weight, self.second_moment
+        require(decay == 0, "decay.weight", decay, only.format(self.rule, "weight_decay"))
+        require(beta == 0.999, "second_moment", beta, only.format(self.rule, "betas"))
+        require(self.norm == NormSpec(), "norm.p_max", self.norm.p_max, f"left at its default for {self.rule}")

@@ -16,12 +16,16 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from search_spaces import expand
 from tuner.core.errors import InvalidInput, unknown
+from tuner.core.optimizer_spec import RecipeSpec
 from tuner.core.serialization import flatten, from_dict
 from tuner.core.trial_spec import USUAL_TARGETS, OptimizerSpec, TrialSpec, WorkloadSpec
 
 Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
 SamplerName: TypeAlias = Literal["tpe", "gp", "random", "cmaes"]
 
+
+RECIPE = tuple(flatten(RecipeSpec()))
+"""Fields of :class:`RecipeSpec` that have a flag."""
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
@@ -78,6 +82,15 @@ class SearchSpec:
     """Validation accuracies in (0, 1), increasing; the time to reach each is measured, and the race is to the highest.
     auto takes what the baseline's default point reaches at a third and at four fifths of its budget, by the median of
     three seeds that are trained first. Default: 0.9 0.95 for digits, else auto."""
+    label_smoothing: float = 0.0
+    """Share of each label, in [0, 1), that is spread over all classes in training, for every variant that does not set
+    recipe.label_smoothing itself."""
+    clip_norm: float = 0.0
+    """Norm to which longer gradients are scaled down, at least 0, for every variant that does not set recipe.clip_norm
+    itself. 0 clips none."""
+    mixup: float = 0.0
+    """Parameter of the beta distribution by which inputs are mixed in training, at least 0, for every variant that does
+    not set recipe.mixup itself. 0 mixes none."""
     early_stopping: bool = True
     """End a training before its budget is spent once it has reached the highest target or can no longer be the
     best of its round or variant. No round of the race depends on this; the settings chosen afterwards may."""
@@ -102,6 +115,8 @@ class SearchSpec:
     failed."""
     time_budget: str | None = None
     """Stop the search after this time, e.g. 90s, 20m or 2h; it can be resumed."""
+    resume_check: bool = True
+    """Refuse an optimizer of your own of which two steps show that a resumed trial would give other numbers."""
     address: str | None = None
     """Address of a Ray cluster; auto is the one on this machine. Default: start Ray on this machine for the search."""
     storage: str | None = None
@@ -216,6 +231,11 @@ class SearchSpec:
 
         Trainings of the same number have the same seed in all variants, so that initial weights and batches are equal.
         """
+        given = {
+            name: value for name in RECIPE if (value := getattr(self, name)) and getattr(optimizer.recipe, name) is None
+        }
+        if given:
+            optimizer = dataclasses.replace(optimizer, recipe=dataclasses.replace(optimizer.recipe, **given))
         timed = self.early_stopping and self.objective == "time-to-target" and number < FIRST_FRESH
         return dataclasses.replace(
             self.training,

@@ -17,6 +17,13 @@ Setting: TypeAlias = bool | int | float | str | None
 Spec = TypeVar("Spec")
 
 
+class Arguments(dict[str, Setting]):
+    """Keyword arguments by name, a leaf of a spec whose names are not fixed.  It is never changed after it is made."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items(), key=lambda item: item[0])))
+
+
 def flatten(spec: Any) -> dict[str, Setting | tuple[Setting, ...]]:
     """Dotted name -> value for every leaf of a spec."""
     flat: dict[str, Any] = {}
@@ -24,6 +31,8 @@ def flatten(spec: Any) -> dict[str, Setting | tuple[Setting, ...]]:
         value = getattr(spec, item.name)
         if dataclasses.is_dataclass(value):
             flat.update({f"{item.name}.{name}": leaf for name, leaf in flatten(value).items()})
+        elif isinstance(value, Arguments):
+            flat.update({f"{item.name}.{name}": value[name] for name in sorted(value)})
         else:
             flat[item.name] = value
     return flat
@@ -38,19 +47,47 @@ def with_settings(spec: Spec, settings: Mapping[str, Setting], *, within: str = 
     """
     known = flatten(spec)
     nested: dict[str, dict[str, Setting]] = {}
-    for name, value in settings.items():
-        if name not in known:
-            raise unknown("parameter", within + name, [within + other for other in known])
-        head, _, rest = name.partition(".")
-        nested.setdefault(head, {})[rest] = value
     hints = _hints(type(spec))  # type: ignore[arg-type]
+    for name, value in settings.items():
+        head, _, rest = name.partition(".")
+        if name not in known and not (rest and _takes_any_name(hints.get(head), rest)):
+            raise unknown("parameter", within + name, [within + other for other in known])
+        nested.setdefault(head, {})[rest] = value
     changes = {
-        head: with_settings(getattr(spec, head), leaves, within=f"{within}{head}.")
-        if "" not in leaves
-        else _parse(hints[head], within + head, leaves[""])
-        for head, leaves in nested.items()
+        head: _changed(hints[head], getattr(spec, head), leaves, within + head) for head, leaves in nested.items()
     }
     return dataclasses.replace(spec, **changes)  # type: ignore[type-var]
+
+
+def _takes_any_name(hint: Any, rest: str) -> bool:
+    """Whether a field of this type has a leaf of any such name."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        head, _, rest = rest.partition(".")
+        return bool(rest) and _takes_any_name(_hints(hint).get(head), rest)
+    return hint is Arguments
+
+
+def _changed(hint: Any, old: Any, leaves: Mapping[str, Setting], name: str) -> Any:
+    if "" in leaves:
+        return _parse(hint, name, leaves[""])
+    if isinstance(old, Arguments):
+        return Arguments({**old, **{leaf: literal(value) for leaf, value in leaves.items()}})
+    return with_settings(old, leaves, within=f"{name}.")
+
+
+def literal(value: Setting) -> Setting:
+    """The value; text that reads as true, false, none or a number is that."""
+    if not isinstance(value, str):
+        return value
+    words: dict[str, Setting] = {"true": True, "false": False, "none": None}
+    if value.lower() in words:
+        return words[value.lower()]
+    for number in (int, float):
+        try:
+            return number(value)
+        except ValueError:
+            continue
+    return value
 
 
 @functools.cache
@@ -61,6 +98,10 @@ def _hints(kind: Any) -> dict[str, Any]:
 def _parse(hint: Any, name: str, value: Setting) -> Any:
     if not isinstance(value, str) or str in get_args(hint) or hint is str or get_origin(hint) is Literal:
         return _checked(hint, name, value)
+    if type(None) in get_args(hint):
+        if value.lower() == "none":
+            return None
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
     try:
         parsers: dict[Any, Callable[[str], Any]] = {
             bool: {"true": True, "false": False}.__getitem__,
@@ -98,7 +139,10 @@ def from_dict(kind: type[Spec], values: Mapping[str, Any], *, within: str = "") 
 
 def _checked(hint: Any, name: str, value: Any) -> Any:
     """The value as the field's type: an int may be a float, a list a tuple; raises InvalidInput otherwise."""
-    if get_origin(hint) is tuple:
+    if hint is Arguments:
+        if isinstance(value, Mapping) and all(_is_setting(item) for item in value.values()):
+            return Arguments(value)
+    elif get_origin(hint) is tuple:
         if isinstance(value, list | tuple):
             return tuple(_checked(get_args(hint)[0], name, item) for item in value)
     elif get_origin(hint) is Literal:
@@ -112,6 +156,10 @@ def _checked(hint: Any, name: str, value: Any) -> Any:
     elif type(value) is int and float in (get_args(hint) or (hint,)):
         return float(value)
     raise InvalidInput(f"{name} = {value}: must be {getattr(hint, '__name__', hint)}")
+
+
+def _is_setting(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def digest(spec: Any) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tuner.core.errors import InvalidInput, first_line
-from tuner.core.optimizer_spec import OptimizerSpec, Rule, require, require_choice
+from tuner.core.optimizer_spec import OptimizerSpec, require, require_choice
 from tuner.core.serialization import from_dict
 
-__all__ = ["OptimizerSpec", "Precision", "Rule", "TrialSpec", "WorkloadSpec"]
+__all__ = ["OptimizerSpec", "Precision", "TrialSpec", "WorkloadSpec"]
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float64"]
 

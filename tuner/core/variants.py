@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,10 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces import GROUPS, SPACES, Variant, expand
-from tuner.core.errors import InvalidInput, first_line, unknown
-from tuner.core.serialization import Setting, flatten, with_settings
+from search_spaces.own import optimizer_variant
+from tuner.core.errors import InvalidInput, unknown
+from tuner.core.import_path import Described, describe, load
+from tuner.core.serialization import Setting, flatten, literal, with_settings
 from tuner.core.trial_spec import OptimizerSpec
 
 NUM_PROBES = 64
@@ -23,14 +25,19 @@ NUM_PROBES = 64
 def resolve_variants(names: Sequence[str], overrides: Sequence[str]) -> tuple[Variant, ...]:
     """The variants of these names with the overrides (``--space``) applied, all checked against the spec's fields.
 
-    A group is replaced by its variants; a variant that occurs several times is kept once, at its first place.
+    A name is a known variant's, a group's, or ``package.module:attribute``, which is a :class:`Variant` or an
+    optimizer; ``NAME=package.module:attribute`` gives it another name.  A group is replaced by its variants.  A variant
+    that occurs several times is kept once, at its first place.
     Raises :class:`InvalidInput` for a name or an override that is refused.
     """
-    variants = [_find(name) for name in expand(names)]
+    asked = expand(names)
+    described = describe([_path(name).partition("@")[0] for name in asked if ":" in name])
+    variants = [_find(name, described) for name in asked]
     if len({variant.name for variant in variants}) < len(variants):
         raise InvalidInput(f"--variants {' '.join(names)}: two variants have the same name")
+    paths = {variant.name: _path(name).partition("@")[0] for name, variant in zip(asked, variants, strict=True)}
     for text in overrides:
-        variants = _override(variants, text)
+        variants = _override(variants, text, paths, described)
     for variant in variants:
         _check(variant)
     return tuple(variants)
@@ -43,52 +50,107 @@ def resolve_variant(name: str) -> Variant:
     return resolve_variants([name], [])[0]
 
 
-def _find(name: str) -> Variant:
-    name, at, point = name.partition("@")
-    variant = _own(name) if ":" in name else SPACES.get(name)
+def _path(name: str) -> str:
+    """The import path, or the name, without a name that is given before it."""
+    given, separator, path = name.partition("=")
+    return path if separator else given
+
+
+def _find(name: str, described: Mapping[str, Described]) -> Variant:
+    given, separator, _ = name.partition("=")
+    path, at, point = _path(name).partition("@")
+    variant = _own(_path(name), described) if ":" in path else SPACES.get(path)
     if variant is None:
-        raise unknown("variant", name, [*SPACES, *(() if at else GROUPS)])
-    if at and not variant.points:
-        raise InvalidInput(f"--variants {name}@{point}: {name} has no named points")
+        raise unknown("variant", path, [*SPACES, *(() if at else GROUPS)])
+    if at and ":" not in path and not variant.points:
+        raise InvalidInput(f"--variants {path}@{point}: {path} has no named points")
     if at and point not in variant.points:
-        raise unknown(f"point of {name}", point, variant.points)
+        raise unknown(f"point of {path}", point, variant.points)
     found = variant.at(point) if at else variant
+    if separator:
+        found = dataclasses.replace(found, name=given)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", found.name):
         raise InvalidInput(f"--variants {name}: its name {found.name!r} must be letters, digits and dashes")
     return found
 
 
-def _own(name: str) -> Variant:
-    module_name, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # a user's module may fail in any way
-        raise InvalidInput(f"--variants {name}: cannot be imported: {first_line(error)}") from None
-    if not isinstance(found, Variant):
-        raise InvalidInput(f"--variants {name}: is a {type(found).__name__}, must be a search_spaces.Variant")
-    return found
+def _own(path: str, described: Mapping[str, Described]) -> Variant:
+    path = path.partition("@")[0]
+    found = described[path]
+    if found.kind == "refused":
+        raise InvalidInput(f"--variants {found.name}")
+    if found.kind == "variant":
+        variant: Variant = load(path)
+        return variant
+    lr = (found.defaults or {}).get("lr")
+    return optimizer_variant(path, found.name, lr=lr if isinstance(lr, int | float) else None)
 
 
-def _override(variants: list[Variant], text: str) -> list[Variant]:
+def _override(
+    variants: list[Variant], text: str, paths: Mapping[str, str], described: Mapping[str, Described]
+) -> list[Variant]:
     head, separator, given = text.partition("=")
     owner, _, name = head.rpartition(":")
     if not separator or not name or not given:
         raise InvalidInput(f"--space {text}: must be [variant:]name=low:high[:log], name=a,b,c or name=value")
-    if owner and owner not in (known := [variant.name for variant in variants]):
-        raise unknown("variant in --space", owner, known)
-    if name not in flatten(OptimizerSpec()):
-        raise unknown("parameter in --space", name, flatten(OptimizerSpec()))
-    chosen = [variant for variant in variants if owner in ("", variant.name) and name in variant.searched]
+    chosen = [variant for variant in variants if owner in ("", variant.name, paths[variant.name])]
     if not chosen:
-        searched = {known for variant in variants for known in variant.searched}
-        raise InvalidInput(f"--space {text}: no variant searches {name}; searched are {', '.join(sorted(searched))}")
-    return [_with_range(variant, name, given) if variant in chosen else variant for variant in variants]
+        raise unknown("variant in --space", owner, [variant.name for variant in variants])
+    if name not in _SETTINGS and not name.startswith("arguments."):
+        raise unknown("parameter in --space", name, _SETTINGS)
+    # Without an owner, the variants that have the setting are meant.
+    searching = [variant for variant in chosen if owner or name in variant.searched]
+    if not searching:
+        names = sorted({known for variant in variants for known in variant.searched})
+        raise InvalidInput(f"--space {text}: no variant searches {name}; searched are {', '.join(names)}")
+    defaults = {path: found.defaults or {} for path, found in described.items()}
+    changed: dict[str, Variant] = {}
+    for variant in searching:
+        if name in variant.searched:
+            changed[variant.name] = _with_range(variant, name, given)
+        else:
+            own = defaults.get(paths[variant.name], {}).get(name.partition(".")[2])
+            changed[variant.name] = _with_setting(variant, name, given, _SETTINGS.get(name, own))
+    return [changed.get(variant.name, variant) for variant in variants]
+
+
+_SETTINGS = flatten(OptimizerSpec())
+
+
+def _with_setting(variant: Variant, name: str, given: str, default: Any) -> Variant:
+    """The variant with a value, choices or a range for a setting that it does not search yet.
+
+    The setting's default stays the default if the range holds it; otherwise it is the range's lowest or first value.
+    """
+    default = str(tuple(default)) if isinstance(default, tuple | list) else default
+    if given[0] == "{" or _is_import_path(name, given):
+        return variant.but(fixed={name: given})
+    choices = [literal(choice) for choice in _choices(given)]
+    if len(choices) > 1:
+        categories = CategoricalDistribution(tuple(choices))
+        kept = default if default in choices else choices[0]
+        return variant.but(searched={name: categories}, default={name: kept})
+    if ":" not in given:
+        return variant.but(fixed={name: choices[0] if choices else given})
+    is_number = isinstance(default, int | float) and not isinstance(default, bool)
+    ends = [literal(end) for end in given.split(":")[:2]]
+    whole = isinstance(default, int) and is_number and all(isinstance(end, int) for end in ends)
+    start: BaseDistribution = IntDistribution(0, 0) if whole else FloatDistribution(0.0, 0.0)
+    distribution: Any = _distribution(start, name, given, f"{variant.name} does not search it yet")
+    kept = min(max(default, distribution.low), distribution.high) if is_number else distribution.low
+    return variant.but(searched={name: distribution}, default={name: kept})
+
+
+def _choices(given: str) -> list[str]:
+    """The text cut at its commas, but for those in brackets."""
+    return re.findall(r"(?:\([^)]*\)|\[[^\]]*\]|[^,(\[])+", given)
 
 
 def _with_range(variant: Variant, name: str, given: str) -> Variant:
-    if ":" not in given and "," not in given:
+    if (":" not in given and len(_choices(given)) == 1) or _is_import_path(name, given):
         return variant.but(fixed={name: _value(variant.searched[name], given)})
-    distribution = _distribution(variant, name, given)
+    old = variant.searched[name]
+    distribution = _distribution(old, name, given, f"the range of {variant.name} now is {shown(old)}")
     default = variant.default[name]
     if isinstance(distribution, CategoricalDistribution):
         default = default if default in distribution.choices else distribution.choices[0]
@@ -97,11 +159,17 @@ def _with_range(variant: Variant, name: str, given: str) -> Variant:
     return variant.but(searched={name: distribution}, default={name: default})
 
 
-def _distribution(variant: Variant, name: str, given: str) -> BaseDistribution:
-    old = variant.searched[name]
+def _is_import_path(name: str, given: str) -> bool:
+    return name in ("lr.schedule", "parameter_groups", "rule") and bool(
+        re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", given)
+    )
+
+
+def _distribution(old: BaseDistribution, name: str, given: str, now: str) -> BaseDistribution:
+    """What is given as a distribution of the old one's kind; ``now`` ends the message of the error."""
     try:
-        if "," in given:
-            return CategoricalDistribution(tuple(_value(old, choice) for choice in given.split(",")))
+        if len(choices := _choices(given)) > 1:
+            return CategoricalDistribution(tuple(_value(old, choice) for choice in choices))
         low, high, *scale = given.split(":")
         numbers = {type(choice) for choice in old.choices} if isinstance(old, CategoricalDistribution) else {int, float}
         if not numbers <= {int, float} or scale not in ([], ["log"], ["linear"]):
@@ -115,7 +183,7 @@ def _distribution(variant: Variant, name: str, given: str) -> BaseDistribution:
     except (ValueError, TypeError):
         raise InvalidInput(
             f"--space {name}={given}: must be low:high, low:high:log (above 0) with low at most high, "
-            f"or choices a,b,c; the range of {variant.name} now is {shown(old)}"
+            f"or choices a,b,c; {now}"
         ) from None
 
 

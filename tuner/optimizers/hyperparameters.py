@@ -8,12 +8,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+from torch import Tensor
 
+from tuner.core.errors import InvalidInput
+from tuner.core.import_path import load, said
 from tuner.core.metrics import EpochMetrics
-from tuner.core.optimizer_spec import LearningRateSpec, MomentumSpec, OptimizerSpec
+from tuner.core.optimizer_spec import LearningRateSpec, MomentumSpec, OptimizerSpec, Schedule
 from tuner.schedules import Number, critical_momentum, learning_rate, norm_exponent
 
 
@@ -22,6 +25,7 @@ class Hyperparameters(NamedTuple):
 
     lr: float
     momentum: float
+    """0 where the optimizer has its own."""
     p: float
 
 
@@ -41,6 +45,7 @@ def hyperparameters_at(
         hybrid    a                         mu(a) before the switch, c from there on
         cycle     a                         c - (c - l) a/A
         matched   a (1 - c)/(1 - mu(a))     c
+        own       a                         0: the optimizer has its own
     """
     lr, momentum = _rate_and_momentum(spec, step, num_steps, switch is not None and step >= switch)
     interval = 1 if spec.norm.interval == "step" else steps_per_epoch
@@ -81,8 +86,8 @@ def switch_step(spec: OptimizerSpec, num_steps: int, history: Sequence[EpochMetr
 def longest_step(spec: OptimizerSpec, num_steps: int, switch: int | None = None) -> tuple[int, float, float]:
     """The step with the largest effective learning rate (the first of equals), its learning rate and its momentum.
 
-    The effective learning rate is lr/(1 - momentum).  In ``lpsgd``, whose buffer is an average, it is lr.  All steps
-    are computed at once, since a long training has a million.
+    The effective learning rate is lr/(1 - momentum).  It is lr in ``lpsgd``, whose buffer is an average, and for a
+    momentum of an optimizer's own.  All steps are computed at once, since a long training has a million.
     """
     steps = torch.arange(num_steps, dtype=torch.float64)
     parts = [(steps[:switch], False)] + ([(steps[switch:], True)] if switch is not None else [])
@@ -101,6 +106,8 @@ def _rate_and_momentum(
     match spec.momentum.schedule:
         case "constant":
             return lr, value
+        case "own":
+            return lr, 0.0
         case "cycle":
             return lr, value - (value - spec.momentum.low) * lr / spec.lr.peak
         case "hybrid" if switched:
@@ -111,7 +118,35 @@ def _rate_and_momentum(
 
 
 def _learning_rate(spec: LearningRateSpec, step: Number, num_steps: int) -> Number:
-    return learning_rate(step, num_steps, peak=spec.peak, schedule=spec.schedule, warmup=spec.warmup, end=spec.end)
+    if ":" in spec.schedule:
+        return own_learning_rate(spec, step, num_steps)
+    schedule = cast(Schedule, spec.schedule)
+    return learning_rate(step, num_steps, peak=spec.peak, schedule=schedule, warmup=spec.warmup, end=spec.end)
+
+
+def own_learning_rate(spec: LearningRateSpec, step: Number, num_steps: int) -> Number:
+    """peak * f(step, num_steps) for a user's function f, whose path is the spec's schedule.
+
+    ``step`` is a number, or a tensor of numbers, from 0 to num_steps - 1; f gets each as an int.  Raises
+    :class:`InvalidInput` if f cannot be imported, with f's own error, and for a factor that is negative or not finite.
+    """
+    function = load(spec.schedule)
+
+    def rate(number: int) -> float:
+        try:
+            factor = float(function(number, num_steps))
+        except Exception as error:  # a user's function may fail in any way
+            raise InvalidInput(f"lr.schedule = {spec.schedule}: step {number} of {num_steps}: {said(error)}") from None
+        if not 0 <= factor < math.inf:
+            raise InvalidInput(
+                f"lr.schedule = {spec.schedule}: gave {factor} at step {number} of {num_steps}, must be finite and at "
+                "least 0"
+            )
+        return spec.peak * factor
+
+    if isinstance(step, Tensor):
+        return torch.tensor([rate(int(number)) for number in step], dtype=step.dtype, device=step.device)
+    return rate(int(step))
 
 
 def _critical(spec: MomentumSpec, lr: Number) -> Number:

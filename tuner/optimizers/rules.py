@@ -1,21 +1,39 @@
-"""Update rules by name, and the one place that writes a schedule's values into an optimizer.
+"""Update rules: four by name and any other by import path, and the one place that sets a step's hyperparameters.
 
-Biases and BatchNorm's weights get the same weight decay as every other parameter, as in the papers' experiments.
+A rule is a callable(parameters, lr=..., **arguments) that returns a ``torch.optim.Optimizer``.  If its first argument
+is called ``model``, it gets the model in place of the parameters.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from tuner.core.optimizer_spec import OptimizerSpec, Rescale, Rule
-from tuner.optimizers.lion import Lion
+from tuner.core.errors import InvalidInput, unknown
+from tuner.core.import_path import install_hint, load, said
+from tuner.core.optimizer_spec import OptimizerSpec, Rescale
+from tuner.core.serialization import Setting
 from tuner.optimizers.lp_sgd import LPSGD
+from tuner.optimizers.parameter_groups import group_parameters
 from tuner.optimizers.random_scaling import RandomScaling
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """An optimizer's class or function, and the arguments that fields of a spec set."""
+
+    path: str
+    """``package.module:callable``."""
+    arguments: Callable[[OptimizerSpec], dict[str, Any]]
+    """The arguments besides ``lr``."""
 
 
 def _momentum(spec: OptimizerSpec) -> float:
@@ -23,42 +41,57 @@ def _momentum(spec: OptimizerSpec) -> float:
     return spec.momentum.value if spec.momentum.schedule == "constant" else spec.momentum.cap
 
 
-RULES: dict[Rule, Callable[[ParamsT, OptimizerSpec], Optimizer]] = {
-    "sgd": lambda parameters, spec: torch.optim.SGD(
-        parameters,
-        lr=spec.lr.peak,
-        momentum=_momentum(spec),
-        weight_decay=spec.decay.weight,
-        nesterov=spec.momentum.nesterov,
+def _betas(spec: OptimizerSpec) -> dict[str, Any]:
+    return {"betas": (_momentum(spec), spec.second_moment), "weight_decay": spec.decay.weight}
+
+
+def _buffer(spec: OptimizerSpec) -> dict[str, Any]:
+    return {
+        "momentum": _momentum(spec),
+        "weight_decay": spec.decay.weight,
+        "nesterov": spec.momentum.nesterov,
+    }
+
+
+RULES: dict[str, Rule] = {
+    "sgd": Rule("torch.optim:SGD", _buffer),
+    "adamw": Rule("torch.optim:AdamW", _betas),
+    "lpsgd": Rule(
+        "tuner.optimizers:LPSGD",
+        lambda spec: {**_buffer(spec), "p": spec.norm.p_max, "scale": spec.norm.scale, "scope": spec.norm.scope},
     ),
-    "adamw": lambda parameters, spec: torch.optim.AdamW(
-        parameters, lr=spec.lr.peak, betas=(_momentum(spec), spec.second_moment), weight_decay=spec.decay.weight
-    ),
-    "lpsgd": lambda parameters, spec: LPSGD(
-        parameters,
-        lr=spec.lr.peak,
-        p=spec.norm.p_max,
-        momentum=_momentum(spec),
-        weight_decay=spec.decay.weight,
-        scale=spec.norm.scale,
-        scope=spec.norm.scope,
-        nesterov=spec.momentum.nesterov,
-    ),
-    "lion": lambda parameters, spec: Lion(
-        parameters, lr=spec.lr.peak, betas=(_momentum(spec), spec.second_moment), weight_decay=spec.decay.weight
-    ),
+    "lion": Rule("tuner.optimizers:Lion", _betas),
 }
-"""Name -> factory.  Weight decay is coupled (added to the gradient) in ``sgd``, decoupled in the others."""
+"""Name -> rule.  Weight decay is coupled (added to the gradient) in ``sgd``, decoupled in the others."""
 
 
-def make_optimizer(parameters: ParamsT, spec: OptimizerSpec, *, num_steps: int | None = None) -> Optimizer:
+def make_optimizer(model: nn.Module | ParamsT, spec: OptimizerSpec, *, num_steps: int | None = None) -> Optimizer:
     """The optimizer that the spec describes, at its peak learning rate and first p.
 
+    Parameters in place of the model will do for a rule that takes parameters, with ``parameter_groups`` all.
     Schedules are up to the caller: before each step, :func:`set_hyperparameters` sets that step's values.
     ``num_steps``, at least 1, is the length of the training; random scaling may be active for a fraction of it.
     With None it is always active.
+
+    Raises :class:`InvalidInput` for a rule that cannot be imported or made, for an argument that it does not take, and
+    for a result that is not an optimizer of the model's parameters.
     """
-    optimizer = RULES[spec.rule](parameters, spec)
+    rule = RULES.get(spec.rule) or Rule(spec.rule, lambda spec: {})
+    optimizer = _made(rule, model, spec)
+    if isinstance(model, nn.Module):
+        _require_all_parameters(optimizer, model, rule.path)
+    if spec.momentum.schedule != "own" and not any(map(_momentum_of, optimizer.param_groups)):
+        raise InvalidInput(
+            f"momentum.schedule = {spec.momentum.schedule}: must be own for {rule.path}, "
+            "whose parameter groups have neither momentum nor betas"
+        )
+    for group in optimizer.param_groups:
+        if "lr" not in group:
+            raise InvalidInput(f"{rule.path}: a parameter group has no lr, which a schedule sets at each step")
+        if "lr_ratio" in group:
+            group["lr"] = spec.lr.peak * group["lr_ratio"]
+        elif group["lr"] != spec.lr.peak:
+            group["lr_ratio"] = float(group["lr"]) / spec.lr.peak
     if spec.scaling.law == "none":
         return optimizer
     return RandomScaling(
@@ -70,31 +103,153 @@ def make_optimizer(parameters: ParamsT, spec: OptimizerSpec, *, num_steps: int |
     )
 
 
+def _made(rule: Rule, model: nn.Module | ParamsT, spec: OptimizerSpec) -> Optimizer:
+    make = load(rule.path)
+    own = rule.arguments(spec)
+    arguments = {name: _value(value) for name, value in spec.arguments.items()}
+    if both := sorted({"lr", *own} & set(arguments)):
+        raise InvalidInput(f"arguments.{both[0]}: the rule {spec.rule} has a setting of its own for it")
+    taken = _parameters(make, rule.path)
+    if not taken.open:
+        if "lr" not in taken.names:
+            raise InvalidInput(f"{rule.path}: takes no lr; a rule is called as rule(parameters, lr=..., **arguments)")
+        for name in arguments:
+            if name not in taken.names:
+                raise unknown(f"argument of {rule.path}", name, taken.names)
+    whole = taken.first == "model"
+    if whole and (spec.parameter_groups != "all" or not isinstance(model, nn.Module)):
+        raise InvalidInput(
+            f"parameter_groups = {spec.parameter_groups}: must be all for {rule.path}, which has its own"
+        )
+    if isinstance(model, nn.Module):
+        given = model if whole else group_parameters(model, spec.parameter_groups, lr=spec.lr.peak)
+    else:
+        given = model
+    try:
+        optimizer = make(given, lr=spec.lr.peak, **own, **arguments)
+    except Exception as error:  # a user's factory may fail in any way
+        if spec.rule in RULES and not spec.arguments:
+            raise
+        raise InvalidInput(f"{rule.path}: {said(error)}{install_hint(error)}") from None
+    if not isinstance(optimizer, Optimizer):
+        raise InvalidInput(f"{rule.path}: gave a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    if "weight_decay" not in optimizer.defaults and spec.parameter_groups == "no-decay-1d":
+        raise InvalidInput(f"parameter_groups = no-decay-1d: {rule.path} has no weight_decay to leave out")
+    return optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameters:
+    first: str | None
+    names: tuple[str, ...]
+    open: bool
+    """Whether any keyword is taken, or the signature cannot be read."""
+
+
+def _parameters(make: Callable[..., Any], path: str) -> _Parameters:
+    if not callable(make):
+        raise InvalidInput(f"{path}: is a {type(make).__name__}, must be an optimizer's class or a function")
+    try:
+        parameters = list(inspect.signature(make).parameters.values())
+    except (ValueError, TypeError):  # written in C
+        return _Parameters(None, (), True)
+    kinds = {parameter.kind for parameter in parameters}
+    names = tuple(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD))
+    return _Parameters(names[0] if names else None, names[1:], inspect.Parameter.VAR_KEYWORD in kinds)
+
+
+def _value(value: Setting) -> Any:
+    """A setting as an argument: text in brackets is a tuple, since neither Optuna nor a command line has any."""
+    if isinstance(value, str) and value[:1] in ("(", "["):
+        try:
+            return tuple(ast.literal_eval(value))
+        except (ValueError, SyntaxError, TypeError):
+            return value
+    return value
+
+
+def _require_all_parameters(optimizer: Optimizer, model: nn.Module, path: str) -> None:
+    known = {id(parameter): name for name, parameter in model.named_parameters()}
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not held <= set(known):
+        raise InvalidInput(f"{path}: holds parameters that are not the model's")
+    left = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in held
+    ]
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise InvalidInput(f"{path}: leaves {left[0]}{more} untrained; freeze what is not to be trained")
+
+
+def inner(optimizer: Optimizer) -> Optimizer:
+    """The optimizer itself, without the random scaling around it."""
+    return optimizer.optimizer if isinstance(optimizer, RandomScaling) else optimizer
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether ``step`` demands a closure.
+
+    It does if it has no default for it, if the class has an attribute ``requires_closure`` that is true, or if its
+    source raises an error where the closure is None.
+    """
+    cls = type(inner(optimizer))
+    if hasattr(cls, "requires_closure"):
+        return bool(cls.requires_closure)
+    step = inspect.unwrap(cls.step)
+    closure = inspect.signature(step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        return True
+    try:
+        source = inspect.getsource(step)
+    except (OSError, TypeError):
+        return False
+    return bool(re.search(r"if closure is None:\s+raise|assert closure is not None", source))
+
+
+def averages_weights(optimizer: Optimizer) -> bool:
+    """Whether the optimizer evaluates other weights than it trains: it then has the methods ``train`` and ``eval``."""
+    own = inner(optimizer)
+    return callable(getattr(own, "train", None)) and callable(getattr(own, "eval", None))
+
+
+def current_momentum(optimizer: Optimizer) -> float:
+    """The momentum, or beta_1, of the first parameter group; 0 if it has neither."""
+    group = optimizer.param_groups[0]
+    return float(group[_momentum_of(group)[0]]) if "momentum" in group else float((group.get("betas") or (0.0,))[0])
+
+
+def _momentum_of(group: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name in ("momentum", "betas") if name in group)
+
+
 def set_hyperparameters(
-    optimizer: Optimizer, *, lr: float | Tensor, momentum: float, p: float, rescale: Rescale = "none"
+    optimizer: Optimizer, *, lr: float | Tensor, momentum: float | None, p: float, rescale: Rescale = "none"
 ) -> None:
     """Sets the learning rate of a step, and momentum and p if the rule has them, on every parameter group.
 
-    The momentum is beta_1 in AdamW and Lion.  An optimizer made with momentum gets the smallest normal float in place
-    of 0.  The step is the same, but at exactly 0 torch's SGD would not update its buffer and LPSGD would not create
-    one.  ``rescale`` multiplies the buffer as :class:`tuner.core.optimizer_spec.MomentumSpec` describes; a is the
-    group's learning rate before the call, b is ``lr``.
+    A group with an ``lr_ratio`` gets that multiple of the learning rate.  The momentum is beta_1 where a group has
+    betas; None leaves it as it is.  An optimizer made with momentum gets the smallest normal float in place of 0.  The
+    step is the same, but at exactly 0 torch's SGD would not update its buffer and LPSGD would not create one.
+    ``rescale`` multiplies the buffer as :class:`tuner.core.optimizer_spec.MomentumSpec` describes; a is the group's
+    learning rate before the call, b the one after it.
     """
     for group in optimizer.param_groups:
-        before, group["lr"] = group["lr"], lr
-        if "betas" in group:
-            group["betas"] = (momentum, group["betas"][1])
-        if "momentum" in group:
-            keeps_buffer = optimizer.defaults["momentum"] > 0
-            group["momentum"] = max(momentum, sys.float_info.min) if keeps_buffer else momentum
-        if "p" in group:
+        before = group["lr"]
+        group["lr"] = after = lr * group["lr_ratio"] if "lr_ratio" in group else lr
+        if momentum is not None:
+            if "betas" in group:
+                group["betas"] = (momentum, *group["betas"][1:])
+            if "momentum" in group:
+                keeps_buffer = optimizer.defaults.get("momentum", 0) > 0
+                group["momentum"] = max(momentum, sys.float_info.min) if keeps_buffer else momentum
+        if "p" in group and isinstance(inner(optimizer), LPSGD):
             group["p"] = p
-        if rescale != "none" and before != lr:
+        if rescale != "none" and before != after:
             for parameter in group["params"]:
                 # get, since indexing would make an empty state for a parameter that has none
                 buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
                 if buffer is not None:
-                    buffer *= (before / lr) ** RESCALES[rescale]
+                    buffer *= (before / after) ** RESCALES[rescale]
 
 
 RESCALES: dict[Rescale, float] = {"lr": 1.0, "sqrt-lr": 0.5}

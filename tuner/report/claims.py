@@ -175,7 +175,8 @@ def tuned_against_default(search: Search) -> Section:
         tuned: Place = (name, "best")
         default: Place = (name, "default")
         best = search.best(name)
-        if best and best.spec.optimizer == with_settings(OptimizerSpec(), variant.default_settings()):
+        default_optimizer = with_settings(OptimizerSpec(), variant.default_settings())
+        if best and best.spec.optimizer == search.spec.trial_spec(default_optimizer, 0).optimizer:
             sentences.append(f"{name}: the best settings found are the default point.")
         elif ratio is None:
             missing = _missing(search, tuned, default)

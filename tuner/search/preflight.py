@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from search_spaces import Variant
 from tuner.cluster.ray_cluster import check_local_cpus
 from tuner.core.database import check_database
 from tuner.core.errors import InvalidInput, unknown
+from tuner.core.import_path import run_program
 from tuner.core.search_spec import DEFAULT_TRACKING_URI, SearchSpec
+from tuner.core.serialization import with_settings
 from tuner.core.store import check_folder, check_place
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec
 from tuner.core.variants import resolve_variants
 from tuner.tracking.client import check_tracking_uri
 from tuner.workloads.check import Prepared, check_workload, prepare
@@ -34,9 +39,37 @@ def check(spec: SearchSpec, *, download: bool = True) -> tuple[tuple[Variant, ..
         if spec.storage is not None:
             check_database("--storage", spec.storage)
         check_tracking_uri(spec.tracking_uri or DEFAULT_TRACKING_URI)
-        return variants, prepare(workload)
+        prepared = prepare(workload)
+        _try_optimizers(spec, variants)
+        return variants, prepared
     except InvalidInput as error:
         raise InvalidInput(_with_flag(str(error))) from None
+
+
+def _try_optimizers(spec: SearchSpec, variants: Sequence[Variant]) -> None:
+    """Takes two steps of each variant's default point that has code of the user's own; raises what is wrong."""
+    lines = [
+        json.dumps([variant.name, asdict(training), spec.resume_check])
+        for variant in variants
+        if _has_own_code(training := spec.trial_spec(with_settings(OptimizerSpec(), variant.default_settings()), 0))
+    ]
+    if not lines:
+        return
+    ran = run_program("from tuner.train.tryout import main; import sys; sys.exit(main(sys.argv[1:]))", lines)
+    if ran.returncode != 0:
+        said = (ran.stdout if ran.returncode == 2 else ran.stderr).strip().splitlines()
+        raise InvalidInput(said[-1] if said else f"the variants cannot be tried: exit status {ran.returncode}")
+
+
+def _has_own_code(training: TrialSpec) -> bool:
+    optimizer = training.optimizer
+    usual = OptimizerSpec()
+    return (
+        ":" in optimizer.rule + optimizer.lr.schedule
+        or optimizer.arguments != usual.arguments
+        or optimizer.parameter_groups != usual.parameter_groups
+        or optimizer.recipe != usual.recipe
+    )
 
 
 def _with_flag(message: str) -> str:

@@ -54,6 +54,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "confirm",
         "confirm_seeds",
         "refine_trials",
+        "resume_check",
         "system_metrics",
         "max_concurrent",
         "max_failures",

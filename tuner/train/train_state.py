@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -18,13 +18,22 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from tuner.core.errors import InvalidInput
 from tuner.core.trial_spec import TrialSpec
 from tuner.optimizers import RandomScaling
 from tuner.optimizers.hyperparameters import Hyperparameters
-from tuner.optimizers.rules import make_optimizer, set_hyperparameters
+from tuner.optimizers.rules import (
+    averages_weights,
+    current_momentum,
+    inner,
+    make_optimizer,
+    needs_closure,
+    set_hyperparameters,
+)
 from tuner.order import Batch
 from tuner.train.curvature import Curvature, estimate_curvature
 from tuner.train.data_parallel import SINGLE_PROCESS, Replicas
+from tuner.train.recipe import Recipe
 from tuner.train.sync_batch_norm import taken_alone
 from tuner.workloads.data import Data
 from tuner.workloads.models import build_model
@@ -56,14 +65,34 @@ class TrainState:
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
         torch.manual_seed(spec.seed)
         model = build_model(spec.workload, **data.model_arguments)
-        model = model.to(device=device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layout = torch.contiguous_format if spec.optimizer.contiguous else torch.channels_last
+        model = model.to(device=device, dtype=self.dtype, memory_format=layout)  # type: ignore[call-overload]
         self.model = replicas.sync_batch_norm(model)
-        self.optimizer = make_optimizer(self.model.parameters(), spec.optimizer, num_steps=num_steps)
+        self.optimizer = make_optimizer(self.model, spec.optimizer, num_steps=num_steps)
+        self.needs_closure = needs_closure(self.optimizer)
+        """Whether a step may compute the gradient several times."""
+        self._averages = averages_weights(self.optimizer)
+        """Whether the optimizer trains and evaluates different weights."""
+        if self._averages:
+            inner(self.optimizer).train()  # type: ignore[attr-defined]
+        self._recipe = Recipe(spec.optimizer.recipe, data)
         decay = spec.optimizer.average.decay
+        self._require_compatible(decay)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay > 0 else None
         self.forward: nn.Module = torch.compile(self.model) if spec.compile else self.model  # type: ignore[assignment]
         self.train_forward = replicas.wrap_ddp(self.forward)
         self._frozen: tuple[nn.Module, ...] = ()
+
+    def _require_compatible(self, decay: float) -> None:
+        rule = self.spec.optimizer.rule
+        if self._averages and decay > 0:
+            raise InvalidInput(f"average.decay = {decay:g}: must be 0 for {rule}, which averages its weights itself")
+        if self.spec.optimizer.create_graph and self.replicas.world_size > 1:
+            raise InvalidInput(
+                "--workers-per-trial: must be 1 for create_graph, which the replicas' sum has no graph for"
+            )
+        if self.needs_closure and self.spec.optimizer.order.composition != "forward":
+            raise InvalidInput(f"order.composition = backward: must be forward for {rule}, whose step takes a closure")
 
     def freeze(self, parameters: Iterable[str], modules: Iterable[str]) -> None:
         """Freezes everything but the named ``parameters`` and the buffers of the ``modules``, which are paths.
@@ -71,7 +100,7 @@ class TrainState:
         Steps leave what is frozen unchanged, without weight decay, and frozen modules stay in evaluation mode.  Raises
         ValueError for a network with averaged weights, because all their BatchNorm statistics are computed anew.
         """
-        if self.average:
+        if self.average or self._averages:
             raise ValueError("average.decay > 0: the statistics of averaged weights cannot be frozen")
         parameters, opened = set(parameters), [self.model.get_submodule(path) for path in modules]
         for name, parameter in self.model.named_parameters():
@@ -107,32 +136,88 @@ class TrainState:
     def evaluated_state(self) -> dict[str, Tensor]:
         """A copy, on the CPU, of the weights and buffers that the last evaluation used: the averaged ones, if any."""
         model = self.average.module if self.average else self.model
-        return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        with self._evaluated_weights():
+            return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
     def step(
         self, number: int, batch: Batch, inputs: Tensor, labels: Tensor, hyperparameters: Hyperparameters
-    ) -> tuple[Tensor, Tensor]:
-        """Takes step ``number`` (from 0) on its batch; returns the mean loss before it and the sum of the task's score.
+    ) -> tuple[Tensor, Tensor, int]:
+        """Takes step ``number`` (from 0) on its batch.
 
+        Returns the mean loss before it, the sum of the task's score, and the number of gradients that it computed.
         The sum for images is the number of correct ones.  ``inputs`` and ``labels`` are this replica's part of the
         batch.  The results are those of the whole batch.
         """
-        set_hyperparameters(self.optimizer, **hyperparameters._asdict(), rescale=self.spec.optimizer.momentum.rescale)
+        momentum = self.spec.optimizer.momentum
+        set_hyperparameters(
+            self.optimizer,
+            lr=hyperparameters.lr,
+            momentum=None if momentum.schedule == "own" else hyperparameters.momentum,
+            p=hyperparameters.p,
+            rescale=momentum.rescale,
+        )
         if isinstance(self.optimizer, RandomScaling):
             self.optimizer.seek(number, batch.seed ^ SCALE_STREAM)
-        self._seed(batch.seed)
-        with self._autocast():
-            outputs = self.train_forward(inputs.to(self.dtype))
-            loss = self.data.task.loss(outputs, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+
+        def gradient() -> tuple[Tensor, Tensor]:
+            self._seed(batch.seed)
+            taken, wanted = self._recipe.mix(inputs, labels)
+            with self._autocast():
+                outputs = self.train_forward(taken.to(self.dtype))
+                loss = self._recipe.loss(outputs, wanted)
+            self.optimizer.zero_grad(set_to_none=True)
+            self._differentiate(loss)
+            self._recipe.clip(self.model.parameters())
+            return loss, outputs
+
+        loss, outputs = gradient()
+        evaluations = 1
+        if self.needs_closure:
+            evaluations = self._step_by_closure(loss, lambda: gradient()[0])
+        else:
+            self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.model)
         mean, score = loss.detach(), self.data.task.score_sum(outputs.detach(), labels)
         if self.replicas.world_size > 1:
             mean, score = self.replicas.all_reduce(mean / self.replicas.world_size, score)
-        return mean, score
+        return mean, score, evaluations
+
+    def _differentiate(self, loss: Tensor) -> None:
+        if not self.spec.optimizer.create_graph:
+            loss.backward()
+            return
+        # Not by backward(), which would keep the graph alive in a circle of references.
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _step_by_closure(self, loss: Tensor, gradient: Callable[[], Tensor]) -> int:
+        """Takes a step of an optimizer that asks for gradients itself; returns how many were computed, the first too.
+
+        Some optimizers expect a gradient before the step, and others ask for it at once: a first call that finds
+        weights and gradients unchanged gets the loss that is known.
+        """
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        weights = [parameter.detach().clone() for parameter in parameters]
+        known = [parameter.grad for parameter in parameters]
+        evaluations, num_calls = 1, 0
+
+        def closure() -> Tensor:
+            nonlocal evaluations, num_calls
+            num_calls += 1
+            if num_calls == 1 and all(
+                parameter.grad is grad and torch.equal(parameter, before)
+                for parameter, grad, before in zip(parameters, known, weights, strict=True)
+            ):
+                return loss
+            evaluations += 1
+            with torch.enable_grad():
+                return gradient()
+
+        self.optimizer.step(closure)  # type: ignore[arg-type]
+        return evaluations
 
     def evaluate(self, split: str, newest: Iterable[Batch] = ()) -> tuple[float, float]:
         """Mean loss (inf if it is not finite) and mean score over a whole split, in evaluation mode.
@@ -140,27 +225,60 @@ class TrainState:
         Each replica evaluates a part of the split.  With averaging the averaged weights are evaluated.  Their BatchNorm
         statistics are computed anew from ``newest``, the last batches of the training.
         """
-        forward = self.forward
-        if self.average:
-            forward = self.average
-            self._seed(self.spec.seed)
-            with self._autocast():
-                # A generator frees each batch before the next is loaded.
-                update_bn((inputs.to(self.dtype) for inputs, _ in self.train_batches(newest)), self.average)
-            self.average.eval()
-        self.model.eval()
-        total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        total_score = torch.zeros((), dtype=torch.float64, device=self.device)
-        with torch.inference_mode():
-            for inputs, labels in self.data.evaluation_batches(split, self.replicas.part(self.data.sizes[split])):
-                with self._autocast():
-                    outputs = forward(inputs.to(self.dtype))
-                total_loss += self.data.task.loss_sum(outputs.to(self.dtype), labels)
-                total_score += self.data.task.score_sum(outputs, labels)
+        newest = list(newest)
+        with self._evaluated_weights():
+            forward = self.forward
+            if self.average:
+                forward = self.average
+                self._recompute_statistics(self.average, newest)
+                self.average.eval()
+            elif self._averages and newest:
+                self._recompute_statistics(self.model, newest)
+            self.model.eval()
+            total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+            total_score = torch.zeros((), dtype=torch.float64, device=self.device)
+            with torch.inference_mode():
+                for inputs, labels in self.data.evaluation_batches(split, self.replicas.part(self.data.sizes[split])):
+                    with self._autocast():
+                        outputs = forward(inputs.to(self.dtype))
+                    total_loss += self.data.task.loss_sum(outputs.to(self.dtype), labels)
+                    total_score += self.data.task.score_sum(outputs, labels)
         self._to_training()
         loss, score = map(float, self.replicas.all_reduce(total_loss, total_score))
         size = self.data.sizes[split]
         return loss / size if math.isfinite(loss) else math.inf, self.data.task.score(score, size)
+
+    def _recompute_statistics(self, model: nn.Module, newest: Iterable[Batch]) -> None:
+        """BatchNorm's statistics of weights that were never trained as they are, from the newest batches."""
+        self._seed(self.spec.seed)
+        with self._autocast():
+            # A generator frees each batch before the next is loaded.
+            update_bn((inputs.to(self.dtype) for inputs, _ in self.train_batches(newest)), model)
+
+    @contextmanager
+    def _evaluated_weights(self) -> Iterator[None]:
+        """Puts the evaluated weights into the model, where the optimizer trains others, and the trained ones back.
+
+        They are put back as copies, since the optimizer's own way back rounds: evaluations would change the training.
+        """
+        if not self._averages:
+            yield
+            return
+        optimizer: Any = inner(self.optimizer)
+        trained = [parameter.detach().clone() for parameter in self.model.parameters()]
+        optimizer.eval()
+        try:
+            yield
+        finally:
+            optimizer.train()
+            with torch.no_grad():
+                for parameter, before in zip(self.model.parameters(), trained, strict=True):
+                    parameter.copy_(before)
+
+    @property
+    def momentum(self) -> float:
+        """The momentum of the last step, or beta_1; 0 if the optimizer has neither."""
+        return current_momentum(self.optimizer)
 
     def logits(self, images: Tensor) -> Tensor:
         """The logits (B, num_classes) of images under the last weights, at the precision of the evaluations.

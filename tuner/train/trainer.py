@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -113,17 +113,14 @@ class Trainer:
         started, loading = time.perf_counter(), self.data.loading_seconds
         losses: list[Tensor] = []
         scores: list[Tensor] = []
-        num_steps = 0
-        leg = next(self._legs)
-        steps = self._load(itertools.chain.from_iterable(replay.numbers for replay in leg))
-        for replay in leg:
-            self._to_anchor(replay)
-            num_applied = self._apply(itertools.islice(steps, len(replay.numbers)), switch, losses, scores)
-            num_steps = replay.n - len(replay.numbers) + num_applied
-            if num_applied < len(replay.numbers):
-                break
+        if self.network.needs_closure:
+            num_steps, spent = self._spend_epoch(before, switch, losses, scores)
+            last = (before.gradient_evaluations if before else 0) + spent - 1  # the schedules' time counts gradients
+            epoch = (last + 1) // self.steps_per_epoch
         else:
-            assert next(steps, None) is None  # ends the iterator, so that streamed data knows that all was read
+            leg = next(self._legs)
+            num_steps, last = self._replay(leg, switch, losses, scores)
+            epoch, spent = leg[-1].n // self.steps_per_epoch, len(losses)
         train_loss = self._mean_loss(losses)
         # All batches have the same size, so the mean over them is the mean over the samples.
         num_samples = len(losses) * self.spec.workload.batch_size
@@ -133,10 +130,11 @@ class Trainer:
         validation_loss, validation_accuracy = self.network.evaluate("validation", newest)
         evaluated = time.perf_counter()
         compile_seconds, self._unreported_compile_seconds = self._unreported_compile_seconds, 0.0
-        hyperparameters = self._hyperparameters(replay.n - 1, switch)
+        hyperparameters = self._hyperparameters(last, switch)
+        has_own_momentum = self.spec.optimizer.momentum.schedule == "own"
         metrics = EpochMetrics(
-            epoch=leg[-1].n // self.steps_per_epoch,
-            gradient_evaluations=(before.gradient_evaluations if before else 0) + len(losses),
+            epoch=epoch,
+            gradient_evaluations=(before.gradient_evaluations if before else 0) + spent,
             steps=num_steps,
             budget=self.steps_per_epoch * self.spec.epochs,
             train_loss=train_loss,
@@ -144,13 +142,13 @@ class Trainer:
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
             lr=hyperparameters.lr,
-            momentum=hyperparameters.momentum,
+            momentum=self.network.momentum if has_own_momentum else hyperparameters.momentum,
             p=hyperparameters.p,
             seconds=(before.seconds if before else 0.0) + trained - started,
             evaluation_seconds=(before.evaluation_seconds if before else 0.0) + evaluated - trained,
             compile_seconds=(before.compile_seconds if before else 0.0) + compile_seconds,
             loading_seconds=(before.loading_seconds if before else 0.0) + loading,
-            images_per_second=len(losses) * self.spec.workload.batch_size / (trained - started),
+            images_per_second=spent * self.spec.workload.batch_size / (trained - started),
             diverged=math.isinf(train_loss) or math.isinf(validation_loss),
             finished_at=time.time(),
             chance=self._chance,
@@ -160,6 +158,46 @@ class Trainer:
         )
         self.history.append(self._with_curvature(metrics, before))
         return self.history[-1]
+
+    def _replay(
+        self, leg: Sequence[Replay], switch: int | None, losses: list[Tensor], scores: list[Tensor]
+    ) -> tuple[int, int]:
+        """Takes the steps of a leg up to its evaluation.
+
+        Returns the number of the iterate that was reached, and the number of the last step of its replay.
+        """
+        steps = self._load(itertools.chain.from_iterable(replay.numbers for replay in leg))
+        for replay in leg:
+            self._to_anchor(replay)
+            num_applied = self._apply(itertools.islice(steps, len(replay.numbers)), switch, losses, scores)
+            num_steps = replay.n - len(replay.numbers) + num_applied
+            if num_applied < len(replay.numbers):
+                break
+        else:
+            assert next(steps, None) is None  # ends the iterator, so that streamed data knows that all was read
+        return num_steps, replay.n - 1
+
+    def _spend_epoch(
+        self, before: EpochMetrics | None, switch: int | None, losses: list[Tensor], scores: list[Tensor]
+    ) -> tuple[int, int]:
+        """Takes steps that compute several gradients each, up to the next whole epoch's worth of gradients.
+
+        Returns the number of steps of the whole training so far, and the gradients computed here.  The last step may
+        exceed the epoch's worth.
+        """
+        taken, start = (before.steps, before.gradient_evaluations) if before else (0, 0)
+        left = self.steps_per_epoch - start % self.steps_per_epoch
+        spent = 0
+        for number, batch, (inputs, labels) in self._load(range(taken, taken + left)):
+            taken = number + 1
+            hyperparameters = self._hyperparameters(start + spent, switch)
+            loss, score, gradients = self.network.step(number, batch, inputs, labels, hyperparameters)
+            losses.append(loss)
+            scores.append(score)
+            spent += gradients
+            if spent >= left or self._is_divergent(losses[-1:]):
+                break
+        return taken, spent
 
     def _to_anchor(self, replay: Replay) -> None:
         """Puts the network into a replay's first state; the anchor is copied only if it is needed again."""
@@ -184,7 +222,7 @@ class Trainer:
         num_before = len(losses)
         check_interval = 1 if self.device.type == "cpu" else CUDA_CHECK_INTERVAL
         for number, batch, (inputs, labels) in steps:
-            loss, score = self.network.step(number, batch, inputs, labels, self._hyperparameters(number, switch))
+            loss, score, _ = self.network.step(number, batch, inputs, labels, self._hyperparameters(number, switch))
             losses.append(loss)
             scores.append(score)
             if len(losses) % check_interval == 0 and self._is_divergent(losses[-check_interval:]):
@@ -206,6 +244,8 @@ class Trainer:
                 yield batches[number % self.steps_per_epoch]
 
     def _hyperparameters(self, number: int, switch: int | None) -> Hyperparameters:
+        # A last step by closure may exceed the budget.
+        number = min(number, self.num_steps - 1)
         return hyperparameters_at(self.spec.optimizer, number, self.num_steps, self.steps_per_epoch, switch)
 
     def _mean_loss(self, losses: list[Tensor]) -> float:
@@ -254,5 +294,5 @@ class Trainer:
         self.network.load(content["state"])
         self.anchor = content["anchor"]
         self.history = [from_dict(EpochMetrics, metrics) for metrics in content["history"]]
-        for _ in self.history:
+        for _ in () if self.network.needs_closure else self.history:
             next(self._legs)

@@ -1,0 +1,146 @@
+"""What a name of the form ``package.module:attribute`` stands for: a user's variant, optimizer, schedule or groups.
+
+:func:`load` imports it.  :func:`describe` asks a process of its own, so that a driver does not import torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from tuner.core.errors import InvalidInput, first_line, unknown
+
+Plain: TypeAlias = bool | int | float | str | tuple["Plain", ...] | None
+
+PROGRAM = """
+import json, sys
+from tuner.core.import_path import describe_here
+print(json.dumps({path: describe_here(path) for path in sys.argv[1:]}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What an import path stands for."""
+
+    kind: Literal["variant", "callable", "refused"]
+    name: str = ""
+    """``__name__`` of a class or function; for ``refused``, what is wrong."""
+    defaults: Mapping[str, Plain] | None = None
+    """Argument -> its default, for a callable whose signature can be read.  Arguments without a default and defaults
+    that are not plain data are left out."""
+
+
+def load(path: str) -> Any:
+    """The object that an import path names.
+
+    Raises :class:`InvalidInput`, which names the path, if the module cannot be imported, with the module's own error,
+    and if it has no such attribute, with the nearest one.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may fail in any way
+        raise InvalidInput(f"{path}: cannot be imported: {said(error)}{install_hint(error)}") from None
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = [key for key in dir(found) if key[0] != "_"]
+            raise InvalidInput(f"{path}: {unknown(f'name in {module_name}', part, names)}")
+        found = getattr(found, part)
+    return found
+
+
+OPTIMIZER_LIBRARIES = ("timm", "schedulefree", "heavyball", "pytorch_optimizer", "prodigyopt")
+"""Packages of the extra ``optimizers``."""
+
+
+def install_hint(error: BaseException) -> str:
+    """What to install, if the error is that an optional library is missing; else nothing."""
+    if isinstance(error, ModuleNotFoundError) and error.name in OPTIMIZER_LIBRARIES:
+        return "; install it with: pip install 'sgd-tuner[optimizers]'"
+    return ""
+
+
+def said(error: BaseException) -> str:
+    """Type and first line of a user's own error, with the file and the line where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_library(frame.filename)]
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f" ({Path(error.filename).name}, line {error.lineno})"
+        return f"{type(error).__name__}: {error.msg}{place}"
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    text = first_line(error)
+    return f"{type(error).__name__}: {text}{place}" if text != type(error).__name__ else f"{text}{place}"
+
+
+def _is_library(filename: str) -> bool:
+    here = str(Path(__file__).resolve().parents[1])
+    return filename.startswith(("<", here, sys.prefix, sys.base_prefix)) or "site-packages" in filename
+
+
+def describe(paths: Sequence[str]) -> dict[str, Described]:
+    """Path -> what it stands for.  A process of its own imports the modules, unless torch is loaded here already."""
+    if not paths:
+        return {}
+    if "torch" in sys.modules:
+        return {path: Described(**describe_here(path)) for path in paths}
+    return _described(tuple(paths))
+
+
+@functools.lru_cache(maxsize=8)  # a report asks several times
+def _described(paths: tuple[str, ...]) -> dict[str, Described]:
+    ran = run_program(PROGRAM, paths)
+    if ran.returncode != 0:
+        lines = ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"]
+        raise InvalidInput(f"{' '.join(paths)}: cannot be imported: {lines[-1]}")
+    return {path: Described(**found) for path, found in json.loads(ran.stdout.splitlines()[-1]).items()}
+
+
+def run_program(program: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a Python program in a process of its own that finds the same modules as this one."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def describe_here(path: str) -> dict[str, Any]:
+    """What a path stands for, as the fields of :class:`Described`; imports its module into this process."""
+    try:
+        found = load(path)
+    except InvalidInput as error:
+        return asdict(Described("refused", str(error)))
+    if _is_variant(found):
+        return asdict(Described("variant", found.name))
+    if not callable(found):
+        kind = type(found).__name__
+        return asdict(Described("refused", f"{path}: is a {kind}, must be a search_spaces.Variant or an optimizer"))
+    name = str(getattr(found, "__name__", path.rpartition(":")[2]))
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (ValueError, TypeError):  # written in C
+        return asdict(Described("callable", name))
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and _is_plain(p.default)}
+    return asdict(Described("callable", name, defaults))
+
+
+def _is_variant(found: object) -> bool:
+    # A training imports this module without Optuna, which the variants need.
+    variants = sys.modules.get("search_spaces")
+    return variants is not None and isinstance(found, variants.Variant)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
