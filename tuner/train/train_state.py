@@ -26,7 +26,7 @@ from tuner.order import Batch
 from tuner.train.curvature import Curvature, estimate_curvature
 from tuner.train.data_parallel import SINGLE_PROCESS, Replicas
 from tuner.train.sync_batch_norm import taken_alone
-from tuner.workloads.data import Data
+from tuner.workloads.data import Data, with_precision
 from tuner.workloads.models import build_model
 
 NORM_BATCHES = 32
@@ -56,7 +56,7 @@ class TrainState:
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
         torch.manual_seed(spec.seed)
         model = build_model(spec.workload, **data.model_arguments)
-        model = model.to(device=device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(device=device, dtype=self.dtype)
         self.model = replicas.sync_batch_norm(model)
         self.optimizer = make_optimizer(self.model.parameters(), spec.optimizer, num_steps=num_steps)
         decay = spec.optimizer.average.decay
@@ -122,7 +122,7 @@ class TrainState:
             self.optimizer.seek(number, batch.seed ^ SCALE_STREAM)
         self._seed(batch.seed)
         with self._autocast():
-            outputs = self.train_forward(inputs.to(self.dtype))
+            outputs = self.train_forward(with_precision(inputs, self.dtype))
             loss = self.data.task.loss(outputs, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -146,7 +146,9 @@ class TrainState:
             self._seed(self.spec.seed)
             with self._autocast():
                 # A generator frees each batch before the next is loaded.
-                update_bn((inputs.to(self.dtype) for inputs, _ in self.train_batches(newest)), self.average)
+                update_bn(
+                    (with_precision(inputs, self.dtype) for inputs, _ in self.train_batches(newest)), self.average
+                )
             self.average.eval()
         self.model.eval()
         total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -154,7 +156,7 @@ class TrainState:
         with torch.inference_mode():
             for inputs, labels in self.data.evaluation_batches(split, self.replicas.part(self.data.sizes[split])):
                 with self._autocast():
-                    outputs = forward(inputs.to(self.dtype))
+                    outputs = forward(with_precision(inputs, self.dtype))
                 total_loss += self.data.task.loss_sum(outputs.to(self.dtype), labels)
                 total_score += self.data.task.score_sum(outputs, labels)
         self._to_training()
@@ -184,7 +186,7 @@ class TrainState:
         generator = torch.Generator().manual_seed(self.spec.seed)
         indices = torch.randperm(self.data.sizes["train"], generator=generator)[:CURVATURE_IMAGES]
         (inputs, labels), *_ = self.data.train_batches([Batch(indices, self.spec.seed)])
-        inputs = inputs.to(self.dtype)
+        inputs = with_precision(inputs, self.dtype)
 
         def loss() -> Tensor:
             self._seed(self.spec.seed)
@@ -204,7 +206,7 @@ class TrainState:
         with self._buffers_kept():
             for inputs, labels in self.train_batches([batch]):
                 with self._autocast():
-                    self.data.task.loss(self.train_forward(inputs.to(self.dtype)), labels).backward()
+                    self.data.task.loss(self.train_forward(with_precision(inputs, self.dtype)), labels).backward()
             for parameter in self.model.parameters():
                 parameter.grad = None
             self.evaluate("validation", [batch])
