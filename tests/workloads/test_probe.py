@@ -77,7 +77,10 @@ def test_what_is_right_is_described(written: Callable[..., WorkloadSpec]) -> Non
         ("def net(num_outputs, depth): pass", "--model .*:net: needs 'depth', and there is num_classes, num_outputs, "),
         ("def net(): return 3", "--model .*:net: gave a int, not a torch.nn.Module"),
         ("def net(): raise ValueError('no')", r"--model .*:net: cannot be built .*ValueError: no \(own_.*, line 14\)"),
-        ("def net(): return nn.Linear(5, 3)", r"cannot take torch.float32 of shape \(4, 4\): RuntimeError: .*shapes cannot be multiplied"),
+        (
+            "def net(): return nn.Linear(5, 3)",
+            r"cannot take torch.float32 of shape \(4, 4\): RuntimeError: .*shapes cannot be multiplied",
+        ),
         ("def net(): return nn.Linear(4, 2)", "--model .*:net: gives 2 outputs, and labels reach 2"),
         ("def net(): return nn.GRU(4, 3)", "its outputs are a tuple, and must be one tensor"),
         ("def net(): return nn.Unflatten(1, (4, 1))", r"--model .*: outputs of shape \(4, 4, 1\) for labels of shape"),
