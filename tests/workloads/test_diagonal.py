@@ -277,8 +277,8 @@ def test_its_networks_cannot_be_diagnosed(
     assert diagnose(["a/sgdm/confirm-1"]) == 2
     assert capsys.readouterr() == (
         "",
-        "error: a/sgdm/confirm-1: its workload diagonal is none that has classes of images by name; a "
-        "diagnosis needs misclassified images\n",
+        "error: a/sgdm/confirm-1: a diagnosis needs the images of a workload that is known by name, and diagonal is "
+        "none\n",
     )
 
 

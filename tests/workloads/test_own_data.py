@@ -206,13 +206,15 @@ def test_parts_are_the_bits_of_the_whole_at_each_call(make: Callable[[], OwnData
 
 
 def test_an_evaluation_is_in_chunks_of_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sizes(batch_size: int) -> list[int]:
-        return [len(labels) for _, labels in samples(line(), batch_size).evaluation_batches("validation")]
+    def sizes(own: OwnData, batch_size: int) -> list[int]:
+        return [len(labels) for _, labels in samples(own, batch_size).evaluation_batches("validation")]
 
-    assert sizes(1) == [30]
+    assert sizes(line(), 1) == [30]
     monkeypatch.setattr("tuner.workloads.own_data.CHUNK_BYTES", 8 * 5 * 4)
-    assert sizes(1) == [8, 8, 8, 6], "8 samples have that many bytes"
-    assert sizes(20) == [20, 10], "training shows that such a batch fits"
+    assert sizes(line(), 1) == [8, 8, 8, 6], "8 inputs have that many bytes"
+    assert sizes(line(), 20) == [20, 10], "training shows that such a batch fits"
+    monkeypatch.setattr("tuner.workloads.own_data.CHUNK_BYTES", 9 * 11 * 7 * 4)
+    assert sizes(tokens(), 1) == [9, 9, 9, 3], "the outputs of 9 samples have that many bytes"
 
 
 def test_a_model_that_works_in_place_does_not_change_the_data() -> None:

@@ -136,7 +136,7 @@ def test_data_that_differs_between_processes_is_refused(written: Callable[..., W
 
 @pytest.mark.slow  # two processes import torch
 def test_a_search_is_told_what_it_has_to_know(written: Callable[..., WorkloadSpec]) -> None:
-    spec = written("print('chatter')")
+    spec = written("import atexit; print('chatter'); atexit.register(print, 'last words')")
     check_workload(spec)
     prepared = prepare(spec)
     assert prepared.note == f"as {spec.data} returns them"

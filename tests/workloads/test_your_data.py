@@ -19,6 +19,7 @@ from tests.tracked import load_function
 from tuner.core.metrics import EpochMetrics
 from tuner.core.trial_spec import TrialSpec, WorkloadSpec
 from tuner.report.__main__ import main as report
+from tuner.search.__main__ import main
 from tuner.study.results import load_search
 from tuner.train import train
 from tuner.workloads import tensors
@@ -114,11 +115,24 @@ def test_mlflow_has_the_data_and_the_model(
     assert any(score == pytest.approx(other, rel=1e-5) for other in known)
 
 
+@pytest.mark.slow
+def test_a_search_does_not_go_on_with_other_data(
+    searched: tuple[Path, subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, _ = searched
+    monkeypatch.chdir(folder)
+    (folder / "diabetes.py").write_text(MODULES["diabetes"].replace("20 * x", "21 * x"))
+    assert main(["--resume", "a"]) == 2
+    assert capsys.readouterr().err == "error: --resume a: the data has changed since the search was started\n"
+    (folder / "diabetes.py").write_text(MODULES["diabetes"])
+
+
 def test_a_table_is_learned(typed: Path) -> None:
     assert trained("diabetes", epochs=10)[-1].validation_accuracy > 0.25
 
 
-@pytest.mark.slow  # 25 steps of a recurrent network
 def test_a_language_model_learns_which_letters_are_frequent(typed: Path) -> None:
     (last,) = trained("letters", epochs=1)
     assert last.validation_accuracy > 0.15, "the share of spaces"

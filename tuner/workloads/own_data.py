@@ -57,6 +57,14 @@ class OwnData:
         return sum(values.nbytes for pair in self.splits.values() for values in pair)
 
     @property
+    def rows_at_once(self) -> int:
+        """Number of samples, at least 1, whose inputs and whose outputs have about :data:`CHUNK_BYTES` at most."""
+        inputs, labels = self.splits["train"]
+        # Classes have an output per class and label, of a language model the largest tensor there is.
+        num_outputs = labels[0].numel() * (self.num_classes or 1)
+        return max(1, CHUNK_BYTES // max(inputs[0].nbytes, 4 * num_outputs))
+
+    @property
     def digest(self) -> str:
         """SHA-256 over the name of the score, and the shapes, types and values of all splits."""
         state = hashlib.sha256(f"{self.task.name} ".encode())
@@ -152,13 +160,10 @@ def read_own(spec: WorkloadSpec) -> OwnData:
     return made
 
 
-def rows_at_once(values: Tensor) -> int:
-    """Number of samples that have about :data:`CHUNK_BYTES`, at least 1."""
-    return max(1, CHUNK_BYTES * len(values) // max(values.nbytes, 1))
-
-
 def _chunks(values: Tensor) -> Iterator[Tensor]:
-    yield from torch.split(values, rows_at_once(values))
+    """Consecutive samples, of about :data:`CHUNK_BYTES` or one; none if there are none."""
+    if len(values):
+        yield from torch.split(values, max(1, CHUNK_BYTES // values[0].nbytes))
 
 
 def _pair(name: str, pair: Any) -> tuple[Tensor, Tensor]:
@@ -200,7 +205,7 @@ def _tensor(what: str, given: Any) -> Tensor:
 
 def _require_finite(what: str, values: Tensor) -> None:
     first = 0
-    for rows in _chunks(values) if values.is_floating_point() and len(values) else ():
+    for rows in _chunks(values) if values.is_floating_point() else ():
         finite = torch.isfinite(rows).reshape(len(rows), -1).all(1)
         if not bool(finite.all()):
             raise InvalidInput(f"{what}: sample {first + int(finite.int().argmin())} is not finite")

@@ -10,7 +10,7 @@ from torch import Tensor
 from tuner.order import Batch
 from tuner.workloads.decoding import RESIDENT_FRACTION
 from tuner.workloads.images import EVALUATION_BATCH, WHOLE, ModelArguments, image_arguments
-from tuner.workloads.own_data import OwnData, rows_at_once
+from tuner.workloads.own_data import OwnData
 from tuner.workloads.splits import refuse_sealed
 from tuner.workloads.task import CLASSIFICATION
 
@@ -29,14 +29,13 @@ class OwnSamples:
         self.digest = own.digest
         self.task = own.task
         self.chance = 1 / own.num_classes if own.task is CLASSIFICATION and own.num_classes else 0.0
-        inputs, _ = own.splits["train"]
         self.model_arguments = _model_arguments(own)
         self._format = torch.channels_last if "image_size" in self.model_arguments else torch.contiguous_format
         self._device = device
         self._home = device if own.num_bytes <= RESIDENT_FRACTION * free else torch.device("cpu")
         self._splits = {name: (x.to(self._home), y.to(self._home)) for name, (x, y) in own.splits.items()}
         # A small training batch would waste a GPU, and many large samples would not fit.
-        self._evaluation_batch = max(batch_size, min(EVALUATION_BATCH, rows_at_once(inputs)))
+        self._evaluation_batch = max(batch_size, min(EVALUATION_BATCH, own.rows_at_once))
 
     def train_batches(self, batches: Iterable[Batch], part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs (B, ...) and labels (B, ...) in the order of the batches, images in channels_last.
