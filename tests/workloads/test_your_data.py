@@ -164,7 +164,7 @@ def test_a_task_of_ones_own_is_trained_by(typed: Path) -> None:
     spec = WorkloadSpec(data="within:data", model="diabetes:mlp", batch_size=16)
     assert probe(spec)["score"] == "within 10%"
     *_, last = train(TrialSpec(workload=spec, epochs=10), device=torch.device("cpu"))
-    made = tensors(**own.splits, task=namespace["Within"]())  # type: ignore[arg-type]
+    made = tensors(**own.splits, task=namespace["Within"]())
     assert made.digest == probe(spec)["digest"]
     num_right = last.validation_accuracy * 80
     assert 5 <= num_right < 40 and num_right == pytest.approx(round(num_right), abs=1e-4)

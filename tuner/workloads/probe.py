@@ -105,6 +105,7 @@ def _try_task(data: Data, outputs: Tensor, labels: Tensor) -> None:
         raise InvalidInput(f"the loss of the task {task.name!r} is {kind}: must be one number with a gradient")
     if not 0 <= score <= 1 and math.isfinite(float(outputs.detach().sum())):
         raise InvalidInput(f"the score {task.name!r} is {score:g}: must be in [0, 1]")
+    loss.backward()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
