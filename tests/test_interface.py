@@ -18,6 +18,7 @@ PUBLIC = {
     "tuner.order": ("backward_iterates", "forward_iterates"),
     "tuner.theory": ("closure", "critical_lr", "pde", "sde", "sgd"),
     "tuner.train": ("train",),
+    "tuner.workloads": ("map_style", "tensors"),
     "tuner.cluster.autoscaling": ("prefer_available",),
 }
 

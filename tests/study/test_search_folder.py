@@ -25,6 +25,8 @@ def refused(output: Path, name: str) -> str:
 def test_a_search_without_a_name_is_named_after_its_workload_and_the_time() -> None:
     name = with_name(SearchSpec.from_flags(workload="cifar10")).name
     assert name is not None and re.fullmatch(r"cifar10-\d{8}-\d{6}", name)
+    own = with_name(SearchSpec.from_flags(workload="my.module:data")).name
+    assert own is not None and re.fullmatch(r"my\.module-data-\d{8}-\d{6}", own)
     assert with_name(SearchSpec(name="mine")).name == "mine"
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
+from tests.own_workloads import tokens
 from tests.tracked import opened, runs, tell
 from tuner.core.metrics import EpochMetrics
 from tuner.core.serialization import digest, with_settings
@@ -166,3 +167,14 @@ def test_what_is_wrong_is_said_in_a_line(
         errors = capsys.readouterr().err
         assert said in errors and errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.recurrent")  # torch.export's, of a GRU
+def test_a_model_of_tokens_takes_tokens(tmp_path: Path) -> None:
+    workload = WorkloadSpec(data="tests.own_workloads:tokens", model="tests.own_workloads:Recurrent", batch_size=16)
+    metrics = confirmed(tmp_path, TrialSpec(workload=workload, epochs=2))
+    assert main([str(tmp_path), str(tmp_path / "model")]) == 0
+    ids, labels = tokens().splits["validation"]
+    function = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    logits = torch.from_numpy(np.concatenate([function.predict(part) for part in (ids[:1].numpy(), ids[1:].numpy())]))
+    assert float((logits.argmax(1) == labels).double().mean()) == pytest.approx(metrics.validation_accuracy, abs=1e-12)

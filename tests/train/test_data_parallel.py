@@ -34,6 +34,8 @@ TIMES = ("seconds", "evaluation_seconds", "compile_seconds", "curvature_seconds"
 CURVATURE = ("curvature_top", "curvature_mean", "damping_ratio", "critical_lr", "lr_over_critical")
 PARTLY_USED = WorkloadSpec(model="tests.train.test_data_parallel:partly_used")
 DIAGONAL = WorkloadSpec(data="diagonal", model="diagonal")
+TOKENS = WorkloadSpec(data="tests.own_workloads:tokens", model="tests.own_workloads:Recurrent", batch_size=16)
+MARGINS = WorkloadSpec(data="tests.own_workloads:margins", model="tests.own_workloads:linear", batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def first_step(replicas: Replicas, spec: TrialSpec) -> tuple[Tensor, Tensor, dic
     return loss, score, {**gradients, **dict(model.named_buffers())}
 
 
-@pytest.mark.parametrize("workload", [WorkloadSpec(), PARTLY_USED, DIAGONAL])
+@pytest.mark.parametrize("workload", [WorkloadSpec(), PARTLY_USED, DIAGONAL, TOKENS, MARGINS])
 def test_gradients_and_statistics_of_a_step_are_those_of_the_whole_batch(
     two: Processes, workload: WorkloadSpec
 ) -> None:

@@ -126,7 +126,7 @@ def test_one_place_unseals_the_test_split() -> None:
             if named or (isinstance(node, ast.Attribute) and node.attr == "sealed" and isinstance(node.ctx, ast.Store)):
                 opened.append(path.name)
     # load_data itself hands it to the data, whose own default is True.
-    assert sorted(opened) == ["data.py", "diagonal.py", "final_weights.py", "images.py", "streaming.py"]
+    assert sorted(opened) == ["data.py", "diagonal.py", "final_weights.py", "images.py", "samples.py", "streaming.py"]
 
 
 def test_a_worker_tests_the_weights_that_a_confirmed_run_left(tmp_path: Path) -> None:

@@ -229,13 +229,15 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 
 
 @pytest.mark.slow
-def test_a_search_is_whole_and_says_what_its_accuracy_is(
+def test_a_search_is_whole_and_shows_its_score_under_its_name(
     searched: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, ran = searched
     check_whole(folder, {"sgdm": NUM_ALONE})
     report = (folder / "runs/a/report.md").read_text()
-    assert "diagonal on diagonal" in report and "accuracy is R^2" in report
+    assert "diagonal on diagonal" in report and "Validation R^2 against" in report and "| test R^2 |" in report
+    assert "R^2, which files and MLflow call accuracy" in report and report.count("accuracy") == 1
+    assert ", best R^2 0." in ran.stdout and "accuracy" not in ran.stdout
     assert "Data: diagonal; train is drawn afresh for every batch" in ran.stdout
     assert "could not be saved" not in ran.stdout
     frame = load_search("a", output=str(folder / "runs")).trials()
@@ -275,7 +277,8 @@ def test_its_networks_cannot_be_diagnosed(
     assert diagnose(["a/sgdm/confirm-1"]) == 2
     assert capsys.readouterr() == (
         "",
-        "error: a/sgdm/confirm-1: its workload diagonal has no images; a diagnosis needs misclassified images\n",
+        "error: a/sgdm/confirm-1: a diagnosis needs the images of a workload that is known by name, and diagonal is "
+        "none\n",
     )
 
 

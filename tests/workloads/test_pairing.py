@@ -108,7 +108,5 @@ def test_a_model_of_ones_own_is_told_the_dimension() -> None:
     assert prepare(spec).num_classes is None
     *_, last = train(TrialSpec(workload=spec, epochs=1), device=torch.device("cpu"))
     assert 0 < last.validation_accuracy < 1
-    with pytest.raises(
-        InvalidInput, match=r"--model tests.workloads.test_pairing:of_images: cannot be built.*'dimension'"
-    ):
+    with pytest.raises(InvalidInput, match=r"of_images: needs 'num_classes', and there is dimension, num_outputs, "):
         prepare(WorkloadSpec(data="diagonal", model="tests.workloads.test_pairing:of_images"))

@@ -12,6 +12,7 @@ from torch import nn
 from tuner.core.errors import InvalidInput
 from tuner.core.trial_spec import WorkloadSpec
 from tuner.workloads.check import KNOWN_MODELS, prepare
+from tuner.workloads.data import load_data
 from tuner.workloads.models import MODELS, OPTIONS, RepeatGrey, build_model, find_model
 from tuner.workloads.resnet import Block, ResNet
 
@@ -169,12 +170,17 @@ def test_a_function_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "from torch import nn\n"
         "def linear(*, num_classes, channels, image_size):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))\n"
+        "def part(input_shape, num_outputs, width=8):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[0] * width**2, num_outputs))\n"
         "def number(*, num_classes, channels, image_size):\n"
         "    return 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     model = build("own_models:linear", num_classes=3, channels=1, image_size=8)
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    offered = load_data(WorkloadSpec(), torch.device("cpu")).model_arguments
+    model = build_model(WorkloadSpec(model="own_models:part"), **offered)
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     with pytest.raises(InvalidInput, match="gave a int"):
         build("own_models:number")
     # The check looks in a process of its own, which must find what this one finds.

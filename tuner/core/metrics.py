@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from tuner.core.damping import DAMPING_CODES, damping_class
 from tuner.core.trial_spec import TrialSpec
 
+ACCURACY, R_SQUARED = "accuracy", "R^2"
+"""Names of the scores of classification and of regression.  The fields below and MLflow call every score accuracy."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeToTarget:
@@ -181,12 +184,12 @@ class EpochMetrics:
     """Mean training loss (for images, cross-entropy) over the batches since the previous evaluation, as augmented; inf
     if it diverged."""
     train_accuracy: float
-    """Share of this epoch's training images, as augmented, that were classified correctly, in [0, 1]; for the workload
-    diagonal, R^2 over its samples, at least 0."""
+    """The task's score, in [0, 1], over this epoch's training samples as augmented: for classification the share that
+    was classified correctly, for regression R^2."""
     validation_loss: float
     """Mean loss over the validation split; inf if it is not finite."""
     validation_accuracy: float
-    """Accuracy on the validation split in evaluation mode, in [0, 1]; for the workload diagonal, R^2, at least 0."""
+    """The task's score on the validation split in evaluation mode, in [0, 1]: accuracy, R^2 or a user's own."""
     lr: float
     """Learning rate of the newest batch's step."""
     momentum: float
@@ -208,7 +211,7 @@ class EpochMetrics:
     finished_at: float
     """Wall clock at the end of the epoch, seconds since 1970."""
     chance: float = 0.0
-    """Accuracy of guessing, in [0, 1): 1 / number of classes; 0 for R^2."""
+    """Score of guessing, in [0, 1): 1 / number of classes for accuracy, 0 for other scores."""
     curvature_top: float | None = None
     """Largest eigenvalue of the loss's Hessian on a fixed batch, by the newest estimate; None if there is none."""
     curvature_mean: float | None = None
@@ -231,6 +234,6 @@ class FinalScore:
     loss: float
     """Mean loss on the test split; for images, cross-entropy."""
     accuracy: float
-    """Accuracy on the test split, in [0, 1]; for the workload diagonal, R^2, at least 0."""
+    """The task's score on the test split, in [0, 1]: accuracy, R^2 or a user's own."""
     data: str
     """Digest of the data and its splits."""

@@ -67,8 +67,8 @@ class SearchSpec:
     sampler: SamplerName = "tpe"
     """How these settings are drawn from all trainings before, by Optuna's samplers."""
     objective: Objective = "time-to-target"
-    """What is optimized: gradient evaluations to the highest target, final accuracy, area under the error curve,
-    or (pareto) the first two at once, without a race."""
+    """What is optimized: gradient evaluations to the highest target, final accuracy (or other score), area under the
+    error curve, or (pareto) the first two at once, without a race."""
     confirm: Literal["left", "all"] = "left"
     """Variants that are refined and confirmed after the race: those that are left and the baseline, or all."""
     confirm_seeds: int = 6
@@ -79,9 +79,9 @@ class SearchSpec:
     training: TrialSpec = field(default_factory=TrialSpec)
     """What every trial trains, with its epochs and targets; each trial has its own optimizer and seed."""
     targets: tuple[float, ...] | Literal["auto"] | None = None
-    """Validation accuracies in (0, 1), increasing; the time to reach each is measured, and the race is to the highest.
-    auto takes what the baseline's default point reaches at a third and at four fifths of its budget, by the median of
-    three seeds that are trained first. Default: 0.9 0.95 for digits, else auto."""
+    """Validation accuracies (or other scores) in (0, 1), increasing; the time to each is measured, and the race is to
+    the highest. auto takes what the baseline's default point reaches at a third and at four fifths of its budget, by
+    the median of three seeds that are trained first. Default: 0.9 0.95 for digits, else auto."""
     label_smoothing: float = 0.0
     """Share of each label, in [0, 1), that is spread over all classes in training, for every variant that does not set
     recipe.label_smoothing itself."""
@@ -148,7 +148,7 @@ class SearchSpec:
             object.__setattr__(self, "targets", self.training.targets or usual)
         if self.targets != "auto":
             if not self.targets:
-                raise InvalidInput("--targets: must name at least one accuracy, or auto")
+                raise InvalidInput("--targets: must name at least one score, or auto")
             object.__setattr__(self, "training", dataclasses.replace(self.training, targets=self.targets))
         default = flatten(TrialSpec())
         for leaf, value in flatten(self.training).items():

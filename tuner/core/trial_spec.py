@@ -25,13 +25,14 @@ class WorkloadSpec:
     """What is trained: data, model, batch."""
 
     data: str = "digits"
-    """Data: digits, fashion-mnist, cifar10, cifar100, imagefolder (images of your own), or diagonal (Gaussian samples
-    for a network with two weights per coordinate; its accuracy is R^2)."""
+    """Data: digits, fashion-mnist, cifar10, cifar100, imagefolder (images of your own), diagonal (Gaussian samples for
+    a network with two weights per coordinate), or data of your own: package.module:function, whose function returns
+    what tuner.workloads.tensors makes."""
     model: str = ""
     """Model: resnet8/20/32/56, resnet18/34/50, a torchvision classifier, or package.module:function; for the workload
     diagonal: diagonal or diagonal-squares. Default: resnet8, or diagonal for the workload diagonal."""
     data_dir: str | None = None
-    """Folder of the data; digits and diagonal need none."""
+    """Folder of the data; digits and diagonal need none. A function of your own is given it if it names data_dir."""
     download: bool = False
     """Fetch the data set into the data folder if it is missing."""
     batch_size: int = 64
@@ -63,7 +64,8 @@ class TrialSpec:
     epochs: int = 10
     """Largest number of epochs per trial, at least 1; epochs times steps per epoch is the budget."""
     targets: tuple[float, ...] = ()
-    """Validation accuracies in (0, 1), increasing; the cost to reach each for the first time is measured."""
+    """Validation scores in (0, 1), such as accuracies, increasing; the cost to reach each for the first time is
+    measured."""
     stop_at_target: bool = False
     """End a trial once it reaches the highest target, instead of training to the end of its budget."""
     max_loss: float = 1e3
@@ -103,6 +105,11 @@ DIAGONAL_MODELS = ("diagonal", "diagonal-squares")
 """Names of the models for the data ``diagonal``; a user's own ``package.module:function`` may take it too."""
 
 
+def is_own(data: str) -> bool:
+    """Whether the data is named as ``package.module:function``: that of a user's own function."""
+    return ":" in data
+
+
 def default_model(data: str) -> str:
     """The model that is trained if none is named."""
     return DIAGONAL_MODELS[0] if data == DIAGONAL else "resnet8"
@@ -116,7 +123,8 @@ def check_model(data: str, model: str) -> None:
         raise InvalidInput(
             f"--model {model}: takes images, and diagonal has none; give {' or '.join(DIAGONAL_MODELS)}, or none"
         )
-    raise InvalidInput(f"--model {model}: takes the workload diagonal alone, and {data} has images; give another")
+    has = "" if is_own(data) else f", and {data} has images"
+    raise InvalidInput(f"--model {model}: takes the workload diagonal alone{has}; give another")
 
 
 def load_spec(path: Path) -> TrialSpec:

@@ -121,7 +121,8 @@ def _open(options: argparse.Namespace, name: str) -> tuple[TrainedModel, TrainSt
         raise InvalidInput(f"{name}: the data is not what these weights were trained on")
     if not are_images(data):
         raise InvalidInput(
-            f"{name}: its workload {trained.spec.workload.data} has no images; a diagnosis needs misclassified images"
+            f"{name}: a diagnosis needs the images of a workload that is known by name, and "
+            f"{trained.spec.workload.data} is none"
         )
     network = trained_network(trained.spec, trained.state, data, device)
     return trained, network, layer_groups(network.model)

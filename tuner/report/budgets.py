@@ -7,7 +7,7 @@ import math
 import shlex
 from datetime import timedelta
 
-from tuner.core.metrics import target_label
+from tuner.core.metrics import ACCURACY, target_label
 from tuner.core.search_spec import SearchSpec, flag
 from tuner.report.comparison import cost
 from tuner.report.document import Section, Table
@@ -111,6 +111,7 @@ def provenance(search: Search) -> Section:
             f"{workload.data}, {workload.model}, {spec.training.epochs} epochs of batches of {workload.batch_size}",
         ),
         ("data", "; ".join(dict.fromkeys([search.splits, *(r.test.data for r in records if r.test)])).strip("; ")),
+        *([("score", f"{search.score}, which files and MLflow call accuracy")] if search.score != ACCURACY else []),
         ("targets", _targets(search)),
         *([("seeds of pilots", _seeds(search.pilots()))] if search.pilots() else []),
         ("seeds of trials", _seeds([r for r in records if r.is_trial])),

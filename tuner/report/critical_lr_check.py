@@ -211,7 +211,7 @@ def _spared(search: Search) -> tuple[Table, ...]:
         for record in predicted(search)
         if ratio(record) > factor and record.status != "diverged"
     ]
-    columns = ("trial", "lr.peak", "predicted critical", "ratio", "ended", "last accuracy")
+    columns = ("trial", "lr.peak", "predicted critical", "ratio", "ended", f"last {search.score}")
     title = f"Trials above {factor:g} times the predicted critical rate that did not diverge"
     return (Table("critical_lr_missed", title, columns, tuple(rows)),) if rows else ()
 

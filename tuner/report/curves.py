@@ -43,11 +43,11 @@ MANY = 30
 
 
 def convergence(search: Search) -> Picture | None:
-    """Validation accuracy against gradient evaluations.
+    """Validation score against gradient evaluations.
 
     Each variant has the median over its confirmed runs, with a band from the smallest to the largest value.  A search
     without confirmed runs has the chosen trial of each variant, and all trials as thin lines.  A training that diverged
-    has accuracy 0 from there on.
+    has score 0 from there on.
     """
     everything = [variant.name for variant in search.variants]
     runs = {name: observed(search.confirmed(name)) for name in everything}
@@ -93,7 +93,7 @@ def convergence(search: Search) -> Picture | None:
         axes.set_xlim(left=0)
         numbers(axes.xaxis, "count")
         numbers(axes.yaxis, "percent")
-    label(figure, "gradient evaluations", "validation accuracy")
+    label(figure, "gradient evaluations", f"validation {search.score}")
     if not crowded:
         legend(figure, [sample(name, *looks[name], mark(*looks[name])) for name in names])
     return Picture("convergence", _convergence_title(search, runs, confirmed, crowded), figure)
@@ -101,7 +101,7 @@ def convergence(search: Search) -> Picture | None:
 
 def _convergence_title(search: Search, runs: Mapping[str, list[TrialRecord]], confirmed: bool, crowded: bool) -> str:
     targets = ", ".join(f"{target_label(target)}%" for target in search.spec.training.targets)
-    parts = ["Validation accuracy against gradient evaluations."]
+    parts = [f"Validation {search.score} against gradient evaluations."]
     if confirmed:
         sizes = sorted({len(records) for records in runs.values() if records})
         n = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
@@ -245,7 +245,7 @@ def _curve(record: TrialRecord) -> tuple[Numbers, Numbers]:
 
 
 def _band(runs: Sequence[TrialRecord]) -> tuple[Numbers, Numbers, Numbers, Numbers]:
-    """Gradient evaluations, median, smallest and largest accuracy of runs with the same settings."""
+    """Gradient evaluations, median, smallest and largest score of runs with the same settings."""
     curves = [_curve(record) for record in runs]
     x = max((spent for spent, _ in curves), key=len)
     # A run that diverged ends at 0; np.interp holds that value for the rest.

@@ -131,7 +131,7 @@ def numbers(axis: Axis, kind: Kind, most: int = 5) -> None:
 def goal(search: Search) -> str:
     """The objective as the label of an axis; the first if there are several."""
     return {
-        "accuracy": "final validation accuracy",
+        "accuracy": f"final validation {search.score}",
         "auc": "area under the error curve",
     }.get(search.spec.objective, f"gradient evaluations to {target_label(search.spec.training.targets[-1])}%")
 

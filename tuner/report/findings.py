@@ -105,7 +105,7 @@ def _numbers(variant: Variant) -> dict[str, FloatDistribution | IntDistribution]
 
 
 def stability(search: Search) -> Section:
-    """How steadily each variant trained: tail deviation, worst accuracy of the tail, largest rise of the loss."""
+    """How steadily each variant trained: tail deviation, worst score of the tail, largest rise of the loss."""
     rows, unconfirmed = [], []
     for variant in search.variants:
         runs = [run for run in search.confirmed(variant.name).values() if run.observed]
@@ -123,8 +123,8 @@ def stability(search: Search) -> Section:
     columns = ("variant", "runs", "diverged", "tail deviation", "worst of the tail", "largest loss jump")
     note = (
         "Each cell is the median over the runs [smallest, largest]. The tail is the last fifth of the epochs, at least "
-        "two epochs. The deviation and the worst value are of the validation accuracy in the tail. The jump is the "
-        "largest rise of the training loss from one epoch to the next."
+        f"two epochs. The deviation and the worst value are of the validation {search.score} in the tail. The jump is "
+        "the largest rise of the training loss from one epoch to the next."
     )
     table = Table("stability", "Steadiness", columns, tuple(rows), note)
     return Section("Stability", tuple(sentences), tables=(table,))

@@ -22,7 +22,7 @@ ENDINGS = ("stopped", "diverged", "failed")
 
 
 def leaderboard(search: Search) -> Table:
-    """The variants, the winner of the race first: rounds, cost and test accuracy of their confirmed runs."""
+    """The variants, the winner of the race first: rounds, cost and test score of their confirmed runs."""
     if not times(search) and not search.race.rounds:
         return exploration(search)
     targets, goal = search.spec.training.targets, target_label(search.spec.training.targets[-1])
@@ -35,7 +35,7 @@ def leaderboard(search: Search) -> Table:
         against = made.get(name)
         ratio = against.settings if against else None
         cells = [costs.get((name, target)) for target in targets]
-        tested = _test_accuracies(search, name)
+        tested = _test_scores(search, name)
         rows.append(
             (
                 name,
@@ -43,7 +43,7 @@ def leaderboard(search: Search) -> Table:
                 *(_short(cell.interval, usual) if cell else "-" for cell in cells),
                 f"{cells[-1].reached}/{cells[-1].num_seeds}" if cells[-1] else "-",
                 _short(ratio, 0.95) if ratio else "-",
-                _accuracy(tested, len(search.confirmed(name))),
+                _score(tested, len(search.confirmed(name))),
             )
         )
     columns = (
@@ -52,7 +52,7 @@ def leaderboard(search: Search) -> Table:
         *(f"to {target_label(target)}%" for target in targets),
         "reached",
         f"ratio to {search.baseline}",
-        "test accuracy",
+        f"test {search.score}",
     )
     note = []
     if raced:
@@ -67,7 +67,7 @@ def leaderboard(search: Search) -> Table:
             f"The chosen settings of {whose} are trained again with {search.spec.confirm_seeds} fresh seeds. The "
             "columns to a target give the median gradient evaluations and an interval, at "
             f"{100 * usual:.0f}% unless another level is given. The ratio is of these settings' gradient evaluations "
-            f"to {goal}%, by equal seeds, at 95% unless another level is given. The test accuracy is the mean "
+            f"to {goal}%, by equal seeds, at 95% unless another level is given. The test {search.score} is the mean "
             "(smallest–largest) at the end of training, over the runs that came to their end."
         )
     return Table("leaderboard", "Leaderboard", columns, tuple(rows), " ".join(note))
@@ -95,12 +95,12 @@ def exploration(search: Search) -> Table:
     rows = []
     for name in _explored(search):
         trials = search.trials_of(name)
-        accuracy = max((best_accuracy(record.history) for record in trials if record.history), default=None)
+        score = max((best_accuracy(record.history) for record in trials if record.history), default=None)
         best = search.best(name)
         rows.append(
             (
                 name,
-                "-" if accuracy is None else f"{accuracy:.4f}",
+                "-" if score is None else f"{score:.4f}",
                 *(_fastest(trials, target) for target in targets),
                 *(str(sum(record.status == ending for record in trials)) for ending in ENDINGS),
                 best.name if best else "-",
@@ -108,7 +108,7 @@ def exploration(search: Search) -> Table:
         )
     columns = (
         "variant",
-        "best accuracy",
+        f"best {search.score}",
         *(f"to {target_label(target)}%" for target in targets),
         *ENDINGS,
         "best trial",
@@ -154,7 +154,7 @@ def metrics_and_tags(search: Search) -> dict[str, tuple[dict[str, float], dict[s
         metrics["leaderboard/ratio"] = settings.estimate if settings and settings.estimate > 0 else math.nan
         metrics["leaderboard/ratio_low"] = settings.low if settings else math.nan
         metrics["leaderboard/ratio_high"] = settings.high if settings and settings.high > 0 else math.nan
-        tested = _test_accuracies(search, name)
+        tested = _test_scores(search, name)
         # A mean over the surviving runs alone would be too good.
         whole = tested and len(tested) == len(search.confirmed(name))
         metrics["test/accuracy"] = float(np.mean(tested)) if whole else math.nan
@@ -170,15 +170,15 @@ def metrics_and_tags(search: Search) -> dict[str, tuple[dict[str, float], dict[s
 
 
 def _explored(search: Search) -> list[str]:
-    """Variants by the objective of their best trial, then by the best accuracy; those without a finished trial last."""
+    """Variants by the objective of their best trial, then by the best score; those without a finished trial last."""
 
     def key(name: str) -> tuple[float, ...]:
         best = search.best(name)
         if best is None:
             return (1.0,)
         values = evaluate(search.spec.objective, best.history, search.spec.training.targets)
-        accuracies = [best_accuracy(record.history) for record in search.trials_of(name) if record.history]
-        return (0.0, *rank(search.spec.objective, values), -max(accuracies))
+        scores = [best_accuracy(record.history) for record in search.trials_of(name) if record.history]
+        return (0.0, *rank(search.spec.objective, values), -max(scores))
 
     return sorted((variant.name for variant in search.variants), key=key)
 
@@ -202,13 +202,13 @@ def _median(time: Time | None) -> float:
     return time.interval.estimate if time else math.nan
 
 
-def _accuracy(tested: Sequence[float], num_runs: int) -> str:
-    """Mean and range, and the number of runs if some have no test accuracy because they diverged or failed."""
+def _score(tested: Sequence[float], num_runs: int) -> str:
+    """Mean and range, and the number of runs if some have no test score because they diverged or failed."""
     if not tested:
         return "-"
     shown = f"{np.mean(tested):.1%} ({100 * min(tested):.1f}–{100 * max(tested):.1f})"
     return shown if len(tested) == num_runs else f"{shown}, {len(tested)} of {num_runs}"
 
 
-def _test_accuracies(search: Search, variant: str) -> list[float]:
+def _test_scores(search: Search, variant: str) -> list[float]:
     return [run.test.accuracy for run in search.confirmed(variant).values() if run.test]

@@ -44,7 +44,7 @@ def standing(search: Search, variant: str) -> str:
 
 
 def in_words(search: Search, found: Verdict) -> str:
-    """A verdict on variants in the word that fits the objective: a larger accuracy is better, not faster."""
+    """A verdict on variants in the word that fits the objective: a larger score is better, not faster."""
     return found if search.race.timed else {"faster": "better", "slower": "worse"}.get(found, found)
 
 
@@ -135,7 +135,7 @@ def _continuing(search: Search, i: str, j: str) -> str:
 
 
 def missed(search: Search) -> list[str]:
-    """Where no training of the race reached the target: that, and the highest accuracy that half of them reached."""
+    """Where no training of the race reached the target: that, and the highest score that half of them reached."""
     if search.spec.objective != "time-to-target" or not search.race.rounds:
         return []
     target = search.spec.training.targets[-1]
@@ -151,7 +151,7 @@ def missed(search: Search) -> list[str]:
 
 
 def half_reached(search: Search) -> float:
-    """The highest validation accuracy that half of the ended trainings of the race reached."""
+    """The highest validation score that half of the ended trainings of the race reached."""
     ended = [best_accuracy(record.history) for record in _raced(search) if record.ended]
     return statistics.median_low(ended) if ended else 0.0
 

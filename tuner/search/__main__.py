@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if search_id is None:
             search_folder.check_new(spec)
-        print_plan(spec, preflight.check(spec, download=False)[0])
+        print_plan(spec, *preflight.check(spec, download=False))
         return ExitStatus.OK
     return run_search(spec, search_id).exit_status
 

@@ -15,6 +15,7 @@ from tuner.study.refinement import given_points, most_repeats
 from tuner.study.rounds import FEWEST
 from tuner.study.targets import NUM_PILOTS
 from tuner.study.trial_record import POINTS
+from tuner.workloads.check import Prepared
 
 UNBOUNDED = 10_000
 """Columns of output that goes to no terminal: lines are not wrapped, so that grep finds them whole."""
@@ -33,12 +34,8 @@ def print_variants() -> None:
     console.print(_table(("named point", "its default"), points))
 
 
-def print_plan(spec: SearchSpec, variants: Sequence[Variant]) -> None:
-    """Prints each variant's space and the most that the search can cost.  Loads the data, for its sizes."""
-    import torch  # takes seconds, which --list does not have
-
-    from tuner.workloads.data import load_data
-
+def print_plan(spec: SearchSpec, variants: Sequence[Variant], data: Prepared) -> None:
+    """Prints each variant's space and the most that the search can cost."""
     console = _console()
     table = _table(("variant", "setting", "range", "default", "only if"), _settings(variants))
     workload, epochs = spec.training.workload, spec.training.epochs
@@ -46,10 +43,9 @@ def print_plan(spec: SearchSpec, variants: Sequence[Variant]) -> None:
     console.print(table)
     for variant in variants:
         console.print(f"{variant.name}: {variant.idea} ({variant.source})", highlight=False)
-    data = load_data(spec.workload_spec(), torch.device("cpu"))
     steps = data.sizes["train"] // workload.batch_size
     budget = epochs * steps
-    console.print(f"Data: {', '.join(f'{size} {split}' for split, size in data.sizes.items())}; {data.splits_note}")
+    console.print(f"Data: {', '.join(f'{size} {split}' for split, size in data.sizes.items())}; {data.note}")
     for line in plan(spec, variants):
         console.print(line, highlight=False)
     num_trainings = most_trainings(spec, len(variants))

@@ -65,7 +65,7 @@ class Display:
         standings = self._standings()
         num_ended = sum(standing.num_ended.total() for standing in standings.values())
         self.console.print(
-            f"{num_ended}/{self.trials.num_planned} {record.name} {record.status}, best accuracy "
+            f"{num_ended}/{self.trials.num_planned} {record.name} {record.status}, best {self.trials.search.score} "
             f"{best_accuracy(record.history):.4f}, {_duration(self._seconds_left(_done(standings)))} left",
             highlight=False,
             soft_wrap=True,

@@ -56,7 +56,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
 
             recorder = open_recorder(spec, search_id, variants, data, folder)
             if recorder.scheduler.is_complete():
-                search_folder.save(folder, spec, search_id, content, splits=data.note)
+                search_folder.save(folder, spec, search_id, content, splits=data.note, score=data.score)
                 return finish_search(recorder, console)
         with ray_shut_down():
             try:
@@ -68,7 +68,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
                     check_storage(spec)
                 known_id = search_id or search_folder.new_id()
                 process = search_folder.Process(time.time(), None, versions(), hardware(), resources.slots)
-                search_folder.save(folder, spec, known_id, content, splits=data.note, process=process)
+                search_folder.save(folder, spec, known_id, content, splits=data.note, score=data.score, process=process)
                 if search_id is None:
                     recorder = open_recorder(spec, known_id, variants, data, folder)
                 return train(recorder, resources, console)

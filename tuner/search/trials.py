@@ -30,7 +30,7 @@ from tuner.study.scheduler import TrialScheduler
 from tuner.study.search_folder import CHANGEABLE_ON_RESUME, note_end, processes_of
 from tuner.tracking.client import with_login_apart
 from tuner.tracking.tracker import DataSet, Tracker
-from tuner.workloads.check import SOURCES, Prepared
+from tuner.workloads.check import Prepared, source_of
 
 
 def check_storage(spec: SearchSpec) -> None:
@@ -65,7 +65,7 @@ def open_recorder(
         dataset=DataSet(
             name=spec.training.workload.data,
             digest=data.digest,
-            source=spec.training.workload.data_dir or SOURCES[spec.training.workload.data],
+            source=source_of(spec.training.workload),
             sizes=data.sizes,
             num_classes=data.num_classes,
         ),
@@ -74,7 +74,7 @@ def open_recorder(
     by_variant = {name: study.study for name, study in studies.items()}
     joined = {name: study.joined for name, study in studies.items()}
     processes = processes_of(folder)
-    search = Search(spec, search_id, variants, folder, by_variant, processes, data.note, joined=joined)
+    search = Search(spec, search_id, variants, folder, by_variant, processes, data.note, data.score, joined=joined)
     retry("--checkpoints", search.root.make)
     return Recorder(TrialScheduler(search, studies), tracking, storage)
 

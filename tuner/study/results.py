@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from search_spaces import Variant
-from tuner.core.metrics import epoch_metrics, is_finished, speed_metrics
+from tuner.core.metrics import ACCURACY, epoch_metrics, is_finished, speed_metrics
 from tuner.core.retry import retry
 from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import Setting, flatten, with_settings
@@ -51,6 +51,8 @@ class Search:
     """The processes that have worked on the search, in order, with their times, versions and hardware."""
     splits: str = ""
     """How the data is split, in words."""
+    score: str = ACCURACY
+    """Name of the task's score, which its metrics call accuracy."""
     records: dict[str, TrialRecord] = field(default_factory=dict)
     """Trials and confirmed runs by name; sorted by variant if they were read from disk."""
     tests: dict[str, TrialRecord] = field(default_factory=dict)
@@ -263,7 +265,8 @@ def load_search(name: str, *, output: str = "runs", storage: str | None = None) 
     }
     processes, splits = search_folder.processes_of(folder), search_folder.splits_of(folder)
     joined = {name: int(study.user_attrs.get(JOINED, 0)) for name, study in studies.items()}
-    search = Search(spec, search_id, variants, folder, studies, processes, splits, joined=joined)
+    score = search_folder.score_of(folder)
+    search = Search(spec, search_id, variants, folder, studies, processes, splits, score, joined=joined)
     for variant in variants:
         if variant.name in studies:
             for trial in studies[variant.name].get_trials(deepcopy=False):

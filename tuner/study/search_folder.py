@@ -17,6 +17,7 @@ from optuna.distributions import distribution_to_json
 
 from search_spaces import Variant, expand
 from tuner.core.errors import InvalidInput, masked, unknown
+from tuner.core.metrics import ACCURACY
 from tuner.core.retry import retry
 from tuner.core.search_spec import SearchSpec, flag
 
@@ -27,7 +28,8 @@ FILES_MADE_FIRST = (LOCK, LOG)
 
 def with_name(spec: SearchSpec) -> SearchSpec:
     """The spec with a name: the given one, or else the workload and the time."""
-    name = spec.name or f"{spec.training.workload.data}-{datetime.now():%Y%m%d-%H%M%S}"
+    data = spec.training.workload.data.replace(":", "-")  # a folder's name, also for a function of the user's own
+    name = spec.name or f"{data}-{datetime.now():%Y%m%d-%H%M%S}"
     return dataclasses.replace(spec, name=name)
 
 
@@ -171,6 +173,7 @@ def save(
     content: Mapping[str, str | None],
     *,
     splits: str = "",
+    score: str = ACCURACY,
     process: Process | None = None,
 ) -> None:
     """Writes the spec, without passwords, whole or not at all; adds ``process`` to the processes of the search."""
@@ -179,8 +182,8 @@ def save(
         kept[name] = kept[name] and masked(kept[name])
     processes = [*processes_of(folder), *([process] if process else [])]
     measured = list(spec.training.targets) if spec.targets == "auto" else []
-    content_of_file = {"id": search_id, "content": content, "splits": splits, "targets": measured, "spec": kept}
-    _write(folder, content_of_file, processes)
+    told = {"id": search_id, "content": content, "splits": splits, "score": score, "targets": measured, "spec": kept}
+    _write(folder, told, processes)
 
 
 def processes_of(folder: Path) -> tuple[Process, ...]:
@@ -195,6 +198,11 @@ def processes_of(folder: Path) -> tuple[Process, ...]:
 def splits_of(folder: Path) -> str:
     """How the search's data is split, in words."""
     return str(json.loads((folder / SPEC_FILE).read_text()).get("splits", ""))
+
+
+def score_of(folder: Path) -> str:
+    """Name of the score that the search's validations are measured by."""
+    return str(json.loads((folder / SPEC_FILE).read_text()).get("score", ACCURACY))
 
 
 def save_targets(folder: Path, targets: Sequence[float]) -> None:

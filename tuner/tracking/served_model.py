@@ -2,9 +2,9 @@
 
     python -m tuner.tracking.served_model RUN_FOLDER OUT
 
-A model of images takes pixels as image files hold them and returns probabilities.  A model of the workload diagonal
-takes inputs and returns predictions, as in the training.  The model is saved as a graph.  So a program that loads it
-needs torch and MLflow, but not this package.
+A model of images takes pixels as image files hold them and returns probabilities.  A model of the workload diagonal,
+or of a user's own data, takes inputs and returns outputs, as in the training.  The model is saved as a graph.  So a
+program that loads it needs torch and MLflow, but not this package.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tuner.core.serialization import digest
 from tuner.core.store import Store
 from tuner.core.trial_spec import SPEC, TrialSpec, load_spec
 from tuner.train.final_weights import load_weights
-from tuner.workloads.data import Data, are_images, load_data
+from tuner.workloads.data import Data, are_images, load_data, with_precision
 from tuner.workloads.images import normalize
 from tuner.workloads.models import build_model
 
@@ -55,7 +55,8 @@ class ServedModel(nn.Module):
 def load_served(folder: Path, store: Store | None = None) -> tuple[nn.Module, Data, TrialSpec]:
     """The model of a confirmed run's folder, the data that it was trained on, and its spec, all on the CPU.
 
-    The model of an image workload is a :class:`ServedModel`.  Any other model takes float32 inputs.
+    The model of an image workload is a :class:`ServedModel`.  Any other model takes inputs as its training,
+    floats as float32.
 
     ``store`` holds the final weights; the default is the folder itself.
 
@@ -90,7 +91,7 @@ def example(data: Data) -> Tensor:
     inputs = inputs[[0, -1]]
     if are_images(data):
         return (inputs * data.deviation + data.mean).round().to(torch.uint8).contiguous()
-    return inputs.float()
+    return with_precision(inputs, torch.float32).contiguous()
 
 
 def save_served(folder: Path, out: Path, store: Store | None = None) -> None:

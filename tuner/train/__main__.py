@@ -21,6 +21,7 @@ from tuner.core.serialization import Setting, to_json, with_settings
 from tuner.core.store import Store, check_place
 from tuner.core.trial_spec import USUAL_TARGETS, OptimizerSpec, TrialSpec, default_model, load_spec
 from tuner.train import train
+from tuner.workloads.data import cached_data
 
 
 @command
@@ -58,9 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         store.make()
     torch.set_num_threads(arguments.threads)
     history = []
-    for metrics in train(spec, store=store):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for metrics in train(spec, store=store, device=device):
         history.append(metrics)
-        print(json.dumps(dataclasses.asdict(metrics)) if arguments.json else _line(metrics), flush=True)
+        score = cached_data(spec.workload, device).task.name  # the training's own copy
+        print(json.dumps(dataclasses.asdict(metrics)) if arguments.json else _line(metrics, score), flush=True)
     if not arguments.json:
         print("  ".join(f"{name} {value:.4g}" for name, value in speed_metrics(history, spec.targets).items()))
     return ExitStatus.NOTHING_FINISHED if history[-1].diverged else ExitStatus.OK
@@ -100,11 +103,11 @@ def _with_settings(spec: TrialSpec, given: Sequence[str]) -> TrialSpec:
         raise InvalidInput(str(error).replace("'optimizer.", "'")) from None
 
 
-def _line(metrics: EpochMetrics) -> str:
+def _line(metrics: EpochMetrics, score: str) -> str:
     note = "  diverged" if metrics.diverged else ""
     return (
         f"epoch {metrics.epoch}  gradient evaluations {metrics.gradient_evaluations}  "
-        f"train loss {metrics.train_loss:.4f}  validation accuracy {metrics.validation_accuracy:.4f}  "
+        f"train loss {metrics.train_loss:.4f}  validation {score} {metrics.validation_accuracy:.4f}  "
         f"lr {metrics.lr:.3g}  momentum {metrics.momentum:.3g}  p {metrics.p:.3g}  {metrics.seconds:.1f} s{note}"
     )
 

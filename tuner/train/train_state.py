@@ -35,7 +35,7 @@ from tuner.train.curvature import Curvature, estimate_curvature
 from tuner.train.data_parallel import SINGLE_PROCESS, Replicas
 from tuner.train.recipe import Recipe
 from tuner.train.sync_batch_norm import taken_alone
-from tuner.workloads.data import Data
+from tuner.workloads.data import Data, with_precision
 from tuner.workloads.models import build_model
 
 NORM_BATCHES = 32
@@ -65,8 +65,9 @@ class TrainState:
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
         torch.manual_seed(spec.seed)
         model = build_model(spec.workload, **data.model_arguments)
-        layout = torch.contiguous_format if spec.optimizer.contiguous else torch.channels_last
-        model = model.to(device=device, dtype=self.dtype, memory_format=layout)  # type: ignore[call-overload]
+        model = model.to(device=device, dtype=self.dtype)
+        if spec.optimizer.contiguous:
+            model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.model = replicas.sync_batch_norm(model)
         self.optimizer = make_optimizer(self.model, spec.optimizer, num_steps=num_steps)
         self.needs_closure = needs_closure(self.optimizer)
@@ -163,7 +164,7 @@ class TrainState:
             self._seed(batch.seed)
             taken, wanted = self._recipe.mix(inputs, labels)
             with self._autocast():
-                outputs = self.train_forward(taken.to(self.dtype))
+                outputs = self.train_forward(with_precision(taken, self.dtype))
                 loss = self._recipe.loss(outputs, wanted)
             self.optimizer.zero_grad(set_to_none=True)
             self._differentiate(loss)
@@ -240,7 +241,7 @@ class TrainState:
             with torch.inference_mode():
                 for inputs, labels in self.data.evaluation_batches(split, self.replicas.part(self.data.sizes[split])):
                     with self._autocast():
-                        outputs = forward(inputs.to(self.dtype))
+                        outputs = forward(with_precision(inputs, self.dtype))
                     total_loss += self.data.task.loss_sum(outputs.to(self.dtype), labels)
                     total_score += self.data.task.score_sum(outputs, labels)
         self._to_training()
@@ -253,7 +254,7 @@ class TrainState:
         self._seed(self.spec.seed)
         with self._autocast():
             # A generator frees each batch before the next is loaded.
-            update_bn((inputs.to(self.dtype) for inputs, _ in self.train_batches(newest)), model)
+            update_bn((with_precision(inputs, self.dtype) for inputs, _ in self.train_batches(newest)), model)
 
     @contextmanager
     def _evaluated_weights(self) -> Iterator[None]:
@@ -302,7 +303,7 @@ class TrainState:
         generator = torch.Generator().manual_seed(self.spec.seed)
         indices = torch.randperm(self.data.sizes["train"], generator=generator)[:CURVATURE_IMAGES]
         (inputs, labels), *_ = self.data.train_batches([Batch(indices, self.spec.seed)])
-        inputs = inputs.to(self.dtype)
+        inputs = with_precision(inputs, self.dtype)
 
         def loss() -> Tensor:
             self._seed(self.spec.seed)
@@ -322,7 +323,7 @@ class TrainState:
         with self._buffers_kept():
             for inputs, labels in self.train_batches([batch]):
                 with self._autocast():
-                    self.data.task.loss(self.train_forward(inputs.to(self.dtype)), labels).backward()
+                    self.data.task.loss(self.train_forward(with_precision(inputs, self.dtype)), labels).backward()
             for parameter in self.model.parameters():
                 parameter.grad = None
             self.evaluate("validation", [batch])

@@ -98,8 +98,6 @@ class Trainer:
         self.network = TrainState(spec, self.data, device, num_steps=self.num_steps, replicas=replicas)
         self._legs = legs(order, **lengths)
         self.history: list[EpochMetrics] = []
-        num_classes = self.data.model_arguments.get("num_classes")
-        self._chance = 1 / int(num_classes) if num_classes else 0.0
         self.anchor: dict[str, Any] | None = None
         """The state from which replays start; None while the network itself is in that state."""
         warms_up = spec.compile or device.type == "cuda"
@@ -151,7 +149,7 @@ class Trainer:
             images_per_second=spent * self.spec.workload.batch_size / (trained - started),
             diverged=math.isinf(train_loss) or math.isinf(validation_loss),
             finished_at=time.time(),
-            chance=self._chance,
+            chance=self.data.chance,
             curvature_seconds=(before.curvature_seconds if before else 0.0) + predicting_seconds,
             critical_lr=critical_lr,
             lr_over_critical=critical_lr and self.spec.optimizer.lr.peak / critical_lr,

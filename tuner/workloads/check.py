@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from tuner.core.errors import InvalidInput, unknown
+from tuner.core.metrics import ACCURACY
 from tuner.core.serialization import to_json
-from tuner.core.trial_spec import DIAGONAL_MODELS, WorkloadSpec, check_model
+from tuner.core.trial_spec import DIAGONAL_MODELS, WorkloadSpec, check_model, is_own
 from tuner.workloads import decoding, folders
 from tuner.workloads.datasets import (
     CIFAR_FOLDERS,
@@ -25,6 +26,7 @@ from tuner.workloads.datasets import (
     load_digits,
     load_fashion_mnist,
     missing,
+    own_splits_note,
 )
 from tuner.workloads.population import NUM_TRAIN as NUM_DRAWN
 from tuner.workloads.population import describe_diagonal
@@ -44,30 +46,7 @@ NUM_TRAIN = {
 SOURCES = {"digits": "scikit-learn", "diagonal": "tuner.theory.problem"}
 """Name of data that needs no folder -> the package or module that provides it."""
 
-TRY = """
-import json, sys, torch
-from tuner.core.errors import InvalidInput, first_line
-from tuner.core.serialization import from_dict
-from tuner.core.trial_spec import WorkloadSpec
-from tuner.workloads.data import load_data
-from tuner.workloads.models import build_model, find_model
-spec = from_dict(WorkloadSpec, json.loads(sys.argv[1]))
-try:
-    find_model(spec.model)
-    data = load_data(spec, torch.device("cpu"))
-    try:
-        build_model(spec, **data.model_arguments)
-    except InvalidInput:
-        raise
-    except Exception as error:
-        raise InvalidInput(f"--model {spec.model}: cannot be built for this data: {first_line(error)}")
-except InvalidInput as error:
-    print(error)
-    sys.exit(2)
-num_classes = data.model_arguments.get("num_classes")
-print(json.dumps({"digest": data.digest, "sizes": data.sizes, "num_classes": num_classes}))
-"""
-"""A program that downloads missing data, builds the model for it, and prints digest, sizes and number of classes."""
+PROBE = (sys.executable, "-m", "tuner.workloads.probe")
 
 
 class Described(Protocol):
@@ -81,6 +60,9 @@ class Described(Protocol):
 
     @property
     def num_classes(self) -> int | None: ...
+
+    @property
+    def score(self) -> str: ...
 
 
 WITHOUT_TORCH: dict[str, Callable[[WorkloadSpec], Described]] = {
@@ -104,17 +86,23 @@ class Prepared:
     sizes: Mapping[str, int]
     """Split -> number of samples."""
     num_classes: int | None
-    """Number of classes; None for regression."""
+    """Number of classes; None for labels that are no classes."""
+    score: str
+    """Name of the task's score: ``accuracy``, ``R^2`` or that of a user's own task."""
 
 
 def check_workload(spec: WorkloadSpec) -> None:
-    """Raises :class:`InvalidInput` if the data is missing or the model is not for this data; reads no image."""
-    if spec.data not in CHECKS:
+    """Raises :class:`InvalidInput` if the data is missing or the model is not for this data.
+
+    Reads no image and calls no function of the user's.
+    """
+    if spec.data not in CHECKS and not is_own(spec.data):
         raise unknown("data", spec.data, CHECKS)
     check_model(spec.data, spec.model)
     if spec.stream == "always" and spec.data != "imagefolder":
         raise InvalidInput(f"--stream always: {spec.data} is held in memory, only imagefolder can be streamed")
-    CHECKS[spec.data](spec)
+    if not is_own(spec.data):
+        CHECKS[spec.data](spec)
 
 
 def prepare(spec: WorkloadSpec) -> Prepared:
@@ -125,15 +113,19 @@ def prepare(spec: WorkloadSpec) -> Prepared:
     - Images of an image folder are decoded if training would hold them in memory; this fills the cache that the workers
       read.  Otherwise only their headers are read.
     - A model that is not one of :data:`KNOWN_MODELS` is built for the data, in a process of its own.
+    - The function of a user's own data is called in two processes, and its model takes one step in one of them.
 
     Raises :class:`InvalidInput` for an image that cannot be read, unless ``skip_corrupt`` is set; for a batch larger
-    than the training split; and for a model that is unknown or cannot be built.
+    than the training split; for a model that is unknown or cannot be built; and for a user's own data that cannot be
+    meant, that does not fit its model, or that is not the same in both processes.
     """
+    if is_own(spec.data):
+        return _prepare_own(spec)
     if spec.data != "imagefolder":
         return _prepare_known(spec)
     prepared = _prepare_folder(spec)
     if spec.model not in KNOWN_MODELS:
-        _try(replace(spec, stream=prepared.stream))
+        _result(_start(replace(spec, stream=prepared.stream)), spec)
     return prepared
 
 
@@ -141,8 +133,23 @@ def _prepare_known(spec: WorkloadSpec) -> Prepared:
     _check_batch_size(spec, NUM_TRAIN[spec.data])
     if spec.data in WITHOUT_TORCH and spec.model in KNOWN_MODELS and is_there(spec):
         whole = WITHOUT_TORCH[spec.data](spec)
-        return Prepared(SPLITS_NOTES[spec.data], spec.stream, whole.digest, whole.sizes, whole.num_classes)
-    return Prepared(SPLITS_NOTES[spec.data], spec.stream, **_try(spec))
+        return Prepared(SPLITS_NOTES[spec.data], spec.stream, whole.digest, whole.sizes, whole.num_classes, whole.score)
+    return Prepared(SPLITS_NOTES[spec.data], spec.stream, **_result(_start(spec), spec))
+
+
+def _prepare_own(spec: WorkloadSpec) -> Prepared:
+    # Two processes, since sets have an order of their own in each; at once, since both import torch.
+    with _start(spec) as probe, _start(spec, "--data-alone") as again:
+        try:
+            found = _result(probe, spec)
+            same = _result(again, spec)["digest"] == found["digest"]
+        finally:
+            again.kill()
+    if not same:
+        raise InvalidInput(
+            f"--workload {spec.data}: returns other data in each process; seed its random numbers, sort its sets"
+        )
+    return Prepared(own_splits_note(spec.data), spec.stream, **found)
 
 
 def _prepare_folder(spec: WorkloadSpec) -> Prepared:
@@ -161,7 +168,7 @@ def _prepare_folder(spec: WorkloadSpec) -> Prepared:
     stream = spec.stream if spec.stream != "auto" else ("always" if decoded is None else "never")
     splits = folders.without(splits, unreadable)
     left = {split: len(positions) for split, positions in splits.items()}
-    return Prepared(note, stream, folders.digest(listing, splits), left, len(listing.classes))
+    return Prepared(note, stream, folders.digest(listing, splits), left, len(listing.classes), ACCURACY)
 
 
 def _check_batch_size(spec: WorkloadSpec, num_train: int) -> None:
@@ -169,17 +176,27 @@ def _check_batch_size(spec: WorkloadSpec, num_train: int) -> None:
         raise InvalidInput(f"--batch-size {spec.batch_size}: must be at most {num_train}, the training split")
 
 
-def _try(spec: WorkloadSpec) -> dict[str, Any]:
-    """Runs :data:`TRY` in a process of its own, which may import torch and the user's code."""
+def _start(spec: WorkloadSpec, *options: str) -> subprocess.Popen[str]:
+    """Starts :mod:`tuner.workloads.probe`."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    command = [sys.executable, "-c", TRY, to_json(spec)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if ran.returncode != 0:
-        said = (ran.stdout if ran.returncode == 2 else ran.stderr).strip().splitlines()
-        last = said[-1] if said else f"exit status {ran.returncode}"
-        raise InvalidInput(last if ran.returncode == 2 else f"{spec.model} on {spec.data} cannot be tried: {last}")
-    described: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return described
+    command = [*PROBE, to_json(spec), *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _result(started: subprocess.Popen[str], spec: WorkloadSpec) -> dict[str, Any]:
+    """What a probe found.  Raises :class:`InvalidInput` with its sentence, or with its last line if it died."""
+    printed, errors = started.communicate()
+    if started.returncode != 0:
+        said = (printed if started.returncode == 2 else errors).strip().splitlines()
+        last = said[-1] if said else f"exit status {started.returncode}"
+        raise InvalidInput(last if started.returncode == 2 else f"{spec.model} on {spec.data} cannot be tried: {last}")
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return found
+
+
+def source_of(spec: WorkloadSpec) -> str:
+    """The folder, package, module or function that the data comes from."""
+    return spec.data_dir or (spec.data if is_own(spec.data) else SOURCES[spec.data])
 
 
 def is_there(spec: WorkloadSpec) -> bool:

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from tuner.core.errors import InvalidInput, unknown
-from tuner.core.trial_spec import WorkloadSpec
+from tuner.core.trial_spec import WorkloadSpec, is_own
 from tuner.order import Batch
 from tuner.workloads import decoding, folders
 from tuner.workloads.augmentation import Augmentation
-from tuner.workloads.datasets import LabeledImages, load_cifar, load_digits, load_fashion_mnist
+from tuner.workloads.datasets import LabeledImages, load_cifar, load_digits, load_fashion_mnist, own_splits_note
 from tuner.workloads.diagonal import DiagonalSamples
-from tuner.workloads.images import WHOLE, ResidentImages
+from tuner.workloads.images import WHOLE, ModelArguments, ResidentImages
+from tuner.workloads.own_data import read_own
 from tuner.workloads.population import make_population
+from tuner.workloads.samples import OwnSamples
 from tuner.workloads.streaming import STREAMED_SIDE, StreamedImages
 from tuner.workloads.task import Task
 
@@ -31,8 +33,12 @@ class Data(Protocol):
         """Loss and score of a model's outputs."""
 
     @property
-    def model_arguments(self) -> Mapping[str, int]:
-        """Keyword arguments for the builder of a model, such as the number of classes."""
+    def model_arguments(self) -> ModelArguments:
+        """Arguments that the builder of a model may ask for, such as the number of classes."""
+
+    @property
+    def chance(self) -> float:
+        """Score of guessing, in [0, 1): 1 / number of classes for accuracy, 0 for other scores."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -58,7 +64,7 @@ class Data(Protocol):
         """Seconds that the caller has waited for data so far."""
 
     def train_batches(self, batches: Iterable[Batch], part: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs (B, ...), float, and labels (B,), on the device, in the order of the batches.
+        """Inputs (B, ...), floats or integers, and labels (B, ...), on the device, in the order of the batches.
 
         The same batch gives the same bits at every call.  ``part`` selects consecutive samples of each batch, which
         have the same bits as in the whole batch.
@@ -114,9 +120,9 @@ def load_data(spec: WorkloadSpec, device: torch.device, *, sealed: bool = True) 
     Raises :class:`InvalidInput` for an unknown name, for data that is missing or cannot be read, and for a batch larger
     than the training split.
     """
-    if spec.data not in DATA:
+    if spec.data not in DATA and not is_own(spec.data):
         raise unknown("data", spec.data, DATA)
-    data = DATA[spec.data](spec, device)
+    data = (_own if is_own(spec.data) else DATA[spec.data])(spec, device)
     data.sealed = sealed
     for split, size in data.sizes.items():
         if size == 0:
@@ -124,6 +130,11 @@ def load_data(spec: WorkloadSpec, device: torch.device, *, sealed: bool = True) 
     if spec.batch_size > data.sizes["train"]:
         raise InvalidInput(f"--batch-size {spec.batch_size}: must be at most {data.sizes['train']}, the training split")
     return data
+
+
+def with_precision(inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inputs in the precision of a training; integers, such as the ids of tokens, stay integers."""
+    return inputs.to(dtype) if inputs.is_floating_point() else inputs
 
 
 cached_data = lru_cache(maxsize=1)(load_data)
@@ -201,6 +212,11 @@ def _diagonal(spec: WorkloadSpec, device: torch.device) -> Data:
     return DiagonalSamples(make_population(), device=device)
 
 
+def _own(spec: WorkloadSpec, device: torch.device) -> Data:
+    note, free = own_splits_note(spec.data), _free_bytes(device)
+    return OwnSamples(read_own(spec), splits_note=note, batch_size=spec.batch_size, device=device, free=free)
+
+
 def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else decoding.free_memory()
 
@@ -214,4 +230,4 @@ DATA: dict[str, Callable[[WorkloadSpec, torch.device], Data]] = {
     "imagefolder": _image_folder,
     "diagonal": _diagonal,
 }
-"""Name of the data -> function that loads it."""
+"""Name of the data -> function that loads it; a user's own data is named by its function."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.core.errors import InvalidInput
+from tuner.core.metrics import ACCURACY
 from tuner.core.trial_spec import WorkloadSpec
 from tuner.workloads.splits import Labels, Splits, split_off
 
@@ -47,7 +48,7 @@ SPLITS_NOTES = {
     "cifar10": _PUBLISHED,
     "cifar100": _PUBLISHED,
     "diagonal": "train is drawn afresh for every batch; validation and test are both the whole population, not a "
-    "sample of it, so no model is fitted to them; accuracy is R^2, 1 - (mean r^2) / (mean y^2), at least 0",
+    "sample of it, so no model is fitted to them; R^2 is 1 - (mean r^2) / (mean y^2), at least 0",
 }
 """Name of the data -> sentence on how its splits are made."""
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -75,6 +76,11 @@ class LabeledImages:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def score(self) -> str:
+        """Name of the task's score."""
+        return ACCURACY
 
     @property
     def digest(self) -> str:
@@ -169,6 +175,11 @@ def missing(spec: WorkloadSpec) -> InvalidInput:
     return InvalidInput(
         f"{spec.data} is not in {spec.data_dir}: give its folder with --data-dir, or fetch it there with --download"
     )
+
+
+def own_splits_note(data: str) -> str:
+    """The sentence on the splits of a user's own data."""
+    return f"as {data} returns them"
 
 
 def data_folder(spec: WorkloadSpec) -> Path:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tuner.order import Batch
 from tuner.theory.problem import Floats
 from tuner.workloads.datasets import SPLITS_NOTES
-from tuner.workloads.images import WHOLE
+from tuner.workloads.images import WHOLE, ModelArguments
 from tuner.workloads.population import Population, make_population
 from tuner.workloads.splits import refuse_sealed
 from tuner.workloads.task import Regression
@@ -32,6 +32,7 @@ from tuner.workloads.task import Regression
 class DiagonalSamples:
     """Fresh samples for every batch, and the population itself for evaluation."""
 
+    chance = 0.0
     loading_seconds = 0.0
     num_skipped = 0
 
@@ -41,7 +42,11 @@ class DiagonalSamples:
         self.splits_note = SPLITS_NOTES["diagonal"]
         self.digest = population.digest
         self.task = Regression(population.label_square)
-        self.model_arguments = {"dimension": population.dimension}
+        self.model_arguments: ModelArguments = {
+            "dimension": population.dimension,
+            "num_outputs": 1,
+            "input_shape": (population.dimension,),
+        }
         self._device = device
         self._target = torch.from_numpy(population.target)
         scale = torch.from_numpy(population.lam).sqrt()

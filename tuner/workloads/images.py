@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ EVALUATION_BATCH = 256
 
 WHOLE = slice(None)
 """The ``part`` that selects a whole batch or split."""
+
+ModelArguments: TypeAlias = Mapping[str, int | tuple[int, ...]]
+"""What the builder of a model may ask for, by name: :func:`tuner.workloads.models.build_model` lists them."""
 
 STATISTICS_CHUNK = 4096
 """Images that the statistics read at once; this bounds their memory to some tens of MB."""
@@ -54,11 +58,10 @@ class ResidentImages:
         self.num_classes = len(classes)
         self.image_size = pixels.shape[1]
         self.channels = pixels.shape[3]
-        self.model_arguments = {
-            "num_classes": self.num_classes,
-            "channels": self.channels,
-            "image_size": self.image_size,
-        }
+        self.chance = 1 / self.num_classes
+        self.model_arguments = image_arguments(
+            self.num_classes, self.num_classes, channels=self.channels, side=self.image_size
+        )
         self.sizes = {name: len(positions) for name, positions in splits.items()}
         self.splits_note = splits_note
         self.digest = digest
@@ -95,6 +98,13 @@ class ResidentImages:
         refuse_sealed(split, self.sealed)
         for positions in torch.split(self._positions[split][part], self._evaluation_batch):
             yield normalize(self._pixels[positions], self.mean, self.deviation), self._labels[positions]
+
+
+def image_arguments(num_classes: int | None, num_outputs: int | None, *, channels: int, side: int) -> ModelArguments:
+    """The arguments of models of images, without those that are not known."""
+    counts = {"num_classes": num_classes, "num_outputs": num_outputs}
+    known: dict[str, int | tuple[int, ...]] = {name: n for name, n in counts.items() if n is not None}
+    return {**known, "input_shape": (channels, side, side), "channels": channels, "image_size": side}
 
 
 def normalize(images: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tuner.core.errors import InvalidInput, unknown
-from tuner.core.trial_spec import WorkloadSpec, check_model
+from tuner.core.trial_spec import WorkloadSpec, check_model, is_own
 from tuner.workloads.diagonal import diagonal, diagonal_squares
+from tuner.workloads.functions import arguments_of, find_function
 from tuner.workloads.resnet import ResNet
 
 SMALL_SIDE = 64
@@ -21,22 +22,47 @@ SMALL_SIDE = 64
 
 
 Builder: TypeAlias = Callable[..., nn.Module]
-"""Makes a model with fresh weights from torch's global generator.  Its keyword arguments are the data's
-``model_arguments``: ``num_classes``, ``channels`` and ``image_size`` for images, ``dimension`` for diagonal."""
+"""Makes a model with fresh weights from torch's global generator, from those ``model_arguments`` that it names."""
 
 
-def build_model(spec: WorkloadSpec, **model_arguments: int) -> nn.Module:
-    """The workload's model, in channels_last.
+def build_model(spec: WorkloadSpec, **model_arguments: int | tuple[int, ...]) -> nn.Module:
+    """The workload's model, in channels_last.  The weights come from torch's global generator: seed it first.
 
     A model of images maps (B, channels, image_size, image_size) to logits (B, num_classes).  A model of the workload
-    diagonal maps (B, dimension) to predictions (B,).  The weights come from torch's global generator: seed it first.
-    Raises :class:`InvalidInput` for an unknown name, for a model that is not for this data, and for a torchvision model
-    that cannot take images of this size.
+    diagonal maps (B, dimension) to predictions (B,).  The builder is called with those arguments that its signature
+    names, and with all if it has ``**kwargs``:
+
+    ===================  ================================================================================
+    argument             data that has it
+    ===================  ================================================================================
+    ``num_classes``      classification
+    ``num_outputs``      all but data of the user's own whose task has neither classes nor float labels
+    ``input_shape``      all: the shape of an input, channels first, without the batch
+    ``channels``         square images
+    ``image_size``       square images: the side in pixels
+    ``dimension``        diagonal
+    ===================  ================================================================================
+
+    Raises :class:`InvalidInput` for an unknown name, for a model that is not for this data, for an argument that the
+    data does not have, and for a torchvision model that cannot take images of this size.
     """
     check_model(spec.data, spec.model)
-    model = find_model(spec.model)(**model_arguments)
+    builder, place, offered = find_model(spec.model), f"--model {spec.model}", dict(model_arguments)
+    if ":" not in spec.model:
+        if is_own(spec.data) and "image_size" not in offered:
+            raise InvalidInput(
+                f"{place}: takes square images of floats, and {spec.data} has other inputs, of shape "
+                f"{offered['input_shape']}; name a model of your own with --model package.module:function"
+            )
+        if "num_outputs" in offered:
+            # A model known by name calls its outputs classes, whatever the task.
+            offered["num_classes"] = offered["num_outputs"]
+    model = builder(**arguments_of(builder, offered, place))
     if not isinstance(model, nn.Module):
-        raise InvalidInput(f"model {spec.model!r} gave a {type(model).__name__}, not a torch.nn.Module")
+        raise InvalidInput(f"{place}: gave a {type(model).__name__}, not a torch.nn.Module")
+    # torch refuses this format for weights of five dimensions.
+    if any(weight.ndim == 5 for weight in itertools.chain(model.parameters(), model.buffers())):
+        return model
     return model.to(memory_format=torch.channels_last)
 
 
@@ -48,7 +74,7 @@ def find_model(name: str) -> Builder:
     if name in MODELS:
         return MODELS[name]
     if ":" in name:
-        return _imported(name)
+        return find_function("--model", name)
     from torchvision import models
 
     classifiers = models.list_models(module=models)
@@ -57,20 +83,7 @@ def find_model(name: str) -> Builder:
     return partial(_torchvision, name)
 
 
-def _imported(name: str) -> Builder:
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise InvalidInput(f"model {name!r}: cannot import {module_name!r} ({error})") from None
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise unknown(f"function in {module_name}", function_name, [key for key in vars(module) if key[0] != "_"])
-    builder: Builder = function
-    return builder
-
-
-def _small_resnet(depth: int, *, num_classes: int, channels: int, image_size: int) -> nn.Module:
+def _small_resnet(depth: int, *, num_classes: int, channels: int) -> nn.Module:
     return ResNet(depth, num_classes=num_classes, channels=channels)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tuner.core.metrics import R_SQUARED
 from tuner.core.trial_spec import WorkloadSpec
 from tuner.theory.problem import Floats, standard_problem
 
@@ -42,6 +43,7 @@ class Population:
     """Initial v of the product u v."""
 
     num_classes = None
+    score = R_SQUARED
 
     @property
     def dimension(self) -> int:

@@ -20,7 +20,7 @@ from tuner.order import Batch
 from tuner.workloads.cropping import read_square
 from tuner.workloads.decoding import READ_ERRORS, THREADS, corrupt
 from tuner.workloads.folders import Listing
-from tuner.workloads.images import EVALUATION_BATCH, WHOLE, channel_statistics, normalize
+from tuner.workloads.images import EVALUATION_BATCH, WHOLE, channel_statistics, image_arguments, normalize
 from tuner.workloads.splits import Splits, refuse_sealed
 from tuner.workloads.task import CLASSIFICATION
 
@@ -94,7 +94,8 @@ class StreamedImages:
         self.num_classes = len(listing.classes)
         self.channels = 3
         self.image_size = side
-        self.model_arguments = {"num_classes": self.num_classes, "channels": self.channels, "image_size": side}
+        self.chance = 1 / self.num_classes
+        self.model_arguments = image_arguments(self.num_classes, self.num_classes, channels=3, side=side)
         self.sizes = {name: len(positions) for name, positions in splits.items()}
         self.splits_note = splits_note
         self.digest = digest
