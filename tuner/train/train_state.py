@@ -67,7 +67,7 @@ class TrainState:
         model = build_model(spec.workload, **data.model_arguments)
         model = model.to(device=device, dtype=self.dtype)
         if spec.optimizer.contiguous:
-            model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.contiguous_format)
         self.model = replicas.sync_batch_norm(model)
         self.optimizer = make_optimizer(self.model, spec.optimizer, num_steps=num_steps)
         self.needs_closure = needs_closure(self.optimizer)
