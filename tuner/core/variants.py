@@ -43,6 +43,14 @@ def resolve_variants(names: Sequence[str], overrides: Sequence[str]) -> tuple[Va
     return tuple(variants)
 
 
+def override_ranges(variants: Sequence[Variant], override: str) -> tuple[Variant, ...]:
+    """The variants with one override applied and checked, as :func:`resolve_variants` does it."""
+    changed = _override(list(variants), override, {variant.name: variant.name for variant in variants}, {})
+    for variant in changed:
+        _check(variant)
+    return tuple(changed)
+
+
 def resolve_variant(name: str) -> Variant:
     """The variant of a name; raises :class:`InvalidInput` for a group and for an unknown name."""
     if name in GROUPS:

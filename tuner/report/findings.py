@@ -17,7 +17,7 @@ from search_spaces import Variant
 from tuner.core.errors import InvalidInput
 from tuner.core.metrics import max_loss_jump, tail_std
 from tuner.core.serialization import flatten
-from tuner.core.variants import resolve_variants, shown
+from tuner.core.variants import override_ranges, shown
 from tuner.report.comparison import ERROR
 from tuner.report.document import Section, Table
 from tuner.report.intervals import holm, share_interval
@@ -181,7 +181,7 @@ def _widening(
         # The flag names the scale, because an earlier flag may have changed it.
         override = f"{variant.name}:{name}={ends[0]:.6g}:{ends[1]:.6g}:{'log' if distribution.log else 'linear'}"
         try:
-            resolve_variants(search.spec.variants, [*search.spec.space, override])
+            override_ranges(search.variants, override)
             return f"--space {override}"
         except InvalidInput as error:
             reason = str(error).removeprefix(f"variant {variant.name}: ")

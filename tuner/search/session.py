@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuner.core.environment import hardware, versions
 from tuner.core.search_spec import SearchSpec
@@ -48,6 +48,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
         importing = threading.Thread(target=lambda: list(map(importlib.import_module, SLOW_IMPORTS)), daemon=True)
         importing.start()
         content = search_folder.content_of(variants, data.digest)
+        kept: dict[str, Any] = {"variants": variants, "splits": data.note, "score": data.score}
         if search_id is not None:
             search_folder.check_same(folder, content)
             importing.join()  # a package that is half imported by another thread cannot be used
@@ -56,7 +57,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
 
             recorder = open_recorder(spec, search_id, variants, data, folder)
             if recorder.scheduler.is_complete():
-                search_folder.save(folder, spec, search_id, content, splits=data.note, score=data.score)
+                search_folder.save(folder, spec, search_id, content, **kept)
                 return finish_search(recorder, console)
         with ray_shut_down():
             try:
@@ -68,7 +69,7 @@ def run_search(spec: SearchSpec, search_id: str | None = None) -> SearchResult:
                     check_storage(spec)
                 known_id = search_id or search_folder.new_id()
                 process = search_folder.Process(time.time(), None, versions(), hardware(), resources.slots)
-                search_folder.save(folder, spec, known_id, content, splits=data.note, score=data.score, process=process)
+                search_folder.save(folder, spec, known_id, content, **kept, process=process)
                 if search_id is None:
                     recorder = open_recorder(spec, known_id, variants, data, folder)
                 return train(recorder, resources, console)

@@ -248,12 +248,12 @@ def load_search(name: str, *, output: str = "runs", storage: str | None = None) 
     """Reads a search, running or ended, from its folder ``<output>/<name>``, and changes nothing.
 
     ``storage`` is the URL of its studies; it is needed if it contains a password, which the folder does not keep.
-    Raises :class:`InvalidInput` if there is no such search, or if a user's own variant can no longer be imported.
+    Raises :class:`InvalidInput` if there is no such search or its files cannot be read.
     """
     spec, search_id = search_folder.load(output, name, asked="search")
     spec = replace(spec, storage=storage or spec.storage)
     folder = Path(output).absolute() / name
-    variants = resolve_variants(spec.variants, spec.space)
+    variants = search_folder.variants_of(folder) or resolve_variants(spec.variants, spec.space)
     opened = existing_storage(spec.storage or f"sqlite:///{folder / 'optuna.db'}")
     made = {} if opened is None else {s.study_name: s for s in opened.get_all_studies()}
     # The folder may have been renamed since.

@@ -20,6 +20,7 @@ from tuner.core.errors import InvalidInput, masked, unknown
 from tuner.core.metrics import ACCURACY
 from tuner.core.retry import retry
 from tuner.core.search_spec import SearchSpec, flag
+from tuner.study.saved_variants import as_data, from_data
 
 SPEC_FILE, LOCK, LOG = "search.json", ".lock", "ray.log"
 FILES_MADE_FIRST = (LOCK, LOG)
@@ -172,6 +173,7 @@ def save(
     search_id: str,
     content: Mapping[str, str | None],
     *,
+    variants: Sequence[Variant] = (),
     splits: str = "",
     score: str = ACCURACY,
     process: Process | None = None,
@@ -183,7 +185,18 @@ def save(
     processes = [*processes_of(folder), *([process] if process else [])]
     measured = list(spec.training.targets) if spec.targets == "auto" else []
     told = {"id": search_id, "content": content, "splits": splits, "score": score, "targets": measured, "spec": kept}
-    _write(folder, told, processes)
+    _write(folder, {**told, "variants": as_data(variants)}, processes)
+
+
+def variants_of(folder: Path) -> tuple[Variant, ...]:
+    """The search's variants, as it was last started; none if a version that kept none has written the folder.
+
+    Raises :class:`InvalidInput` if they cannot be read.
+    """
+    try:
+        return from_data(json.loads((folder / SPEC_FILE).read_text()).get("variants", []))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InvalidInput(f"search {folder.name}: the variants in its {SPEC_FILE} cannot be read ({error})") from None
 
 
 def processes_of(folder: Path) -> tuple[Process, ...]:
