@@ -53,7 +53,9 @@ SMALLER = {
     r"\b320\b": "32",
 }
 """What makes these quick: fewer runs, and networks of a tenth of the dimension."""
-NOTEBOOKS = [path for path in sorted(FOLDER.glob("*.ipynb")) if path.stem not in OF_NO_SEARCH]
+QUICK = {"07-your-optimizer": (1, ["signsgd", "torch.optim:NAdam", "arguments.weight_decay"])}
+"""Those that compute all they show, in seconds."""
+NOTEBOOKS = [path for path in sorted(FOLDER.glob("*.ipynb")) if path.stem not in {*OF_NO_SEARCH, *QUICK}]
 LONG = {
     "02-p-schedules": (
         3,
@@ -170,6 +172,12 @@ def ran(searched: Path) -> dict[str, NotebookNode]:
 @pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
 def test_notebook(name: str, ran: dict[str, NotebookNode]) -> None:
     check(ran[name], *SHOWN[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+def test_quick_notebook(name: str) -> None:
+    check(run((FOLDER / f"{name}.ipynb", None))[name], *QUICK[name])
 
 
 @pytest.mark.slow
