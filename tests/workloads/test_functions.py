@@ -12,7 +12,8 @@ import pytest
 from torch import nn
 
 from tuner.core.errors import InvalidInput
-from tuner.workloads.functions import arguments_of, find_function, raised
+from tuner.core.import_path import said
+from tuner.workloads.functions import arguments_of, find_function
 
 OFFERED = {"num_outputs": 3, "input_shape": (2,)}
 NUMBERS = itertools.count()
@@ -34,13 +35,13 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], s
 @pytest.mark.parametrize(
     ("text", "function", "said"),
     [
-        ("def load(): pass", "laod", "unknown function in written_.* 'laod': did you mean 'load'"),
+        ("def load(): pass", "laod", "unknown name in written_.* 'laod': did you mean 'load'"),
         ("load = {}", "load", "is a dict, not a function"),
-        ("x = 3", "load", "has no function"),
-        ("x = 3\n1 / 0", "load", r"it raised ZeroDivisionError: division by zero \(written_\d+.py, line 2\)"),
-        ("x = (3", "load", r"it raised SyntaxError: '\(' was never closed \(written_\d+.py, line 1\)"),
+        ("x = 3", "load", "unknown name in written_.* 'load': choose from x"),
+        ("x = 3\n1 / 0", "load", r"cannot be imported: ZeroDivisionError: division by zero \(written_\d+.py, line 2\)"),
+        ("x = (3", "load", r"cannot be imported: SyntaxError: '\(' was never closed \(written_\d+.py, line 1\)"),
         ("import nothing_of_this_name", "load", "No module named 'nothing_of_this_name'"),
-        ("raise SystemExit(3)", "load", "it raised SystemExit: 3"),
+        ("raise SystemExit(3)", "load", "cannot be imported: SystemExit: 3"),
     ],
 )
 def test_a_function_that_is_not_there_is_told_in_a_sentence(
@@ -54,7 +55,7 @@ def test_a_function_that_is_not_there_is_told_in_a_sentence(
 
 @pytest.mark.parametrize("name", ["a:", ":b", ":"])
 def test_half_a_name_is_refused(name: str) -> None:
-    with pytest.raises(InvalidInput, match=r"must be package\.module:function"):
+    with pytest.raises(InvalidInput, match=r"must be package\.module:name"):
         find_function("--workload", name)
 
 
@@ -63,8 +64,8 @@ def test_an_error_is_told_with_the_users_own_line(module: Callable[[str], str]) 
     load = find_function("--workload", f"{name}:load")
     with pytest.raises(ValueError) as error:
         load()
-    said = raised(error.value, load)
-    assert said.startswith("JSONDecodeError: ") and said.endswith(f"({name}.py, line 4)")
+    text = said(error.value, load)
+    assert text.startswith("JSONDecodeError: ") and text.endswith(f"({name}.py, line 4)")
 
 
 class Module(nn.Module):

@@ -187,7 +187,7 @@ def test_a_function_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
     prepare(WorkloadSpec(model="own_models:linear"))
     with pytest.raises(InvalidInput, match="did you mean 'linear'"):
         prepare(WorkloadSpec(model="own_models:linaer"))
-    with pytest.raises(InvalidInput, match="cannot import 'own_model'"):
+    with pytest.raises(InvalidInput, match="own_model:linear: cannot be imported"):
         prepare(WorkloadSpec(model="own_model:linear"))
 
 

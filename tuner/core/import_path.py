@@ -41,22 +41,26 @@ class Described:
     that are not plain data are left out."""
 
 
-def load(path: str) -> Any:
+def load(path: str, flag: str = "") -> Any:
     """The object that an import path names.
 
-    Raises :class:`InvalidInput`, which names the path, if the module cannot be imported, with the module's own error,
-    and if it has no such attribute, with the nearest one.
+    Raises :class:`InvalidInput`, in a sentence that begins with the flag and the path, for half a path, for a module
+    that cannot be imported, with the module's own error, and for a name that is not in it, with the nearest one.
     """
+    place = f"{flag} {path}".strip()
     module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise InvalidInput(f"{place}: must be package.module:name")
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may fail in any way
-        raise InvalidInput(f"{path}: cannot be imported: {said(error)}{install_hint(error)}") from None
-    found: Any = module
+        found: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way
+        raise InvalidInput(f"{place}: cannot be imported: {said(error)}{install_hint(error)}") from None
     for part in attribute.split("."):
         if not hasattr(found, part):
-            names = [key for key in dir(found) if key[0] != "_"]
-            raise InvalidInput(f"{path}: {unknown(f'name in {module_name}', part, names)}")
+            known = [key for key, value in vars(found).items() if key[0] != "_" and not inspect.ismodule(value)]
+            if not known:
+                raise InvalidInput(f"{place}: {module_name} has no {attribute}")
+            raise InvalidInput(f"{place}: {unknown(f'name in {module_name}', part, known)}")
         found = getattr(found, part)
     return found
 
@@ -72,16 +76,22 @@ def install_hint(error: BaseException) -> str:
     return ""
 
 
-def said(error: BaseException) -> str:
-    """Type and first line of a user's own error, with the file and the line where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _is_library(frame.filename)]
-    if isinstance(error, SyntaxError) and error.filename:
-        place = f" ({Path(error.filename).name}, line {error.lineno})"
-        return f"{type(error).__name__}: {error.msg}{place}"
-    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+def said(error: BaseException, function: object = None) -> str:
+    """Type and first line of an error of a user's code, with the last line of that code that led to it.
+
+    That is the last line of the function's module, or without a function the last one outside of libraries.
+    """
     text = first_line(error)
-    return f"{type(error).__name__}: {text}{place}" if text != type(error).__name__ else f"{text}{place}"
+    text = text if text == type(error).__name__ else f"{type(error).__name__}: {text}"
+    if isinstance(error, SyntaxError):  # names its line itself
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    if function is not None:
+        module = sys.modules.get(getattr(function, "__module__", None) or "")
+        frames = [frame for frame in frames if frame.filename == getattr(module, "__file__", None)]  # type: ignore[assignment]
+    else:
+        frames = [frame for frame in frames if not _is_library(frame.filename)]  # type: ignore[assignment]
+    return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else text
 
 
 def _is_library(filename: str) -> bool:

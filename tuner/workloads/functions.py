@@ -5,15 +5,12 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from tuner.core.errors import InvalidInput, first_line, unknown
+from tuner.core.errors import InvalidInput
+from tuner.core.import_path import load
 
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 """Kinds of parameters that can be given by name."""
@@ -22,24 +19,10 @@ BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ON
 def find_function(flag: str, name: str) -> Callable[..., Any]:
     """The function of this name.
 
-    Raises :class:`InvalidInput`, in a sentence that begins with the flag, for a module that cannot be imported, for a
-    function that is not in it, with the nearest name, and for what is not callable.
+    Raises :class:`InvalidInput`, in a sentence that begins with the flag, for what :func:`load` refuses and for what is
+    not callable.
     """
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name:
-        raise InvalidInput(f"{flag} {name}: must be package.module:function")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InvalidInput(f"{flag} {name}: cannot import {module_name!r} ({first_line(error)})") from None
-    except (Exception, SystemExit) as error:
-        raise InvalidInput(f"{flag} {name}: cannot import {module_name!r}, it raised {raised(error)}") from None
-    if not hasattr(module, function_name):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        if not known:
-            raise InvalidInput(f"{flag} {name}: {module_name} has no function")
-        raise InvalidInput(f"{flag} {name}: {unknown(f'function in {module_name}', function_name, known)}")
-    function = getattr(module, function_name)
+    function = load(name, flag)
     if not callable(function):
         raise InvalidInput(f"{flag} {name}: is a {type(function).__name__}, not a function")
     found: Callable[..., Any] = function
@@ -75,22 +58,3 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
         return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         return None
-
-
-def raised(error: BaseException, function: Callable[..., Any] | None = None) -> str:
-    """An error of a user's code in words, with the last line of the function's module that led to it.
-
-    Without a function, that is the last line outside the import system.
-    """
-    said = f"{type(error).__name__}: {first_line(error)}"
-    if isinstance(error, SyntaxError):  # names its line itself
-        return said
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
-    if function is not None:
-        module = sys.modules.get(getattr(function, "__module__", None) or "")
-        frames = [frame for frame in frames if frame.filename == getattr(module, "__file__", None)]
-    return f"{said} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else said
-
-
-def _is_ours(file: str) -> bool:
-    return file.startswith("<frozen") or file == importlib.__file__ or Path(file).parent == Path(__file__).parent

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from tuner.core.errors import InvalidInput, first_line
+from tuner.core.import_path import said
 from tuner.core.trial_spec import WorkloadSpec
 from tuner.workloads.decoding import free_memory
-from tuner.workloads.functions import arguments_of, find_function, raised, required
+from tuner.workloads.functions import arguments_of, find_function, required
 from tuner.workloads.task import CLASSIFICATION, OwnTask, Regression, Task, adapted
 
 CHUNK_BYTES = 2**24
@@ -151,7 +152,7 @@ def read_own(spec: WorkloadSpec) -> OwnData:
     except InvalidInput as error:
         raise InvalidInput(f"{place}: {error}") from None
     except (Exception, SystemExit) as error:
-        raise InvalidInput(f"{place}: raised {raised(error, function)}") from None
+        raise InvalidInput(f"{place}: raised {said(error, function)}") from None
     if not isinstance(made, OwnData):
         raise InvalidInput(
             f"{place}: returned a {type(made).__name__}, and must return what tuner.workloads.tensors or map_style "

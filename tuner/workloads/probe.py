@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from tuner.core.errors import InvalidInput
+from tuner.core.import_path import said
 from tuner.core.serialization import from_dict
 from tuner.core.trial_spec import WorkloadSpec, is_own
 from tuner.order import Batch
 from tuner.workloads.data import Data, load_data, with_precision
-from tuner.workloads.functions import raised
 from tuner.workloads.models import build_model, find_model
 from tuner.workloads.task import CLASSIFICATION, AdaptedTask
 
@@ -61,8 +61,8 @@ def _built(spec: WorkloadSpec, data: Data) -> nn.Module:
     except InvalidInput:
         raise
     except (Exception, SystemExit) as error:
-        said = raised(error, find_model(spec.model))
-        raise InvalidInput(f"--model {spec.model}: cannot be built for this data: {said}") from None
+        reason = said(error, find_model(spec.model))
+        raise InvalidInput(f"--model {spec.model}: cannot be built for this data: {reason}") from None
 
 
 def _try(spec: WorkloadSpec, data: Data, model: nn.Module) -> None:
@@ -74,8 +74,8 @@ def _try(spec: WorkloadSpec, data: Data, model: nn.Module) -> None:
     try:
         outputs = model(inputs)
     except Exception as error:
-        said = raised(error, find_model(spec.model))
-        raise InvalidInput(f"{place}: cannot take {inputs.dtype} of shape {tuple(inputs.shape)}: {said}") from None
+        reason = said(error, find_model(spec.model))
+        raise InvalidInput(f"{place}: cannot take {inputs.dtype} of shape {tuple(inputs.shape)}: {reason}") from None
     if not isinstance(outputs, Tensor):
         raise InvalidInput(f"{place}: its outputs are a {type(outputs).__name__}, and must be one tensor")
     num_classes = data.model_arguments.get("num_classes")
@@ -98,7 +98,7 @@ def _try_task(data: Data, outputs: Tensor, labels: Tensor) -> None:
         loss = task.loss(outputs, labels)
         score = float(task.given.score(outputs.detach(), labels))
     except Exception as error:
-        raise InvalidInput(f"the task {task.name!r} raised {raised(error, given)}") from None
+        raise InvalidInput(f"the task {task.name!r} raised {said(error, given)}") from None
     if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
         shown = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         kind = f"{shown} without a gradient" if isinstance(loss, Tensor) and not loss.ndim else shown
