@@ -61,7 +61,8 @@ def test_a_miss_counts_and_a_failure_does_not() -> None:
     runs = list(search.confirmed("adamw").values())
     runs[0].history = runs[0].history[:1]
     runs[1].status, runs[1].history[-1] = "diverged", dataclasses.replace(runs[1].history[-1], diverged=True)
-    assert [cost(search, run, 0.95, "epochs") for run in runs[:2]] == [inf, inf], "a run that diverged later did not get there"
+    costs = [cost(search, run, 0.95, "epochs") for run in runs[:2]]
+    assert costs == [inf, inf], "a run that diverged later did not get there"
     runs[2].status, runs[3].status, runs[4].status = "failed", "running", "pending"
     row = next(t for t in times(search) if (t.variant, t.target, t.unit) == ("adamw", 0.95, "epochs"))
     assert (row.reached, row.num_seeds, row.interval.estimate) == (1, 3, inf)
@@ -91,7 +92,7 @@ def test_a_miss_has_the_least_cost_that_it_can_have_in_a_ratio() -> None:
     run.history = [dataclasses.replace(metrics, validation_accuracy=0.5) for metrics in run.history]
     assert bounded_costs(search, [run], 0.95, "gradient_evaluations") == [161]
     assert bounded_costs(search, [run], 0.95, "epochs") == pytest.approx([161 / 16])
-    assert bounded_costs(search, [run], 0.95, "seconds") == pytest.approx([161 * 0.025], rel=0.01)
+    assert bounded_costs(search, [run], 0.95, "seconds") == pytest.approx([161 * 0.025], rel=0.02)
     # One that diverged early cost the whole budget, too.
     run.history, run.status = run.history[:2], "diverged"
     assert bounded_costs(search, [run], 0.95, "gradient_evaluations") == [161]

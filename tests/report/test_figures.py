@@ -213,7 +213,9 @@ def test_times_are_medians_with_intervals_and_misses_are_arrows_beyond_the_budge
     for time in found:
         lines, interval = drawn[time.target][time.variant], time.interval
         seeds = [(x, line.get_marker()) for line in lines if line.get_alpha() for x, _ in points(line)]
-        costs = [cost(search, run, time.target, "gradient_evaluations") for run in search.confirmed(time.variant).values()]
+        costs = [
+            cost(search, run, time.target, "gradient_evaluations") for run in search.confirmed(time.variant).values()
+        ]
         assert sorted(seeds) == sorted((beyond, ">") if c == math.inf else (c, "o") for c in costs)
         bar, middle, *arrow = [line for line in lines if not line.get_alpha()]
         assert [x for x, _ in points(bar)] == [min(end, beyond) for end in (interval.low, interval.high)]

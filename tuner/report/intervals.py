@@ -64,9 +64,9 @@ def paired_ratio(
     (0, inf), the level 0 and the p-value 1.
 
     A miss enters as the least that it would have cost, one gradient evaluation past the budget, and no less than what
-    it is compared with.  So a ratio to a miss is the nearest to 1 that it can be, and two misses are equal.  Counted as unbounded instead, one miss of the slower
-    of two would weaken the evidence for what it shows.  The bound makes the interval hold for the ratio of the bounded
-    costs, which is the nearer one to 1.
+    it is compared with.  So a ratio to a miss is the nearest to 1 that it can be, and two misses are equal.  Counted as
+    unbounded instead, one miss of the slower of two would weaken the evidence for what it shows.  The bound makes the
+    interval hold for the ratio of the bounded costs, which is the nearer one to 1.
 
     Costs of a few whole epochs have ties.  The t interval holds all the same (``benchmarks/calibration.py``).
     Raises ValueError if there is no pair, a cost has no partner, or one is not above 0 and finite.
