@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from tuner.core.metrics import target_label
 from tuner.core.search_spec import SearchSpec, flag
-from tuner.report.costs import cost, timing_figures
+from tuner.report.costs import cost
 from tuner.report.document import Section, Table
 from tuner.report.verdict import random_settings
 from tuner.study.results import Search
@@ -220,7 +220,7 @@ def limits(search: Search) -> Section:
     if spec.cost == "seconds":
         sentences.append(
             "Seconds per gradient evaluation were measured once, alone, on one device. On other devices, or beside "
-            f"other work, the order may differ. {_spread(search)}No error rate includes this."
+            "other work, the order may differ. No error rate includes how exact they are."
         )
     sentences.append(
         f"A miss means that the target was not reached within {spec.training.epochs} epochs. Longer trainings were not "
@@ -230,12 +230,6 @@ def limits(search: Search) -> Section:
         f"The search covers one workload ({workload.data}, {workload.model}). It shows nothing about other workloads."
     )
     return Section("Limitations", tuple(sentences))
-
-
-def _spread(search: Search) -> str:
-    """How far apart the timings of one variant are, in a sentence; empty if there are no two."""
-    ratios = [max(some) / min(some) for name in search.seconds if len(some := timing_figures(search, name)) > 1]
-    return f"Two timings of one variant differ by up to {max(ratios) - 1:.1%}. " if ratios else ""
 
 
 def _of_seeds(search: Search) -> list[str]:

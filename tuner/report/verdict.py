@@ -11,6 +11,7 @@ from tuner import race
 from tuner.core.metrics import best_accuracy, target_label, time_to_target
 from tuner.core.search_spec import FIRST_REFINE
 from tuner.report.comparison import Comparison, Verdict
+from tuner.report.costs import timing_figures
 from tuner.study.results import Search
 from tuner.study.rounds import Round
 from tuner.study.trial_record import TrialRecord
@@ -192,10 +193,12 @@ def _by_seconds(search: Search) -> list[str]:
     """What fast means where it is not by gradient evaluations."""
     if search.spec.cost != "seconds":
         return []
-    return [
+    said = (
         "Fast is by seconds of training: a training's gradient evaluations times its variant's seconds for one, "
-        "measured once on the device of the search."
-    ]
+        "measured once on the device of the search"
+    )
+    ratios = [max(some) / min(some) for name in search.seconds if len(some := timing_figures(search, name)) > 1]
+    return [f"{said}; two timings of one variant differ by up to {max(ratios) - 1:.1%}." if ratios else f"{said}."]
 
 
 def _same(search: Search) -> list[str]:

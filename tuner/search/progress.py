@@ -147,7 +147,7 @@ class Display:
         lines = [f"{search.folder.name}: {spec.training.workload.data}, {spec.training.workload.model}"]
         raced = self._raced
         if search.to_be_timed:
-            lines += ["Timings, one at a time: the seconds of each variant's gradient evaluations"]
+            lines += ["Timings of each variant, one at a time"]
         elif self._target is None:
             lines += ["Trainings that set the targets"]
         elif raced:
