@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import cache
+from typing import get_args
 
 import pytest
 
@@ -27,11 +28,12 @@ SLOW, DEAR = Truth(), Truth(speed=1.2, seconds_per_step=0.1)
 
 
 @cache
-def made(cost: Cost, adamw: Truth = DEAR) -> Search:
+def made(cost: Cost, adamw: Truth = DEAR, alpha: float = 0.05) -> Search:
     """A search of eight rounds in which every variant is confirmed."""
     spec = SearchSpec.from_flags(
-        name="made", variants=("sgdm", "adamw"), trials=16, round_size=2, confirm="all", refine_trials=1, cost=cost
-    )
+        name="made", variants=("sgdm", "adamw"), trials=16, round_size=2, alpha=alpha, confirm="all", refine_trials=1,
+        cost=cost,
+    )  # fmt: skip
     return simulate(spec, {"sgdm": SLOW, "adamw": adamw})
 
 
@@ -81,6 +83,12 @@ def test_a_search_by_seconds_compares_by_seconds_and_says_so() -> None:
     )
     limits = next(section for section in report_of(search).sections if section.title == "Limitations")
     assert any(sentence.startswith("Seconds per gradient evaluation") for sentence in limits.sentences)
+
+
+def test_variants_that_are_left_are_ranked_by_the_cost_of_the_search() -> None:
+    by_evaluations, by_seconds = (made(cost, alpha=0.0) for cost in get_args(Cost))
+    assert len(by_evaluations.race.left) == len(by_seconds.race.left) == 2
+    assert ranking(by_evaluations) == ranking(by_seconds)[::-1] == ["adamw", "sgdm"]
 
 
 def test_pictures_of_a_search_by_seconds_have_seconds() -> None:

@@ -104,6 +104,8 @@ def test_variant_with_fewer_but_dearer_evaluations_wins_by_evaluations_and_loses
 @pytest.mark.parametrize("num_workers", [1, 6])
 def test_timings_come_first_and_each_is_alone(kept: Kept, num_workers: int) -> None:
     program = kept.open(BOTH, cost="seconds", targets="auto", trials=8)
+    plain = another(kept, "plain").open(BOTH, targets="auto", trials=8)
+    assert program.scheduler.num_planned == plain.scheduler.num_planned + 2 * NUM_TIMINGS
     search = program.search
     while search.to_be_timed:
         assert not program.run(num_workers, steps=1)

@@ -132,7 +132,6 @@ class TrialScheduler:
         confirmed = [record for record in self.records.values() if record.phase == "confirm"]
         return (
             bool(self.spec.training.targets)
-            and not self.search.to_be_timed
             and self.race.is_over
             and not any(study.existing(ended=False) for study in self.studies.values())
             and all(self._is_refined(name) for name in self.search.refined)
