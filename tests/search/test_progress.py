@@ -300,7 +300,7 @@ def test_a_piped_search_by_seconds_says_what_it_measured_once_and_rounds_in_seco
     for _ in range(4):
         display.print_end(running.train())
     assert isinstance(console.file, io.StringIO)
-    first, seconds, *lines = console.file.getvalue().splitlines()
+    _, seconds, *lines = console.file.getvalue().splitlines()
     assert seconds == "Seconds per gradient evaluation: sgdm 0.02, critical-matched 0.04."
     said = [line for line in lines if not re.match(r"\d", line)]
     time = running.search.race.rounds[0].results["sgdm"]
