@@ -133,7 +133,9 @@ def simulate(
         storage = open_storage(f"sqlite:///{folder / 'optuna.db'}") if output else InMemoryStorage()
         studies = open_studies(spec, chosen, storage, search=name)
         made = {variant: study.study for variant, study in studies.items()}
-        search = Search(spec, "simulated", chosen, folder, made, (program,), "a formula")
+        search = Search(
+            spec, "simulated", chosen, folder, made, (program,), "a formula", steps_per_epoch=STEPS_PER_EPOCH
+        )
         search_folder.save(folder, spec, search.search_id, {}, splits=search.splits, process=program)
         scheduler = TrialScheduler(search, studies)
         while (record := scheduler.next_trial()) is not None:

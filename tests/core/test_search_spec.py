@@ -307,8 +307,11 @@ def test_confirmed_runs_have_fresh_seeds_and_run_to_their_end() -> None:
     pilots = [spec.pilot_spec(optimizer, k) for k in range(3)]
     trials = [spec.trial_spec(optimizer, number) for number in (0, 1, FIRST_REFINE, FIRST_REPEAT)]
     next_search = [dataclasses.replace(spec, seed=4).trial_spec(optimizer, number) for number in range(2)]
-    assert len({run.seed for run in [*runs, *pilots, *trials, *next_search]}) == 12
-    assert not any(run.stop_at_target for run in [*runs, *pilots]) and all(trial.stop_at_target for trial in trials)
+    timings = [spec.timing_spec(optimizer, k, 2) for k in range(5)]
+    assert len({run.seed for run in [*runs, *pilots, *timings, *trials, *next_search]}) == 17
+    assert not any(run.stop_at_target for run in [*runs, *pilots, *timings]) and all(
+        trial.stop_at_target for trial in trials
+    )
     assert dataclasses.replace(runs[0], seed=0, stop_at_target=True) == dataclasses.replace(trials[0], seed=0)
 
 

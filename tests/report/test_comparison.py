@@ -19,17 +19,15 @@ from tuner import race
 from tuner.core.errors import InvalidInput
 from tuner.core.search_spec import SearchSpec
 from tuner.report.comparison import (
-    UNITS,
-    bounded_cost,
     compare,
     compare_pairs,
-    cost,
     describe,
     ranking,
     times,
     tuned_against_default,
     write_csv,
 )
+from tuner.report.costs import UNITS, bounded_costs, cost, one_evaluation
 from tuner.report.intervals import Interval, holm, paired_ratio
 from tuner.study.results import Search
 
@@ -51,7 +49,7 @@ def test_times_are_medians_over_the_confirmed_runs() -> None:
     assert len(rows) == 3 * 2 * 3
     for unit in UNITS:
         row = rows["adamw", 0.95, unit]
-        assert row.interval.estimate == np.median([cost(run, 0.95, unit) for run in runs.values()])
+        assert row.interval.estimate == np.median([cost(search, run, 0.95, unit) for run in runs.values()])
         assert (row.reached, row.num_seeds, row.point) == (6, 6, "best")
     spent, epochs = (rows["adamw", 0.95, unit].interval.estimate for unit in ("gradient_evaluations", "epochs"))
     assert spent == pytest.approx(16 * epochs) and epochs % 1, "between two evaluations"
@@ -63,7 +61,8 @@ def test_a_miss_counts_and_a_failure_does_not() -> None:
     runs = list(search.confirmed("adamw").values())
     runs[0].history = runs[0].history[:1]
     runs[1].status, runs[1].history[-1] = "diverged", dataclasses.replace(runs[1].history[-1], diverged=True)
-    assert [cost(run, 0.95, "epochs") for run in runs[:2]] == [inf, inf], "a run that diverged later did not get there"
+    costs = [cost(search, run, 0.95, "epochs") for run in runs[:2]]
+    assert costs == [inf, inf], "a run that diverged later did not get there"
     runs[2].status, runs[3].status, runs[4].status = "failed", "running", "pending"
     row = next(t for t in times(search) if (t.variant, t.target, t.unit) == ("adamw", 0.95, "epochs"))
     assert (row.reached, row.num_seeds, row.interval.estimate) == (1, 3, inf)
@@ -86,26 +85,26 @@ def test_csv(tmp_path: Path) -> None:
 
 
 def test_a_miss_has_the_least_cost_that_it_can_have_in_a_ratio() -> None:
-    (run, *_) = made().confirmed("adamw").values()
-    assert bounded_cost(run, 0.95, "epochs") == cost(run, 0.95, "epochs")
+    search = made()
+    (run, *_) = search.confirmed("adamw").values()
+    assert bounded_costs(search, [run], 0.95, "epochs") == [cost(search, run, 0.95, "epochs")]
     # Of 160 gradient evaluations in ten epochs of .4 s.
-    last = run.history[-1]
     run.history = [dataclasses.replace(metrics, validation_accuracy=0.5) for metrics in run.history]
-    assert bounded_cost(run, 0.95, "gradient_evaluations") == 161
-    assert bounded_cost(run, 0.95, "epochs") == pytest.approx(161 / 16)
-    assert bounded_cost(run, 0.95, "seconds") == pytest.approx(161 / 160 * last.seconds)
+    assert bounded_costs(search, [run], 0.95, "gradient_evaluations") == [161]
+    assert bounded_costs(search, [run], 0.95, "epochs") == pytest.approx([161 / 16])
+    assert bounded_costs(search, [run], 0.95, "seconds") == pytest.approx([161 * 0.025], rel=0.02)
     # One that diverged early cost the whole budget, too.
     run.history, run.status = run.history[:2], "diverged"
-    assert bounded_cost(run, 0.95, "gradient_evaluations") == 161
-    assert bounded_cost(run, 0.95, "epochs") == pytest.approx(161 / 16)
+    assert bounded_costs(search, [run], 0.95, "gradient_evaluations") == [161]
+    assert bounded_costs(search, [run], 0.95, "epochs") == pytest.approx([161 / 16])
 
 
 def test_equal_seeds_are_pairs() -> None:
     search = made()
     ours, theirs = search.confirmed("adamw"), search.confirmed("sgdm")
     ours[0].status, theirs[5].status = "failed", "failed"
-    costs = [[cost(runs[k], 0.9, "seconds") for k in (1, 2, 3, 4)] for runs in (ours, theirs)]
-    step = np.mean([run.history[-1].seconds / 160 for runs in (ours, theirs) for run in list(runs.values())[1:5]])
+    costs = [[cost(search, runs[k], 0.9, "seconds") for k in (1, 2, 3, 4)] for runs in (ours, theirs)]
+    step = np.mean([one_evaluation(search, run, "seconds") for run in (ours[1], theirs[1])])
     (found,) = compare_pairs(search, [("adamw", "sgdm")], "seconds", 0.9)
     expected = paired_ratio(costs[0], costs[1], resolution=float(step))
     assert found.settings is not None
@@ -194,7 +193,7 @@ def test_a_comparison_that_missed_counts_for_the_others_and_one_that_was_not_to_
     search = made(critical=Truth(top=0.5), sgdm=Truth(top=0.5))
     assert [c.num_settings for c in compare(search)] == [2, 2]
     for name in ("critical", "sgdm"):
-        assert {math.isfinite(cost(run, 0.95, "epochs")) for run in search.confirmed(name).values()} == {False}
+        assert {math.isfinite(cost(search, run, 0.95, "epochs")) for run in search.confirmed(name).values()} == {False}
     found = {c.variant: c for c in compare(search)}
     assert found["critical"].settings is None and found["adamw"].settings
     assert found["adamw"].settings_p_value == pytest.approx(2 * (found["adamw"].settings.p_value or 0))
@@ -322,7 +321,7 @@ def test_intervals_of_searches_cover_the_truth() -> None:
     run = found[0].confirmed("sgdm")[0]
     many = [dataclasses.replace(run.spec, seed=seed) for seed in range(4000)]
     ours, theirs = (
-        [cost(dataclasses.replace(run, history=curve(spec, truth)), 0.95, "seconds") for spec in many]
+        [cost(found[0], dataclasses.replace(run, history=curve(spec, truth)), 0.95, "seconds") for spec in many]
         for truth in (fast, SAME)
     )
     median, ratio = np.median(theirs), math.exp(np.mean(np.log(ours)) - np.mean(np.log(theirs)))

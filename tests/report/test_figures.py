@@ -22,7 +22,8 @@ from search_spaces import SPACES
 from tests.report.racing import raced, trained
 from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import SearchSpec
-from tuner.report.comparison import cost, ranking, times
+from tuner.report.comparison import ranking, times
+from tuner.report.costs import cost
 from tuner.report.curves import convergence, profile, schedules, tuning_curves
 from tuner.report.document import Picture
 from tuner.report.figures import COLOURS, DASHES, mark, styles
@@ -212,7 +213,9 @@ def test_times_are_medians_with_intervals_and_misses_are_arrows_beyond_the_budge
     for time in found:
         lines, interval = drawn[time.target][time.variant], time.interval
         seeds = [(x, line.get_marker()) for line in lines if line.get_alpha() for x, _ in points(line)]
-        costs = [cost(run, time.target, "gradient_evaluations") for run in search.confirmed(time.variant).values()]
+        costs = [
+            cost(search, run, time.target, "gradient_evaluations") for run in search.confirmed(time.variant).values()
+        ]
         assert sorted(seeds) == sorted((beyond, ">") if c == math.inf else (c, "o") for c in costs)
         bar, middle, *arrow = [line for line in lines if not line.get_alpha()]
         assert [x for x, _ in points(bar)] == [min(end, beyond) for end in (interval.low, interval.high)]

@@ -291,6 +291,24 @@ def test_the_time_left_is_that_of_the_trainings_that_are_planned(
     assert "0:40 elapsed, at most 3:00 left. Ctrl-C stops; nothing is lost." in shown(display)
 
 
+def test_a_piped_search_by_seconds_says_what_it_measured_once_and_rounds_in_seconds(tmp_path: Path) -> None:
+    running = Simulated(tmp_path, truths_of(2), round_size=1, refine_trials=0, cost="seconds")
+    console = Console(file=io.StringIO(), width=60)
+    display = Display(console, running.scheduler)
+    assert "Timings of each variant, one at a time" in shown(display)
+    running.search.set_seconds({"sgdm": 0.02, "critical-matched": 0.04})
+    for _ in range(4):
+        display.print_end(running.train())
+    assert isinstance(console.file, io.StringIO)
+    _, seconds, *lines = console.file.getvalue().splitlines()
+    assert seconds == "Seconds per gradient evaluation: sgdm 0.02, critical-matched 0.04."
+    said = [line for line in lines if not re.match(r"\d", line)]
+    time = running.search.race.rounds[0].results["sgdm"]
+    assert said[0].startswith(f"Round 1 of at most 64: sgdm first, in {time:.3g} seconds of training; evidence")
+    assert not any("Timings" in line for line in shown(display))
+    assert not any("Seconds per" in line for line in lines)
+
+
 def test_a_piped_search_says_who_won_each_round_and_who_is_out(tmp_path: Path) -> None:
     running = Simulated(tmp_path, truths_of(2), round_size=1, refine_trials=0)
     running.train_rounds(1)

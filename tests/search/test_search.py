@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import subprocess
@@ -56,6 +57,24 @@ def test_the_terminal_shows_trials_table_winner_and_where_to_look(
     assert "MLflow: mlflow ui" in ran.stdout
     assert ran.stderr == ""
     assert "ray" not in ran.stdout.lower().replace("array", ""), "its chatter is in the log"
+
+
+@pytest.mark.slow
+def test_a_search_by_seconds_times_its_variants_alone_before_anything_else(tmp_path: Path) -> None:
+    """A search of its own: no other one measures seconds, and it is Tune that keeps two trainings apart."""
+    flags = ("--name", "a", "--variants", "sgdm", "adamw", "--trials", "2", "--round-size", "1", "--cost", "seconds")
+    ran = search(tmp_path, *flags, "--refine-trials", "0", "--confirm-seeds", "1", program=FORMULA)
+    assert ran.returncode == 0, ran.stderr
+    (measured,) = re.findall(r"^Seconds per gradient evaluation: sgdm ([\d.]+), adamw ([\d.]+)\.$", ran.stdout, re.M)
+    seen = load_search("a", output=str(tmp_path / "runs"))
+    assert [f"{seconds:.3g}" for seconds in seen.seconds.values()] == list(measured)
+    ends = sorted((r.history[0].finished_at, r.history[-1].finished_at) for r in seen.timings())
+    assert len(ends) == 6 and all(before[1] < after[0] for before, after in itertools.pairwise(ends))
+    assert min(record.history[0].finished_at for record in seen.trainings()) > ends[-1][1]
+    assert re.search("Fast is by seconds of training", ran.stdout)
+    _, runs = mlflow_runs(tmp_path)
+    assert sum(run.data.tags.get("phase") == "timing" for run in runs) == 6
+    assert next(run for run in runs if "mlflow.parentRunId" not in run.data.tags).data.params["cost"] == "seconds"
 
 
 def test_mlflow_holds_parameters_metrics_tags_and_pictures(finished: tuple[Path, object]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, cast
 from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 
-from benchmarks.simulated_search import Truth, curve
+from benchmarks.simulated_search import STEPS_PER_EPOCH, Truth, curve
 from search_spaces import Variant
 from tuner.core.metrics import FinalScore, is_finished
 from tuner.core.search_spec import NUM_REPEATS, SearchSpec
@@ -84,7 +84,16 @@ class Kept:
         studies = open_studies(spec, chosen, self.storage, search="s")
         search_folder.save(folder, spec, "id", {})
         joined = {name: study.joined for name, study in studies.items()}
-        search = Search(spec, "id", chosen, folder, {n: s.study for n, s in studies.items()}, joined=joined)
+        search = Search(
+            spec,
+            "id",
+            chosen,
+            folder,
+            {n: s.study for n, s in studies.items()},
+            joined=joined,
+            seconds=search_folder.seconds_of(folder),
+            steps_per_epoch=STEPS_PER_EPOCH,
+        )
         return Program(self, search, studies)
 
 

@@ -36,7 +36,7 @@ MOUNT_SECONDS = 15.0
 class TrialActor(Trainable):
     """Runs the trial in ``config``, whose keys are the fields of :class:`TrialTask`.
 
-    It trains in the phases ``race``, ``refine`` and ``confirm``.  It evaluates on the test split in the phase ``test``.
+    It evaluates on the test split in the phase ``test``, and trains in all others.
     """
 
     _group: WorkerGroup | None = None
@@ -76,7 +76,7 @@ class TrialTask:
     trial: str
     """Name of the trial, confirmed run or test."""
     phase: str
-    """``race``, ``refine``, ``confirm`` or ``test``."""
+    """A phase of :mod:`tuner.study.trial_record`."""
     spec: str
     """The TrialSpec as JSON text.  Tune would copy every number of nested data, into its tables too."""
     root: str

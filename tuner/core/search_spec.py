@@ -21,6 +21,7 @@ from tuner.core.serialization import flatten, from_dict
 from tuner.core.trial_spec import USUAL_TARGETS, OptimizerSpec, TrialSpec, WorkloadSpec
 
 Objective: TypeAlias = Literal["time-to-target", "accuracy", "auc", "pareto"]
+Cost: TypeAlias = Literal["gradient-evaluations", "seconds"]
 SamplerName: TypeAlias = Literal["tpe", "gp", "random", "cmaes"]
 
 
@@ -33,8 +34,9 @@ FAR_ABOVE_CRITICAL = 3.0
 """Multiple of the predicted critical learning rate above which a trial that did not diverge is reported, in a search
 that prunes none for it (ours)."""
 
-FIRST_REFINE, FIRST_REPEAT, FIRST_FRESH, FIRST_PILOT = 400_000, 490_000, 500_000, 900_000
-"""Numbers of the first seed of the refinement, its repeats, the confirmed runs, and the trainings that set targets.
+FIRST_REFINE, FIRST_REPEAT, FIRST_FRESH, FIRST_PILOT, FIRST_TIMING = 400_000, 490_000, 500_000, 900_000, 950_000
+"""Numbers of the first seed of the refinement, its repeats, the confirmed runs, the trainings that set targets, and
+the timings.
 
 The slots of the race have smaller numbers.  The seeds of two searches are 1,000,003 apart.
 """
@@ -69,6 +71,10 @@ class SearchSpec:
     objective: Objective = "time-to-target"
     """What is optimized: gradient evaluations to the highest target, final accuracy (or other score), area under the
     error curve, or (pareto) the first two at once, without a race."""
+    cost: Cost = "gradient-evaluations"
+    """What variants are compared by: gradient evaluations, or seconds of training, which are a training's gradient
+    evaluations times its variant's seconds for one. These are measured once, before the race, with nothing else of the
+    search running. The report shows both."""
     confirm: Literal["left", "all"] = "left"
     """Variants that are refined and confirmed after the race: those that are left and the baseline, or all."""
     confirm_seeds: int = 6
@@ -182,9 +188,13 @@ class SearchSpec:
             raise InvalidInput(f"--alpha {self.alpha}: must be at least 0 and below 1")
         if not 0 <= self.refine_trials < FIRST_REPEAT - FIRST_REFINE:
             raise InvalidInput(f"--refine-trials {self.refine_trials}: must be at least 0")
-        for name, choices in (("sampler", SamplerName), ("confirm", Literal["left", "all"])):
+        for name, choices in (("sampler", SamplerName), ("confirm", Literal["left", "all"]), ("cost", Cost)):
             if getattr(self, name) not in get_args(choices):
                 raise unknown(name, getattr(self, name), get_args(choices))
+        if self.cost == "seconds" and not (raced and self.objective == "time-to-target"):
+            raise InvalidInput(
+                "--cost seconds: needs --objective time-to-target and at least two variants, whose race is by seconds"
+            )
         _at_least("confirm_seeds", self.confirm_seeds, 0)
         _at_least("seed", self.seed, 0)
         _at_least("max_failures", self.max_failures, 0)
@@ -248,6 +258,11 @@ class SearchSpec:
     def pilot_spec(self, optimizer: OptimizerSpec, k: int) -> TrialSpec:
         """The training with seed ``k`` by which targets are chosen, for its whole budget and without any target."""
         return dataclasses.replace(self.trial_spec(optimizer, FIRST_PILOT + k), targets=())
+
+    def timing_spec(self, optimizer: OptimizerSpec, k: int, epochs: int) -> TrialSpec:
+        """The training with seed ``k`` by which seconds per gradient evaluation are measured, without any target."""
+        spec = self.trial_spec(optimizer, FIRST_TIMING + k)
+        return dataclasses.replace(spec, epochs=epochs, targets=(), curvature=0, predict_critical_lr=False)
 
     def with_targets(self, targets: tuple[float, ...]) -> SearchSpec:
         """The same spec with these targets, which have been measured."""

@@ -19,7 +19,9 @@ The modules in reading order; imports go down the list.
     profiles          performance profiles over several searches
     tuning_curves     the best objective as a function of the number of rounds, with confidence bands
     bands             the confidence bands
+    cost_order        gradient evaluations and seconds side by side
     comparison        time to target, and which differences are real
+    costs             what a training costs to a target, in each unit
     intervals         the statistics
     document          the parts of a report: sections, tables, pictures
 """

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from tuner.core.metrics import ACCURACY, target_label
 from tuner.core.search_spec import SearchSpec, flag
-from tuner.report.comparison import cost
+from tuner.report.costs import cost
 from tuner.report.document import Section, Table
 from tuner.report.verdict import random_settings
 from tuner.study.results import Search
@@ -45,7 +45,8 @@ def budgets(search: Search) -> Section:
         "of compilation and warm-up",
         "of curvature",
     )
-    note = "The trainings of the phase pilot set the targets. " if search.pilots() else ""
+    note = "The trainings of the phase timing measure seconds per gradient evaluation. " if search.timings() else ""
+    note += "The trainings of the phase pilot set the targets. " if search.pilots() else ""
     note += (
         "The numbers come from the logs, including those of trainings that failed or have not ended. Work that was "
         "lost when a process was killed is in no log. The seconds of training do not include evaluation, compilation "
@@ -83,7 +84,7 @@ def _equality(search: Search) -> tuple[str, ...]:
             "In each round, the variants that were left had the same number of settings, drawn alike, and the same "
             "seeds. A training ends early only where it can no longer change a round."
         )
-    may_spend = sorted({record.history[-1].budget for record in search.records.values() if record.history})
+    may_spend = sorted({record.history[-1].budget for record in search.trainings() if record.history})
     most = f"{' or '.join(map(str, may_spend))} gradient evaluations"
     sentences.append(
         f"{'Each training' if len(may_spend) == 1 else 'The budgets are not equal: a training'} could spend {most}."
@@ -113,6 +114,8 @@ def provenance(search: Search) -> Section:
         ("data", "; ".join(dict.fromkeys([search.splits, *(r.test.data for r in records if r.test)])).strip("; ")),
         *([("score", f"{search.score}, which files and MLflow call accuracy")] if search.score != ACCURACY else []),
         ("targets", _targets(search)),
+        *([("cost", "seconds of training, by timings of each variant")] if spec.cost == "seconds" else []),
+        *([("seeds of timings", _seeds(search.timings()))] if search.timings() else []),
         *([("seeds of pilots", _seeds(search.pilots()))] if search.pilots() else []),
         ("seeds of trials", _seeds([r for r in records if r.is_trial])),
         ("seeds of confirmed runs", _seeds([r for r in records if r.phase == "confirm"])),
@@ -195,15 +198,15 @@ def limits(search: Search) -> Section:
         sentences.append("A trial of the race that fails is made again; a second failure counts as a miss.")
     sentences += _of_seeds(search)
     confirmed = [run for variant in search.variants for run in search.confirmed(variant.name).values() if run.ended]
-    runs = confirmed or [record for record in search.records.values() if record.ended]
-    costs = [cost(run, spec.training.targets[-1], "gradient_evaluations") for run in runs]
+    runs = confirmed or [record for record in search.trainings() if record.ended]
+    costs = [cost(search, run, spec.training.targets[-1], "gradient_evaluations") for run in runs]
     if runs and not any(map(math.isfinite, costs)):
         sentences.append(
             f"No {'confirmed run' if confirmed else 'trial'} reached {goal}: a lower target could tell more."
         )
     elif len(search.variants) > 1 and len(confirmed) > 1 and len(set(costs)) == 1:
         sentences.append(f"All confirmed runs reached {goal} at the same time: a higher target could tell them apart.")
-    first = next((r.history[0] for r in search.records.values() if r.history), None)
+    first = next((r.history[0] for r in search.trainings() if r.history), None)
     if first:
         step = first.budget // spec.training.epochs
         sentences.append(
@@ -214,6 +217,11 @@ def limits(search: Search) -> Section:
         sentences.append(
             f"The race compares variants that may try {random_settings(search)} each in their own ranges. With "
             "more tuning, or in other ranges, the order may differ."
+        )
+    if spec.cost == "seconds":
+        sentences.append(
+            "Seconds per gradient evaluation were measured once, alone, on one device. On other devices, or beside "
+            "other work, the order may differ. No error rate includes how exact they are."
         )
     sentences.append(
         f"A miss means that the target was not reached within {spec.training.epochs} epochs. Longer trainings were not "

@@ -7,14 +7,16 @@ alone.  A sentence about a *variant* rests on the rounds of the race, so it incl
 from __future__ import annotations
 
 import math
+import statistics
 from typing import TypeAlias
 
 from search_spaces import SPACES
 from tuner.core.metrics import target_label
 from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec
-from tuner.report.comparison import ERROR, Comparison, bounded_cost, compare, compare_pairs, cost, describe
+from tuner.report.comparison import ERROR, Comparison, compare, compare_pairs, describe
 from tuner.report.comparison import tuned_against_default as tuning_ratios
+from tuner.report.costs import WORDS, bounded_costs, cost, one_evaluation, unit_of
 from tuner.report.document import Section, Table
 from tuner.report.intervals import Interval, holm, median_interval, paired_ratio
 from tuner.report.verdict import answer, error_rate, in_words, pair_sentence, random_settings
@@ -157,9 +159,13 @@ def _middle(search: Search, claim: str, control: str) -> Interval | None:
         return None
     runs = [_observed(search, (name, "best")) for name in (control, claim, search.baseline)]
     seeds = [k for k in runs[0] if k in runs[1] and k in runs[2]]
-    costs, claimed, based = ([_bounded(search, some[k]) for k in seeds] for some in runs)
-    middles = [math.sqrt(a * b) for a, b in zip(claimed, based, strict=True)]
-    return paired_ratio(costs, middles, resolution=1.0) if costs else None
+    target, unit = search.spec.training.targets[-1], unit_of(search)
+    costs = [bounded_costs(search, [some[k] for some in runs], target, unit) for k in seeds]
+    middles = [math.sqrt(claimed * based) for _, claimed, based in costs]
+    if not costs:
+        return None
+    resolution = statistics.fmean(one_evaluation(search, some[k], unit) for some in runs for k in seeds)
+    return paired_ratio([ours for ours, *_ in costs], middles, resolution=resolution)
 
 
 def tuned_against_default(search: Search) -> Section:
@@ -189,7 +195,7 @@ def tuned_against_default(search: Search) -> Section:
             sentences.append(f"The settings tuned for {name} {_reached_at(search, ratio, tuned, default)}: {found}.")
         rows.append((name, _median(search, tuned), _median(search, default), describe(ratio) if ratio else "-"))
     note = (
-        f"The numbers are gradient evaluations to {_goal(search)}. Verdicts are adjusted for {len(tested)} "
+        f"The numbers are {WORDS[unit_of(search)]} to {_goal(search)}. Verdicts are adjusted for {len(tested)} "
         f"variant{'s' if len(tested) > 1 else ''} (Holm's method)."
     )
     columns = ("variant", "best settings", "default point", "ratio, by equal seeds")
@@ -208,9 +214,10 @@ def _reached_at(search: Search, interval: Interval, ours: Place, theirs: Place) 
     runs, other_runs = (f"{sum(map(math.isfinite, c))} of {len(c)} confirmed runs" for c in (costs, others))
     missed = ""
     if math.inf in [*costs, *others]:
-        missed = f" ({who} reached it in {runs}, {whose} in {other_runs}; a miss counts as one past the budget)"
+        past = "later than any time" if search.spec.cost == "seconds" else "one past the budget"
+        missed = f" ({who} reached it in {runs}, {whose} in {other_runs}; a miss counts as {past})"
     times = "of" if interval.estimate <= 1 else "times"
-    return f"reached {goal} in {describe(interval)} {times} {whose}'s gradient evaluations{missed}"
+    return f"reached {goal} in {describe(interval)} {times} {whose}'s {WORDS[unit_of(search)]}{missed}"
 
 
 def _why(interval: Interval, p_value: float | None, num_tests: int) -> str:
@@ -253,7 +260,7 @@ def _row(search: Search, made: Comparison) -> tuple[str, ...]:
 
 
 def _note(search: Search) -> str:
-    return f"The ratio is of gradient evaluations to {_goal(search)}. Below 1, the variant is cheaper."
+    return f"The ratio is of {WORDS[unit_of(search)]} to {_goal(search)}. Below 1, the variant is cheaper."
 
 
 def _goal(search: Search) -> str:
@@ -265,11 +272,7 @@ def _observed(search: Search, place: Place) -> dict[int, TrialRecord]:
 
 
 def _cost(search: Search, record: TrialRecord) -> float:
-    return cost(record, search.spec.training.targets[-1], "gradient_evaluations")
-
-
-def _bounded(search: Search, record: TrialRecord) -> float:
-    return bounded_cost(record, search.spec.training.targets[-1], "gradient_evaluations")
+    return cost(search, record, search.spec.training.targets[-1], unit_of(search))
 
 
 def _costs(search: Search, place: Place) -> list[float]:

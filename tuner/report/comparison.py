@@ -3,8 +3,8 @@
 There are two kinds of statements.  One about *a variant* needs the rounds of the race: it includes the luck of the
 settings and of the seeds.  One about *these settings* needs the confirmed runs alone, with equal seeds as pairs.
 
-A miss and a divergence cost inf in a median.  In a ratio they cost the least that they would have: one gradient
-evaluation past the budget.  A training that failed or has not ended is no observation.
+A miss and a divergence cost inf in a median.  In a ratio they cost the least that they would have
+(:mod:`tuner.report.costs`).  A training that failed or has not ended is no observation.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from tuner import race
 from tuner.core.errors import unknown
-from tuner.core.metrics import error_area, time_to_target
+from tuner.core.metrics import error_area
+from tuner.report.costs import UNITS, Unit, bounded_costs, cost, one_evaluation, unit_of
 from tuner.report.intervals import Interval, holm, median_interval, paired_ratio
 from tuner.study.results import Search
 from tuner.study.trial_record import Point, TrialRecord
 
-Unit: TypeAlias = Literal["epochs", "gradient_evaluations", "seconds"]
-UNITS: tuple[Unit, ...] = get_args(Unit)
 Verdict: TypeAlias = Literal["faster", "slower", "undecided"]
 ERROR = 0.05
 """Largest adjusted p-value at which a difference is called."""
@@ -92,7 +91,7 @@ def times(search: Search, point: Point = "best") -> list[Time]:
         records = _observed(search.confirmed(variant.name, point)).values()
         for target in search.spec.training.targets if records else ():
             for unit in UNITS:
-                costs = [cost(record, target, unit) for record in records]
+                costs = [cost(search, record, target, unit) for record in records]
                 reached = sum(map(math.isfinite, costs))
                 rows.append(Time(variant.name, point, target, unit, median_interval(costs), reached, len(costs)))
     return rows
@@ -111,7 +110,7 @@ def write_csv(search: Search, path: Path) -> None:
 
 def compare(
     search: Search,
-    unit: Unit = "gradient_evaluations",
+    unit: Unit | None = None,
     target: float | None = None,
     baseline: str | None = None,
 ) -> list[Comparison]:
@@ -123,7 +122,8 @@ def compare(
 
     The only variant that is left is the fastest, with the error rate of the race.  So its own comparisons need no more
     evidence than puts a variant out, whatever the baseline is.
-    ``target`` is the highest target unless given.  Raises :class:`InvalidInput` if the search has no such variant.
+    ``unit`` is that of ``--cost``, and ``target`` the highest target, unless given.
+    Raises :class:`InvalidInput` if the search has no such variant.
     """
     against = baseline or search.baseline
     others = [variant.name for variant in search.variants if variant.name != against]
@@ -133,7 +133,7 @@ def compare(
 def compare_pairs(
     search: Search,
     pairs: Sequence[tuple[str, str]],
-    unit: Unit = "gradient_evaluations",
+    unit: Unit | None = None,
     target: float | None = None,
 ) -> list[Comparison]:
     """Compares pairs of variants; the evidence must be at least K (K - 1)/alpha, which holds for all pairs at once.
@@ -144,11 +144,11 @@ def compare_pairs(
     return _compare(search, pairs, unit, target, any_pair=True)
 
 
-def tuned_against_default(search: Search, unit: Unit = "gradient_evaluations") -> dict[str, Interval | None]:
+def tuned_against_default(search: Search, unit: Unit | None = None) -> dict[str, Interval | None]:
     """Variant -> cost of its best settings over cost of its default point, to the highest target, by pairs of seeds."""
-    target = search.spec.training.targets[-1]
+    target, unit = search.spec.training.targets[-1], unit or unit_of(search)
     return {
-        name: _paired(search.confirmed(name), search.confirmed(name, "default"), target, unit)
+        name: _paired(search, search.confirmed(name), search.confirmed(name, "default"), target, unit)
         for name in (variant.name for variant in search.variants)
     }
 
@@ -157,8 +157,8 @@ def ranking(search: Search) -> list[str]:
     """The names of the variants, the fastest first.
 
     Those that are left in the race come before those that are out, and among these the last one out comes first.  Then
-    the order is by the median gradient evaluations of the confirmed runs to the highest target, by the share of runs
-    that reached it, by the mean area under the error curve, and by name.  Unconfirmed variants come last.
+    the order is by the median cost of the confirmed runs to the highest target, by the share of runs that reached it,
+    by the mean area under the error curve, and by name.  Unconfirmed variants come last.
     """
     out = search.race.out
 
@@ -167,7 +167,7 @@ def ranking(search: Search) -> list[str]:
         records = _observed(search.confirmed(name)).values()
         if not records:
             return (left, True, math.inf, 0.0, 0.0, name)
-        costs = [cost(record, search.spec.training.targets[-1], "gradient_evaluations") for record in records]
+        costs = [cost(search, record, search.spec.training.targets[-1], unit_of(search)) for record in records]
         area = float(np.mean([error_area(record.history) for record in records]))
         return (left, False, float(np.median(costs)), -float(np.mean(np.isfinite(costs))), area, name)
 
@@ -195,54 +195,38 @@ def describe(interval: Interval, unit: str = "") -> str:
     return f"{shown} ({100 * interval.level:.0f}%)"
 
 
-def cost(record: TrialRecord, target: float, unit: Unit) -> float:
-    """Cost of a training to a target, above 0 and interpolated between evaluations; inf for a miss or a divergence."""
-    reached = None if record.status == "diverged" else time_to_target(record.history, target)
-    return float(getattr(reached, unit)) if reached else math.inf
-
-
-def bounded_cost(record: TrialRecord, target: float, unit: Unit) -> float:
-    """As :func:`cost`; for a miss, the least that it would have cost: one gradient evaluation past the budget."""
-    known = cost(record, target, unit)
-    if math.isfinite(known):
-        return known
-    return one_evaluation(record, unit) * (record.history[-1].budget + 1)
-
-
-def one_evaluation(record: TrialRecord, unit: Unit) -> float:
-    """What one gradient evaluation of a training costs in a unit, above 0."""
-    last = record.history[-1]
-    whole = {"epochs": last.epoch, "gradient_evaluations": last.gradient_evaluations, "seconds": last.seconds}[unit]
-    return whole / last.gradient_evaluations
-
-
 def _observed(records: Mapping[int, TrialRecord]) -> dict[int, TrialRecord]:
     return {k: record for k, record in records.items() if record.observed and record.history}
 
 
 def _paired(
-    ours: Mapping[int, TrialRecord], theirs: Mapping[int, TrialRecord], target: float, unit: Unit
+    search: Search,
+    ours: Mapping[int, TrialRecord],
+    theirs: Mapping[int, TrialRecord],
+    target: float,
+    unit: Unit,
 ) -> Interval | None:
     mine, others = _observed(ours), _observed(theirs)
     seeds = [k for k in mine if k in others]
     pairs = [(mine[k], others[k]) for k in seeds]
-    if not any(math.isfinite(cost(run, target, unit)) for pair in pairs for run in pair):
+    if not any(math.isfinite(cost(search, run, target, unit)) for pair in pairs for run in pair):
         return None
-    ours_costs, theirs_costs = ([bounded_cost(pair[i], target, unit) for pair in pairs] for i in (0, 1))
-    resolution = float(np.mean([one_evaluation(run, unit) for pair in pairs for run in pair]))
+    ours_costs, theirs_costs = zip(*(bounded_costs(search, pair, target, unit) for pair in pairs), strict=True)
+    resolution = float(np.mean([one_evaluation(search, run, unit) for pair in pairs for run in pair]))
     return paired_ratio(ours_costs, theirs_costs, resolution=resolution)
 
 
 def _compare(
-    search: Search, pairs: Sequence[tuple[str, str]], unit: Unit, target: float | None, *, any_pair: bool
+    search: Search, pairs: Sequence[tuple[str, str]], unit: Unit | None, target: float | None, *, any_pair: bool
 ) -> list[Comparison]:
+    unit = unit or unit_of(search)
     known = {variant.name for variant in search.variants}
     for name in {name for pair in pairs for name in pair}:
         if name not in known:
             raise unknown("variant", name, known)
     # Targets that are to be measured are not known at first; then there is no run of a pair either.
     goal = (search.spec.training.targets or (math.nan,))[-1] if target is None else target
-    settings = [_paired(search.confirmed(i), search.confirmed(j), goal, unit) for i, j in pairs]
+    settings = [_paired(search, search.confirmed(i), search.confirmed(j), goal, unit) for i, j in pairs]
     adjusted = _adjusted({k: ratio for k, ratio in enumerate(settings) if _is_counted(search, *pairs[k], ratio)})
     made = []
     for k, ((i, j), ratio) in enumerate(zip(pairs, settings, strict=True)):

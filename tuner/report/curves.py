@@ -136,7 +136,7 @@ def tuning_curves(search: Search) -> Picture | None:
         axes.plot(curve.rounds, curve.median, color=colour, linewidth=1.8, marker=".")
         axes.set_xscale("log")
         numbers(axes.xaxis, "log")
-        objective_axis(search, axes)
+        objective_axis(search, axes, curve.variant)
     # A band without a bound would take the whole height.
     shown = np.concatenate([curve.median for curve in found])
     low, high = float(np.nanmin(shown)), float(np.nanmax(shown))

@@ -129,16 +129,18 @@ def numbers(axis: Axis, kind: Kind, most: int = 5) -> None:
 
 
 def goal(search: Search) -> str:
-    """The objective as the label of an axis; the first if there are several."""
+    """The objective as the label of an axis, with times in the unit of ``--cost``; the first if there are several."""
+    unit = "seconds of training" if search.spec.cost == "seconds" else "gradient evaluations"
     return {
         "accuracy": f"final validation {search.score}",
         "auc": "area under the error curve",
-    }.get(search.spec.objective, f"gradient evaluations to {target_label(search.spec.training.targets[-1])}%")
+    }.get(search.spec.objective, f"{unit} to {target_label(search.spec.training.targets[-1])}%")
 
 
 def value(search: Search, record: TrialRecord) -> float:
-    """A trial's objective; the first if there are several."""
-    return evaluate(search.spec.objective, record.history, search.spec.training.targets)[0]
+    """A trial's objective, times in the unit of ``--cost``; the first if there are several."""
+    found = evaluate(search.spec.objective, record.history, search.spec.training.targets)[0]
+    return found * search.cost_of_evaluation(record.variant)
 
 
 def observed(runs: Mapping[int, TrialRecord]) -> list[TrialRecord]:
@@ -148,15 +150,15 @@ def observed(runs: Mapping[int, TrialRecord]) -> list[TrialRecord]:
 
 def budget(search: Search) -> int:
     """Gradient evaluations of a whole training; at least one training of the search must have an epoch."""
-    return next(record.history[-1].budget for record in search.records.values() if record.history)
+    return next(record.history[-1].budget for record in search.trainings() if record.history)
 
 
-def objective_axis(search: Search, axes: Axes) -> None:
-    """Sets the numbers of the y axis for the objective, and a dotted line above which the target was missed."""
+def objective_axis(search: Search, axes: Axes, variant: str) -> None:
+    """Sets the numbers of the y axis for the objective, and a dotted line above which the variant missed the target."""
     kind: dict[str, Kind] = {"accuracy": "percent", "auc": "plain"}
     numbers(axes.yaxis, kind.get(search.spec.objective, "count"))
     if search.spec.objective not in kind:
-        axes.axhline(budget(search), color=GREY, linewidth=0.9, linestyle=":")
+        axes.axhline(budget(search) * search.cost_of_evaluation(variant), color=GREY, linewidth=0.9, linestyle=":")
 
 
 def goal_note(search: Search) -> str:

@@ -63,10 +63,10 @@ def paired_ratio(
     ratios are.  The p-value is that of the t at which the interval would end at 1.  A single pair has the interval
     (0, inf), the level 0 and the p-value 1.
 
-    A miss enters as the least that it would have cost, one gradient evaluation past the budget.  So a ratio to a miss
-    is the nearest to 1 that it can be, and two misses are equal.  Counted as unbounded instead, one miss of the slower
-    of two would weaken the evidence for what it shows.  The bound makes the interval hold for the ratio of the bounded
-    costs, which is the nearer one to 1.
+    A miss enters as the least that it would have cost, one gradient evaluation past the budget, and no less than what
+    it is compared with.  So a ratio to a miss is the nearest to 1 that it can be, and two misses are equal.  Counted as
+    unbounded instead, one miss of the slower of two would weaken the evidence for what it shows.  The bound makes the
+    interval hold for the ratio of the bounded costs, which is the nearer one to 1.
 
     Costs of a few whole epochs have ties.  The t interval holds all the same (``benchmarks/calibration.py``).
     Raises ValueError if there is no pair, a cost has no partner, or one is not above 0 and finite.

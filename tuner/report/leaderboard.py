@@ -11,6 +11,7 @@ import numpy as np
 from tuner.core.metrics import best_accuracy, target_label, time_to_target
 from tuner.core.serialization import Setting, flatten
 from tuner.report.comparison import Comparison, Time, compare, describe, ranking, times
+from tuner.report.costs import WORDS, unit_of
 from tuner.report.document import Table
 from tuner.report.intervals import Interval
 from tuner.report.verdict import in_words, random_settings, standing
@@ -27,7 +28,8 @@ def leaderboard(search: Search) -> Table:
         return exploration(search)
     targets, goal = search.spec.training.targets, target_label(search.spec.training.targets[-1])
     made = {comparison.variant: comparison for comparison in compare(search)}
-    costs = {(time.variant, time.target): time for time in times(search) if time.unit == "gradient_evaluations"}
+    unit = unit_of(search)
+    costs = {(time.variant, time.target): time for time in times(search) if time.unit == unit}
     usual = statistics.mode(time.interval.level for time in costs.values()) if costs else 0.95
     raced = bool(search.race.rounds)
     rows = []
@@ -49,7 +51,7 @@ def leaderboard(search: Search) -> Table:
     columns = (
         "variant",
         *(["race", f"won against {search.baseline}"] if raced else []),
-        *(f"to {target_label(target)}%" for target in targets),
+        *(f"{'seconds ' if unit == 'seconds' else ''}to {target_label(target)}%" for target in targets),
         "reached",
         f"ratio to {search.baseline}",
         f"test {search.score}",
@@ -65,8 +67,8 @@ def leaderboard(search: Search) -> Table:
         whose = f"the variants that are left, and of {search.baseline}," if some else "all variants"
         note.append(
             f"The chosen settings of {whose} are trained again with {search.spec.confirm_seeds} fresh seeds. The "
-            "columns to a target give the median gradient evaluations and an interval, at "
-            f"{100 * usual:.0f}% unless another level is given. The ratio is of these settings' gradient evaluations "
+            f"columns to a target give the median {WORDS[unit]} and an interval, at "
+            f"{100 * usual:.0f}% unless another level is given. The ratio is of these settings' {WORDS[unit]} "
             f"to {goal}%, by equal seeds, at 95% unless another level is given. The test {search.score} is the mean "
             "(smallest–largest) at the end of training, over the runs that came to their end."
         )
@@ -145,7 +147,7 @@ def metrics_and_tags(search: Search) -> dict[str, tuple[dict[str, float], dict[s
         metrics = {"leaderboard/rank": float(place)}
         for unit in ("epochs", "gradient_evaluations", "seconds"):
             metrics[f"leaderboard/{unit}"] = _median(found.get((name, unit)))
-        time, comparison = found.get((name, "gradient_evaluations")), made.get(name)
+        time, comparison = found.get((name, unit_of(search))), made.get(name)
         settings = comparison.settings if comparison else None
         metrics["leaderboard/rounds_won"] = float(comparison.won) if comparison else math.nan
         metrics["leaderboard/rounds_lost"] = float(comparison.lost) if comparison else math.nan
@@ -161,7 +163,7 @@ def metrics_and_tags(search: Search) -> dict[str, tuple[dict[str, float], dict[s
         tags = {
             "verdict": verdict(search, name, comparison),
             "race": standing(search, name) if search.race.rounds else "-",
-            "cost": describe(time.interval, "gradient_evaluations") if time else "-",
+            "cost": describe(time.interval, unit_of(search)) if time else "-",
             "target": "-" if math.isnan(goal) else f"{target_label(goal)}%",
             "baseline": search.baseline,
         }

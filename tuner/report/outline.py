@@ -11,6 +11,7 @@ from tuner.core.metrics import target_label
 from tuner.report import (
     budgets,
     claims,
+    cost_order,
     critical_lr_check,
     curves,
     findings,
@@ -20,11 +21,13 @@ from tuner.report import (
     theory_check,
     verdict,
 )
-from tuner.report.comparison import UNITS, Time, describe, ranking, times
+from tuner.report.comparison import Time, describe, ranking, times
+from tuner.report.costs import UNITS
 from tuner.report.document import Picture, Report, Section, Table
 from tuner.report.leaderboard import exploration, leaderboard
 from tuner.study.results import Search
 from tuner.study.targets import NUM_PILOTS
+from tuner.study.timings import NUM_TIMINGS
 from tuner.study.trial_record import POINTS, Point
 
 
@@ -36,11 +39,14 @@ def report_of(search: Search) -> Report:
     differences = claims.verdict(search)
     begun = any(record.is_trial for record in search.records.values())
     board = leaderboard(search)
+    answer = (*verdict.answer(search), *cost_order.order(search)) if begun else ()
+    costs = cost_order.both_costs(search) if begun else None
+    tables = (costs, *_times(search)) if costs else ()
     sections = [
-        Section("Result", (*(verdict.answer(search) if begun else ()), *_state(search)), tables=(board,)),
+        Section("Result", (*answer, *_state(search)), tables=(board,)),
         race_figures.race(search),
         Section("Convergence", pictures=_drawn(curves.convergence, search)),
-        Section("Time to target", pictures=_drawn(scatter.times_to_target, search), tables=_times(search)),
+        Section("Time to target", pictures=_drawn(scatter.times_to_target, search), tables=tables),
         Section("Tuning curves", pictures=_drawn(curves.tuning_curves, search)),
         Section("Schedules of the winners", pictures=_drawn(curves.schedules, search)),
         theory_check.theory(search),
@@ -112,6 +118,9 @@ def _state(search: Search) -> list[str]:
     trials = [record for record in search.records.values() if record.is_trial]
     if not trials and (len(search.records) or search.processes) and not search.studies:
         return ["The search's Optuna studies are missing, so its trials and the best of them are not known."]
+    if not trials and (names := search.to_be_timed):
+        ended, planned = sum(record.ended for record in search.timings()), NUM_TIMINGS * len(names)
+        return [f"There is no result yet: {ended} of at least {planned} timings have ended."]
     if not search.spec.training.targets:
         ended = sum(record.ended for record in search.pilots())
         return [f"There is no result yet: {ended} of {NUM_PILOTS} trainings that set the targets have ended."]
@@ -137,8 +146,9 @@ def _times(search: Search) -> tuple[Table, ...]:
     """One table per target: the cost of each variant's points in each unit."""
     note = (
         "Each cell is the median over fresh seeds; a miss counts as later than any time. The interval is by order "
-        "statistics. It holds at the level in round brackets for any distribution. Seconds are seconds of training. "
-        "Evaluation, compilation and warm-up are counted separately, under Budgets."
+        "statistics. It holds at the level in round brackets for any distribution. Seconds are gradient evaluations "
+        "times the variant's seconds of training for one. Evaluation, compilation and warm-up are counted separately, "
+        "under Budgets."
     )
     columns = ("variant", "point", *(unit.replace("_", " ") for unit in UNITS), "reached")
     order = ranking(search)

@@ -130,7 +130,7 @@ def shares(search: Search) -> Picture | None:
 
 def costs(search: Search) -> Picture | None:
     """What each variant's race cost, in full trainings."""
-    if not any(record.history for record in list(search.records.values())):
+    if not any(record.history for record in search.trainings()):
         return None
     whole = budget(search)
     spent = {variant.name: 0.0 for variant in search.variants}

@@ -15,7 +15,8 @@ from optuna.distributions import FloatDistribution
 from tuner.core.metrics import target_label
 from tuner.core.serialization import with_settings
 from tuner.core.trial_spec import OptimizerSpec
-from tuner.report.comparison import cost, ranking, times
+from tuner.report.comparison import ranking, times
+from tuner.report.costs import WORDS, cost, unit_of
 from tuner.report.document import Picture
 from tuner.report.figures import (
     CROWD,
@@ -51,20 +52,21 @@ MOST, MOST_IN_CROWD = 5, 3
 
 
 def times_to_target(search: Search) -> Picture | None:
-    """Gradient evaluations to each target: each variant's median and interval over its confirmed runs, and each run."""
-    rows = {(row.variant, row.target): row for row in times(search) if row.unit == "gradient_evaluations"}
+    """Cost to each target: each variant's median and interval over its confirmed runs, and each run."""
+    unit = unit_of(search)
+    rows = {(row.variant, row.target): row for row in times(search) if row.unit == unit}
     names = [name for name in ranking(search) if (name, search.spec.training.targets[0]) in rows]
     if not names:
         return None
     looks = styles(variant.name for variant in search.variants)
     runs = {name: observed(search.confirmed(name)) for name in names}
-    end = budget(search)
+    end = budget(search) * max(map(search.cost_of_evaluation, names))
     titles = [f"to {target_label(target)}%" for target in search.spec.training.targets]
     figure, places = panels(titles, height=0.27 * len(names) + 0.45)
     for axes, target in zip(places, search.spec.training.targets, strict=True):
         axes.axvspan(end, 2 * end, color=PALE, alpha=0.45, linewidth=0)
         for y, name in enumerate(names):
-            costs = [cost(record, target, "gradient_evaluations") for record in runs[name]]
+            costs = [cost(search, record, target, unit) for record in runs[name]]
             _seeds(axes, y, costs, MISSED * end, looks[name][0])
             _interval(axes, y, rows[name, target].interval, MISSED * end, looks[name][0])
         axes.set_xlim(0, 1.16 * end)
@@ -72,17 +74,18 @@ def times_to_target(search: Search) -> Picture | None:
         axes.grid(axis="y", visible=False)
         numbers(axes.xaxis, "count", most=4)
     places[0].set_ylim(len(names) - 0.45, -0.55)
-    label(figure, "gradient evaluations")
+    label(figure, WORDS[unit])
     undecided = any(not row.interval.decided for row in rows.values())
     entries = [sample("median, interval", dashes="-", marker="o")]
     if undecided:
         entries.append(sample("below 95%", dashes=":", marker="o", hollow=True))
     legend(figure, [*entries, sample("missed", marker=">"), sample("one seed", "#A8A8A8", marker=".")])
+    of_all = ", whose seconds depend on the variant" if unit == "seconds" else ""
     levels = sorted({f"{100 * row.interval.level:.0f}%" for row in rows.values()})
     title = (
-        "Gradient evaluations to a target. Large marks are medians over the confirmed runs of the best settings, with "
-        f"intervals by order statistics ({' or '.join(levels)}). Small marks are single seeds. An arrow in the grey "
-        "area means that the target was missed within the budget, or that the interval has no end there."
+        f"{WORDS[unit].capitalize()} to a target. Large marks are medians over the confirmed runs of the best "
+        f"settings, with intervals by order statistics ({' or '.join(levels)}). Small marks are single seeds. An arrow "
+        f"area means that the target was missed within the budget{of_all}, or that the interval has no end there."
     )
     if undecided:
         title += " Hollow marks with dotted lines are intervals that attain less than 95%."
@@ -152,7 +155,7 @@ def learning_rates(search: Search) -> Picture | None:
         if isinstance(searched, FloatDistribution):
             axes.set_xlim(searched.low / 1.2, searched.high * 1.2)
         numbers(axes.xaxis, "log")
-        objective_axis(search, axes)
+        objective_axis(search, axes, variant.name)
     bottom, top = places[0].get_ylim()
     places[0].set_ylim(bottom, top + 0.14 * (top - bottom))
     label(figure, "peak learning rate", goal(search))

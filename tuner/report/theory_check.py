@@ -57,7 +57,7 @@ def foretell(search: Search) -> tuple[list[Foretold], dict[str, Counter[str]]]:
     goal = (1 - search.spec.training.targets[-1]) * make_population().label_square / 2
     found: list[Foretold] = []
     reasons: dict[str, Counter[str]] = {variant.name: Counter() for variant in search.variants}
-    ended = [r for r in search.records.values() if r.observed and r.history]
+    ended = [r for r in search.trainings() if r.observed and r.history]
     for record in sorted(ended, key=lambda record: record.phase != "confirm")[:MOST]:
         workload, optimizer = record.spec.workload, record.spec.optimizer
         steps_per_epoch = NUM_TRAIN // workload.batch_size

@@ -30,7 +30,8 @@ class TuningCurve:
     rounds: NDArray[np.float64]
     """Numbers of rounds, from 1 to all that the variant was in."""
     median: NDArray[np.float64]
-    """Median of the best objective: gradient evaluations (above the budget: a miss), accuracy in [0, 1], or area.
+    """Median of the best objective: time in the unit of ``--cost`` (above the budget: a miss), accuracy in [0, 1], or
+    area.
 
     It is NaN where it is not known.
     """
@@ -51,7 +52,7 @@ def tuning_curve(search: Search, variant: str) -> TuningCurve | None:
         return None
     goal = OBJECTIVES[search.spec.objective][0]
     minimize = goal.direction == "minimize"
-    worst = goal.worst(trained.history)
+    worst = goal.worst(trained.history) * search.cost_of_evaluation(variant)
     # The race minimizes; an objective that is maximized has the opposite sign there.
     outcomes = [worst if math.isinf(time) else time if minimize else -time for time in times]
     # Only time to target is watched to an end, and there the smallest is the best.

@@ -11,7 +11,9 @@ from tuner import race
 from tuner.core.metrics import best_accuracy, target_label, time_to_target
 from tuner.core.search_spec import FIRST_REFINE
 from tuner.report.comparison import Comparison, Verdict
+from tuner.report.costs import timing_figures
 from tuner.study.results import Search
+from tuner.study.rounds import Round
 from tuner.study.trial_record import TrialRecord
 
 MOST_ROUNDS = 10_000
@@ -27,17 +29,21 @@ def answer(search: Search) -> tuple[str, ...]:
         return (f"{search.variants[0].name} is the only variant: there is nothing to compare it with.",)
     if spec.objective == "pareto":
         return ("The objective pareto has two goals, which give no order, so there is no race and no fastest variant.",)
-    if not state.rounds:
+    if not state.rounds and len(state.left) > 1:
         return (f"No round of the race is complete yet; a round has {spec.round_size} trainings of each variant.",)
     if not state.left:
-        return ("No variant could be trained: all trainings of a round failed, so there is no result.",)
+        if not search.not_timed:
+            return ("No variant could be trained: all trainings of a round failed, so there is no result.",)
+        return ("No variant could be timed and trained, so there is no result.", *_failed(search))
     said = missed(search) or ([_winner(search, state.left[0])] if len(state.left) == 1 else _undecided(search))
-    return (*said, *_failed(search), *_same(search))
+    return (*said, *_by_seconds(search), *_failed(search), *_same(search))
 
 
 def standing(search: Search, variant: str) -> str:
     """A variant's place in the race, in one to three words."""
     state = search.race
+    if variant in search.not_timed:
+        return "not timed"
     if variant in state.out:
         return f"{'failed' if variant in state.failed else 'out'}, round {state.out[variant] + 1}"
     return _first(search) if len(state.left) == 1 and len(search.variants) > 1 else "left"
@@ -78,7 +84,8 @@ def rounds_to_decide(search: Search, i: str, j: str) -> int | None:
 def _winner(search: Search, name: str) -> str:
     state, num = search.race, len(search.variants) - len(search.race.failed)
     if num == 1:
-        return f"{name} is the only variant that could be trained, so there is nothing to compare it with."
+        could = "timed and trained" if search.not_timed else "trained"
+        return f"{name} is the only variant that could be {could}, so there is nothing to compare it with."
     said = (
         f"{name} is the {_first(search)} of {num} variants that may try {random_settings(search)} each (error "
         f"rate {error_rate(search)}), after {_rounds(len(state.rounds))}"
@@ -164,20 +171,64 @@ def _failed(search: Search) -> list[str]:
     """The variants that left the race without a verdict."""
     found = sorted(search.race.failed, key=lambda name: (search.race.out[name], name))
     return [
-        f"All trainings of {name} in round {search.race.out[name] + 1} failed, so it is not compared." for name in found
+        _not_timed(search, name)
+        if name in search.not_timed
+        else f"All trainings of {name} in round {search.race.out[name] + 1} failed, so it is not compared."
+        for name in found
     ]
 
 
+def _not_timed(search: Search, name: str) -> str:
+    """Why nothing is known of a variant's seconds per gradient evaluation."""
+    made = [record for record in search.timings() if record.variant == name]
+    counts = {status: sum(record.status == status for record in made) for status in ("failed", "diverged")}
+    ends = " and ".join(f"{count} {status}" for status, count in counts.items() if count)
+    return (
+        f"{name} is not compared, because its seconds per gradient evaluation are not known: none of its {len(made)} "
+        f"timings trained a whole epoch after the first ({ends})."
+    )
+
+
+def _by_seconds(search: Search) -> list[str]:
+    """What fast means where it is not by gradient evaluations."""
+    if search.spec.cost != "seconds":
+        return []
+    said = (
+        "Fast is by seconds of training: a training's gradient evaluations times its variant's seconds for one, "
+        "measured once on the device of the search"
+    )
+    ratios = [max(some) / min(some) for name in search.seconds if len(some := timing_figures(search, name)) > 1]
+    return [f"{said}; two timings of one variant differ by up to {max(ratios) - 1:.1%}." if ratios else f"{said}."]
+
+
 def _same(search: Search) -> list[str]:
-    """Pairs of variants that had equal results in every round."""
+    """Pairs of variants that needed equally many gradient evaluations in every round, or had equal results."""
     found = []
     for i, j in itertools.combinations([variant.name for variant in search.variants], 2):
-        times = [(one.results[i], one.results[j]) for one in search.race.shared(i, j)]
-        if times and all(a == b for a, b in times) and any(map(math.isfinite, itertools.chain(*times))):
-            found.append(
-                f"{i} and {j} trained alike: their results were equal in all rounds that both were in, {len(times)}."
-            )
+        shared, rates = search.race.shared(i, j), [search.cost_of_evaluation(name) for name in (i, j)]
+        known = any(math.isfinite(one.results[i] + one.results[j]) for one in shared)
+        if not known or not all(_is_same(one, i, j, *rates) for one in shared):
+            continue
+        said = f"{i} and {j} trained alike: their "
+        if rates[0] == rates[1]:
+            found.append(f"{said}results were equal in all rounds that both were in, {len(shared)}.")
+            continue
+        found.append(
+            f"{said}gradient evaluations were equal in all rounds that both were in, {len(shared)}, so only their "
+            f"measured seconds for one, {rates[0]:.3g} and {rates[1]:.3g}, put them in order."
+        )
     return found
+
+
+def _is_same(one: Round, i: str, j: str, rate_i: float, rate_j: float) -> bool:
+    """Whether a round's results can be of the same gradient evaluations."""
+    a, b = one.results[i], one.results[j]
+    if rate_i == rate_j:
+        return a == b
+    if math.isinf(a) == math.isinf(b):
+        return math.isinf(a) or math.isclose(a * rate_j, b * rate_i)
+    # One of them took longer than the round was watched.
+    return (a / rate_i * rate_j if math.isinf(b) else b / rate_j * rate_i) > one.end
 
 
 def pair_sentence(search: Search, made: Comparison) -> str:

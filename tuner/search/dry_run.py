@@ -14,6 +14,7 @@ from tuner.core.variants import shown
 from tuner.study.refinement import given_points, most_repeats
 from tuner.study.rounds import FEWEST
 from tuner.study.targets import NUM_PILOTS
+from tuner.study.timings import NUM_TIMINGS, timing_epochs
 from tuner.study.trial_record import POINTS
 from tuner.workloads.check import Prepared
 
@@ -53,16 +54,27 @@ def print_plan(spec: SearchSpec, variants: Sequence[Variant], data: Prepared) ->
         f"Cost at most: {num_trainings} trainings x {epochs} epochs x {steps} steps "
         f"= {num_trainings * budget} gradient evaluations of {workload.batch_size} samples. Most end much sooner."
     )
+    if spec.cost == "seconds":
+        num_timings, length = NUM_TIMINGS * len(variants), timing_epochs(steps)
+        console.print(
+            f"Timings besides: {num_timings} trainings x {length} epochs x {steps} steps "
+            f"= {num_timings * length * steps} gradient evaluations."
+        )
     console.print("Nothing was started.")
 
 
 def plan(spec: SearchSpec, variants: Sequence[Variant]) -> Iterator[str]:
     """What a search trains, in the order in which it does; one sentence or more per line."""
+    if spec.cost == "seconds":
+        yield (
+            f"First {NUM_TIMINGS} short trainings of each variant's default point, one at a time, measure its seconds "
+            "per gradient evaluation, by which the race is run."
+        )
     if spec.targets == "auto":
         baseline = spec.baseline_among([variant.name for variant in variants])
         yield (
-            f"First {NUM_PILOTS} trainings of {baseline}'s default point set the targets: what it reaches at a third "
-            "and at four fifths of its budget."
+            f"{'Then' if spec.cost == 'seconds' else 'First'} {NUM_PILOTS} trainings of {baseline}'s default point set "
+            "the targets: what it reaches at a third and at four fifths of its budget."
         )
     num_raced, num_settings = _num_trials(spec, len(variants))
     if num_raced:

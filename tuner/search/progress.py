@@ -38,7 +38,7 @@ class Display:
         self._ended = {variant.name: _Standing() for variant in trials.search.variants}
         self._done_before = _done(self._standings())
         self._printed: set[str] = set()
-        self._num_rounds = len(trials.race.rounds)
+        self._num_rounds, self._num_timed = len(trials.race.rounds), len(trials.search.seconds)
         self._live = Live(
             get_renderable=self._render,
             console=console,
@@ -70,7 +70,11 @@ class Display:
             highlight=False,
             soft_wrap=True,
         )
-        race = self.trials.race
+        race, seconds = self.trials.race, self.trials.search.seconds
+        if len(seconds) > self._num_timed:
+            self._num_timed = len(seconds)
+            shown = ", ".join(f"{name} {'not known' if s is None else f'{s:.3g}'}" for name, s in seconds.items())
+            self.console.print(f"Seconds per gradient evaluation: {shown}.", highlight=False, soft_wrap=True)
         for one in race.rounds[self._num_rounds :]:
             self.console.print(self._said_of(one), highlight=False, soft_wrap=True)
         self._num_rounds = len(race.rounds)
@@ -81,7 +85,7 @@ class Display:
         said = f"Round {one.number + 1} of at most {race.num_rounds}: "
         if one.results:
             first = min(one.results, key=lambda name: one.results[name])
-            unit = f", in {one.results[first]:.0f} gradient evaluations" if race.timed else ""
+            unit = f", in {self._in_words(one.results[first])}" if race.timed else ""
             said += "no winner" if math.isinf(one.results[first]) else f"{first} first{unit}"
         else:
             said += "only one variant was in it"
@@ -90,6 +94,11 @@ class Display:
         if one.number < len(race.rounds) - 1:
             return f"{said}."
         return " ".join([f"{said}; {self._evidence()}.", *missed(search)])
+
+    def _in_words(self, time: float) -> str:
+        """A time of the race with its unit."""
+        in_seconds = self.trials.spec.cost == "seconds"
+        return f"{time:.3g} seconds of training" if in_seconds else f"{time:.0f} gradient evaluations"
 
     def _evidence(self) -> str:
         """The evidence that is nearest to putting a variant out."""
@@ -137,7 +146,9 @@ class Display:
         done = _done(standings)
         lines = [f"{search.folder.name}: {spec.training.workload.data}, {spec.training.workload.model}"]
         raced = self._raced
-        if self._target is None:
+        if search.to_be_timed:
+            lines += ["Timings of each variant, one at a time"]
+        elif self._target is None:
             lines += ["Trainings that set the targets"]
         elif raced:
             evidence = self._evidence()
@@ -232,6 +243,8 @@ MEANINGS = {
 
 def short_standing(search: Search, name: str) -> str:
     """A variant's place in the race, in few letters."""
+    if name in search.not_timed:
+        return "not timed"
     if name in search.race.out:
         return f"out {search.race.out[name] + 1}"
     return "first" if len(search.race.left) == 1 else "in"
@@ -264,6 +277,8 @@ class _Standing:
             self.done += 1
         elif history:
             self.done += history[-1].gradient_evaluations / history[-1].budget
+        if record.phase == "timing":
+            return  # it has schedules of other lengths, so its accuracies say nothing of the variant
         self.best_accuracy = max(self.best_accuracy, best_accuracy(history))
         reached = None if target is None else time_to_target(history, target)
         if reached and (self.fastest is None or reached.gradient_evaluations < self.fastest):

@@ -27,7 +27,7 @@ from tuner.study.optuna_study import close_storage, open_storage, open_studies, 
 from tuner.study.recorder import Recorder
 from tuner.study.results import Search
 from tuner.study.scheduler import TrialScheduler
-from tuner.study.search_folder import CHANGEABLE_ON_RESUME, note_end, processes_of
+from tuner.study.search_folder import CHANGEABLE_ON_RESUME, note_end, processes_of, seconds_of
 from tuner.tracking.client import with_login_apart
 from tuner.tracking.tracker import DataSet, Tracker
 from tuner.workloads.check import Prepared, source_of
@@ -73,8 +73,19 @@ def open_recorder(
     )
     by_variant = {name: study.study for name, study in studies.items()}
     joined = {name: study.joined for name, study in studies.items()}
-    processes = processes_of(folder)
-    search = Search(spec, search_id, variants, folder, by_variant, processes, data.note, data.score, joined=joined)
+    search = Search(
+        spec,
+        search_id,
+        variants,
+        folder,
+        by_variant,
+        processes_of(folder),
+        data.note,
+        data.score,
+        joined=joined,
+        seconds=seconds_of(folder),
+        steps_per_epoch=data.sizes["train"] // spec.training.workload.batch_size,
+    )
     retry("--checkpoints", search.root.make)
     return Recorder(TrialScheduler(search, studies), tracking, storage)
 

@@ -6,10 +6,11 @@ holds which confirmed runs exist.  The folder of each training holds its epochs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -59,6 +60,11 @@ class Search:
     """Readings of the test split by this process, by name; not among the records, because they train nothing."""
     joined: Mapping[str, int] = field(default_factory=dict)
     """Variant -> first round of the race that it takes part in; 0 where it is not said."""
+    seconds: dict[str, float | None] = field(default_factory=dict)
+    """Variant -> seconds per gradient evaluation, by its timings; None where no timing gave a figure.  It has no entry
+    before the variant's timings have ended, and is empty with ``--cost gradient-evaluations``."""
+    steps_per_epoch: int = 1
+    """Gradient evaluations of an epoch; timings are planned by it."""
     race: Race = field(init=False)
     """The rounds of the race that have ended, and what follows from them."""
 
@@ -67,6 +73,8 @@ class Search:
         names = [variant.name for variant in self.variants]
         timed = spec.objective == "time-to-target"
         self.race = Race(names, spec.round_size, spec.num_rounds, spec.alpha, timed, self.joined)
+        for name in self.not_timed:
+            self.race.refuse(name)
         for record in self.records.values():
             self.count(record)
 
@@ -78,7 +86,33 @@ class Search:
         if record.status == "failed" and self.num_failed(record.variant, number, slot) < MOST_ATTEMPTS:
             return
         time = race_time(self.spec.objective, record.status, record.history, self.spec.training.targets)
-        self.race.end(record.variant, number, slot, None if record.status == "failed" else time)
+        cost = time * self.cost_of_evaluation(record.variant)
+        self.race.end(record.variant, number, slot, None if record.status == "failed" else cost)
+
+    def cost_of_evaluation(self, variant: str) -> float:
+        """What one gradient evaluation of a variant counts in the race: 1, or its seconds with ``--cost seconds``.
+
+        NaN where these are not known.
+        """
+        return (self.seconds.get(variant) or math.nan) if self.spec.cost == "seconds" else 1.0
+
+    @property
+    def to_be_timed(self) -> list[str]:
+        """The variants whose seconds per gradient evaluation have still to be measured."""
+        names = [variant.name for variant in self.variants if variant.name not in self.seconds]
+        return names if self.spec.cost == "seconds" else []
+
+    @property
+    def not_timed(self) -> list[str]:
+        """The variants whose timings gave no figure; they are out of the race."""
+        return [variant.name for variant in self.variants if self.seconds.get(variant.name, 0.0) is None]
+
+    def set_seconds(self, found: Mapping[str, float | None]) -> None:
+        """Takes what timings have found, and puts variants out of the race that they found nothing of."""
+        self.seconds |= found
+        for name, value in found.items():
+            if value is None:
+                self.race.refuse(name)
 
     def num_failed(self, variant: str, number: int, slot: int) -> int:
         """How many trainings of a slot have failed."""
@@ -117,6 +151,14 @@ class Search:
     def pilots(self) -> list[TrialRecord]:
         """The trainings that set the targets."""
         return [record for record in list(self.records.values()) if record.phase == "pilot"]
+
+    def timings(self) -> list[TrialRecord]:
+        """The short trainings that measure seconds per gradient evaluation."""
+        return [record for record in list(self.records.values()) if record.phase == "timing"]
+
+    def trainings(self) -> list[TrialRecord]:
+        """All trainings of the search's own length: all but the timings."""
+        return [record for record in list(self.records.values()) if record.phase != "timing"]
 
     def trials_of(self, variant: str) -> list[TrialRecord]:
         """A variant's trials, in the order in which they were created."""
@@ -199,7 +241,10 @@ class Search:
         return row | ({"test/accuracy": record.test.accuracy, "test/loss": record.test.loss} if record.test else {})
 
     def rounds(self) -> pd.DataFrame:
-        """One row per counted round and variant: its least time, inf for a miss, and to where the round was watched."""
+        """One row per counted round and variant: its least time, inf for a miss, and to where the round was watched.
+
+        Times are in the unit of ``--cost``.
+        """
         import pandas as pd
 
         return pd.DataFrame(
@@ -265,14 +310,17 @@ def load_search(name: str, *, output: str = "runs", storage: str | None = None) 
     }
     processes, splits = search_folder.processes_of(folder), search_folder.splits_of(folder)
     joined = {name: int(study.user_attrs.get(JOINED, 0)) for name, study in studies.items()}
-    score = search_folder.score_of(folder)
-    search = Search(spec, search_id, variants, folder, studies, processes, splits, score, joined=joined)
+    score, seconds = search_folder.score_of(folder), search_folder.seconds_of(folder)
+    search = Search(
+        spec, search_id, variants, folder, studies, processes, splits, score, joined=joined, seconds=seconds
+    )
     for variant in variants:
         if variant.name in studies:
             for trial in studies[variant.name].get_trials(deepcopy=False):
                 record = _trial(search, variant, trial)
                 search.records[record.name] = record
-    search.records |= read_runs(search, "pilot") | read_runs(search, "confirm")
+    for phase in trial_folder.OUTSIDE_STUDIES:
+        search.records |= read_runs(search, phase)
     for record in search.records.values():
         search.count(record)
     return search
@@ -296,7 +344,7 @@ def _trial(search: Search, variant: Variant, trial: FrozenTrial) -> TrialRecord:
     )
 
 
-def read_runs(search: Search, phase: Literal["pilot", "confirm"]) -> dict[str, TrialRecord]:
+def read_runs(search: Search, phase: trial_folder.RunPhase) -> dict[str, TrialRecord]:
     """The trainings of a phase outside the studies that a search's folder holds, by name, in order."""
     records, variants = [], [variant.name for variant in search.variants]
     for path in search.folder.glob(f"*.{phase}-*"):  # a variant's name has no dot

@@ -28,6 +28,8 @@ MEDIAN_FACTOR, FIRST_WITH_MEDIAN = 2.0, 3
 """From the fourth round on, a round is watched at most to twice the median of the earlier rounds' best times."""
 
 
+BEFORE = -1
+"""The number, in place of a round's, for a variant that was refused before any round."""
 FEWEST = 3
 """Least number of variants that the thresholds are for: of two equal ones, either one out is an error (ours)."""
 
@@ -55,8 +57,8 @@ class Round:
 class Race:
     """The rounds of some variants, and what follows from them.
 
-    A training's time is the objective to be minimized: gradient evaluations to the highest target, inf for a miss; or
-    any other number, where ``timed`` is false and nothing is capped but by the variant's own best.
+    A training's time is the objective to be minimized: its cost to the highest target, in the search's unit, inf for a
+    miss; or any other number, where ``timed`` is false and nothing is capped but by the variant's own best.
     """
 
     variants: Sequence[str]
@@ -73,9 +75,10 @@ class Race:
     wins: dict[tuple[str, str], int] = field(default_factory=dict)
     """(i, j) -> rounds that i won against j."""
     out: dict[str, int] = field(default_factory=dict)
-    """Variant -> the counted round that put it out."""
+    """Variant -> the counted round that put it out; :data:`BEFORE` for one that was refused."""
     failed: set[str] = field(default_factory=set)
-    """The variants that are out because all of their trainings in a round failed, which says nothing of their speed."""
+    """The variants that are out because they were refused, or because all of their trainings in a round failed.  This
+    says nothing of their speed."""
     _times: dict[int, dict[str, dict[int, float]]] = field(default_factory=dict)
     """Round -> variant -> slot -> time of the training, for those that have ended."""
     _lost: set[tuple[str, int, int]] = field(default_factory=set)
@@ -140,6 +143,12 @@ class Race:
             self._lost.add((variant, number, slot))
         while not self.is_over and self._is_complete(len(self.rounds)):
             self._count(len(self.rounds))
+
+    def refuse(self, variant: str) -> None:
+        """Takes a variant out of the race before any round that it would take part in."""
+        self.out[variant] = BEFORE
+        self.failed.add(variant)
+        self._known_sure.clear()
 
     def has_ended(self, variant: str, number: int, slot: int) -> bool:
         """Whether the time of a place is known."""

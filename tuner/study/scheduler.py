@@ -1,8 +1,8 @@
 """Decides which trial is next, and whether a trial continues; independent of Ray.
 
-Trainings that set the targets come first, where targets are not given, and then the race.  After it, each variant that
-is refined gets further settings, repeats of the best ones, and confirmed runs of those that are chosen.  The test split
-is read last.
+Timings come first, one at a time, where the cost is in seconds; then trainings that set the targets, where these are
+not given; and then the race.  After it, each variant that is refined gets further settings, repeats of the best ones,
+and confirmed runs of those that are chosen.  The test split is read last.
 
 Optuna's studies hold which trials exist and which of them have ended.  The folders hold the same for confirmed runs.  A
 process that resumes a killed search plans from these alone.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
 
 from tuner.core.metrics import EpochMetrics, error_area
 from tuner.core.search_spec import NUM_REPEATS, SearchSpec
@@ -22,9 +21,10 @@ from tuner.study.objectives import race_time
 from tuner.study.optuna_study import VariantStudy, trial_name
 from tuner.study.refinement import finalists, most_repeats
 from tuner.study.results import Search, read_runs
-from tuner.study.search_folder import save_targets
+from tuner.study.search_folder import save_seconds, save_targets
 from tuner.study.targets import NUM_PILOTS, measured_targets
-from tuner.study.trial_folder import read_epochs, run_name, write_spec
+from tuner.study.timings import NUM_SPARE, NUM_TIMINGS, measured_seconds, timed, timing_epochs
+from tuner.study.trial_folder import OUTSIDE_STUDIES, RunPhase, read_epochs, run_name, write_spec
 from tuner.study.trial_record import POINTS, Phase, TrialRecord, phase_of, seed_number
 
 END = object()
@@ -101,9 +101,10 @@ class TrialScheduler:
         """Most trainings that the whole search can have; those that are made again, and earlier bests, apart."""
         num = NUM_PILOTS if self.spec.targets == "auto" else 0
         raced = [] if self.race.is_over else self.race.left
-        refined = self.search.refined
+        refined, untimed = self.search.refined, self.search.to_be_timed
         for name in self.studies:
             most: dict[Phase, int] = {
+                "timing": NUM_TIMINGS if name in untimed else 0,
                 "race": self._num_race if name in raced else 0,
                 "refine": self._num_refine if name in refined else 0,
                 "confirm": sum(map(self.spec.num_seeds, POINTS)) if name in refined else 0,
@@ -147,7 +148,10 @@ class TrialScheduler:
         record = self.records[name]
         if not record.is_trial:
             return True
-        should_continue = not self.spec.early_stopping or self._spent([*record.history, metrics]) < self._cap(record)
+        spent = self._spent([*record.history, metrics])
+        if record.phase == "race":
+            spent *= self.search.cost_of_evaluation(record.variant)
+        should_continue = not self.spec.early_stopping or spent < self._cap(record)
         if record.phase == "race" and not self.race.takes_part(record.variant, record.place["round"]):
             should_continue = False
         if self.spec.prune_above_critical and self.is_far_above_critical(metrics):
@@ -175,7 +179,7 @@ class TrialScheduler:
         return -math.inf
 
     def _cap(self, record: TrialRecord) -> float:
-        """The time beyond which a trial can change nothing."""
+        """The time beyond which a trial can change nothing: in the race's unit, or in that of :func:`race_time`."""
         if record.phase == "race":
             return self.race.cap(record.variant, record.place["round"])
         if record.repeats is not None or record.place.get("point"):
@@ -191,15 +195,18 @@ class TrialScheduler:
                 record.status = study.existing_status(number)
                 record.history = read_epochs(self.search.folder_of(record))
                 self.end(record)
-        confirmed = read_runs(self.search, "confirm")
-        self._num_made.update((record.variant, record.phase) for record in confirmed.values())
-        self.records |= read_runs(self.search, "pilot") | confirmed
+        for phase in OUTSIDE_STUDIES:
+            runs = read_runs(self.search, phase)
+            self._num_made.update((record.variant, phase) for record in runs.values())
+            self.records |= runs
         for record in self.records.values():
             if not record.ended:
                 record.status, record.history = "pending", []  # its worker reports these epochs again
 
     def _plan(self) -> Iterator[TrialRecord | None]:
         yield from [record for record in self.records.values() if record.ended]
+        if names := self.search.to_be_timed:
+            yield from self._timings(names)
         for name, study in self.studies.items():
             for number in study.existing(ended=False):
                 yield self._add(name, number)
@@ -212,6 +219,32 @@ class TrialScheduler:
         begun = [record for record in self.records.values() if record.phase == "confirm" and not record.ended]
         yield from [record for record in begun if record.variant not in refined]
         yield from self._test()
+
+    def _timings(self, names: list[str]) -> Iterator[TrialRecord | None]:
+        """The timings of these variants, each alone; then takes and saves what they found.
+
+        The k-th timings of all variants come before the next ones, so that a device that slows down slows all down.
+        """
+        epochs = timing_epochs(self.search.steps_per_epoch)
+        made = {(record.variant, record.number): record for record in self.search.timings()}
+        histories = {name: [r.history for r in made.values() if r.variant == name and r.observed] for name in names}
+        for number in range(1, NUM_TIMINGS + NUM_SPARE + 1):
+            for name in names:
+                known = sum(timed(history) is not None for history in histories[name])
+                if known >= NUM_TIMINGS or ((name, number) in made and made[name, number].ended):
+                    continue
+                if (name, number) not in made:
+                    spec = self.spec.timing_spec(self.search.default_optimizer(name), number - 1, epochs)
+                    made[name, number] = self._add_run(name, "timing", number, spec)
+                record = made[name, number]
+                yield record
+                while not record.ended:
+                    yield None
+                if record.observed:
+                    histories[name].append(record.history)
+        found = {name: measured_seconds(histories[name]) for name in names}
+        save_seconds(self.search.folder, self.search.seconds | found)
+        self.search.set_seconds(found)
 
     def _pilots(self) -> Iterator[TrialRecord | None]:
         """The trainings that set the targets; then sets them, for this process and for later ones."""
@@ -311,7 +344,7 @@ class TrialScheduler:
                 self.search.tests[test.name] = test
                 yield test
 
-    def _add_run(self, variant: str, phase: Literal["pilot", "confirm"], number: int, spec: TrialSpec) -> TrialRecord:
+    def _add_run(self, variant: str, phase: RunPhase, number: int, spec: TrialSpec) -> TrialRecord:
         """A training outside the studies; its folder makes it exist."""
         record = TrialRecord(run_name(variant, phase, number), variant, number, spec, phase)
         self.search.write(record, lambda folder: write_spec(folder, spec))

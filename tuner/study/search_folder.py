@@ -23,6 +23,8 @@ from tuner.core.search_spec import SearchSpec, flag
 from tuner.study.saved_variants import as_data, from_data
 
 SPEC_FILE, LOCK, LOG = "search.json", ".lock", "ray.log"
+SECONDS = "seconds_per_gradient_evaluation"
+"""Key of the measured seconds in a search's spec file."""
 FILES_MADE_FIRST = (LOCK, LOG)
 """The files that a search writes before it saves its spec."""
 
@@ -183,9 +185,17 @@ def save(
     for name in ("storage", "tracking_uri"):
         kept[name] = kept[name] and masked(kept[name])
     processes = [*processes_of(folder), *([process] if process else [])]
-    measured = list(spec.training.targets) if spec.targets == "auto" else []
-    told = {"id": search_id, "content": content, "splits": splits, "score": score, "targets": measured, "spec": kept}
-    _write(folder, {**told, "variants": as_data(variants)}, processes)
+    content_of_file = {
+        "id": search_id,
+        "content": content,
+        "splits": splits,
+        "score": score,
+        "targets": list(spec.training.targets) if spec.targets == "auto" else [],
+        SECONDS: seconds_of(folder),
+        "spec": kept,
+        "variants": as_data(variants),
+    }
+    _write(folder, content_of_file, processes)
 
 
 def variants_of(folder: Path) -> tuple[Variant, ...]:
@@ -222,6 +232,20 @@ def save_targets(folder: Path, targets: Sequence[float]) -> None:
     """Saves the targets that a search has measured."""
     saved = json.loads((folder / SPEC_FILE).read_text())
     _write(folder, {**saved, "targets": list(targets)}, processes_of(folder))
+
+
+def seconds_of(folder: Path) -> dict[str, float | None]:
+    """Variant -> seconds per gradient evaluation that the search has measured; None where no timing gave a figure."""
+    try:
+        return dict(json.loads((folder / SPEC_FILE).read_text()).get(SECONDS, {}))
+    except FileNotFoundError:
+        return {}
+
+
+def save_seconds(folder: Path, seconds: Mapping[str, float | None]) -> None:
+    """Saves the seconds per gradient evaluation of all variants that have been measured."""
+    saved = json.loads((folder / SPEC_FILE).read_text())
+    _write(folder, {**saved, SECONDS: dict(seconds)}, processes_of(folder))
 
 
 def note_end(folder: Path, ended_at: float) -> None:

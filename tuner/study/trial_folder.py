@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from tuner.core.errors import InvalidInput
 from tuner.core.metrics import EpochMetrics, FinalScore, epoch_metrics
@@ -19,7 +20,8 @@ LOG = "result.json"
 """A training's epochs, one JSON object per line."""
 TEST, FAILURE = "test.json", "failure.txt"
 """Files of a confirmed run: the score of its final weights on the test split, and why it failed if it did."""
-OUTSIDE_STUDIES = ("pilot", "confirm")
+RunPhase: TypeAlias = Literal["timing", "pilot", "confirm"]
+OUTSIDE_STUDIES: tuple[RunPhase, ...] = get_args(RunPhase)
 """Phases whose trainings are no trials of Optuna: they exist if their folders do."""
 
 

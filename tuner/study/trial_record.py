@@ -11,7 +11,7 @@ from tuner.core.search_spec import FIRST_REFINE, FIRST_REPEAT
 from tuner.core.trial_spec import TrialSpec
 from tuner.study import trial_folder
 
-Phase: TypeAlias = Literal["pilot", "race", "refine", "confirm", "test"]
+Phase: TypeAlias = Literal["timing", "pilot", "race", "refine", "confirm", "test"]
 Point: TypeAlias = Literal["best", "default"]
 """What a confirmed run confirms: the settings chosen for its variant, or the variant's default point."""
 POINTS: tuple[Point, ...] = ("best", "default")
@@ -19,8 +19,8 @@ POINTS: tuple[Point, ...] = ("best", "default")
 
 @dataclass(slots=True)
 class TrialRecord:
-    """A training that sets targets, a trial of the race or the refinement, a confirmed run, or a reading of the test
-    split."""
+    """A timing, a training that sets targets, a trial of the race or the refinement, a confirmed run, or a reading of
+    the test split."""
 
     name: str
     """Name: ``sgdm-03`` for a trial, ``sgdm/confirm-1`` for a confirmed run."""
