@@ -60,7 +60,9 @@ def test_no_more_trials_are_given_than_may_live(open_recorder: Open, toy: Toy) -
     assert searcher.suggest("3")["trial"] == "toy-02"
 
 
-def test_of_the_trials_that_live_the_last_that_waits_is_next(open_recorder: Open, toy: Toy) -> None:
+def test_trials_get_actors_in_their_order_and_the_last_that_waits_gets_a_free_one(
+    open_recorder: Open, toy: Toy
+) -> None:
     """The first one keeps the actor that Tune has requested for it.  Ended trials are not asked for."""
     scheduler = EarlyStopping(open_recorder([toy()], trials=1, round_size=1).scheduler)
     trials = [cast(Trial, FakeTrial(status)) for status in (Trial.RUNNING, Trial.PENDING, Trial.PENDING)]
@@ -68,7 +70,7 @@ def test_of_the_trials_that_live_the_last_that_waits_is_next(open_recorder: Open
     assert scheduler.choose_trial_to_run(controller) is None
     for trial in trials:
         scheduler.on_trial_add(controller, trial)
-    assert scheduler.choose_trial_to_run(controller) is trials[2]
+    assert [scheduler.choose_trial_to_run(controller) for _ in range(4)] == [trials[1], trials[2], trials[2], trials[2]]
     controller.live = trials[:2]
     assert scheduler.choose_trial_to_run(controller) is trials[1]
     controller.live = [trials[0]]

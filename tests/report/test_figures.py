@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
 from benchmarks.simulated_search import Truth, simulate
-from search_spaces import SPACES
+from search_spaces import GROUPS, SPACES
 from tests.report.racing import raced, trained
 from tuner.core.metrics import EpochMetrics
 from tuner.core.search_spec import SearchSpec
@@ -100,8 +100,8 @@ def test_a_variants_style_does_not_depend_on_the_others() -> None:
 
 
 def test_no_two_variants_look_alike_nor_do_a_users_own() -> None:
-    looks = styles([*SPACES, *(f"own-{number}" for number in range(7))])
-    assert len(set(looks.values())) == len(SPACES) + 7
+    looks = styles([*SPACES, *(f"own-{number}" for number in range(len(COLOURS) * len(DASHES) - len(SPACES)))])
+    assert len(set(looks.values())) == len(looks) > len(SPACES) + 10
     assert {(mark(*look), look[1]) for look in looks.values()} == {(mark(c, d), d) for c in COLOURS for d in DASHES}
     assert len({(mark(*look), look[1]) for look in looks.values()}) == len(looks), "told apart without colours"
 
@@ -356,7 +356,9 @@ ODD: dict[str, Callable[[], Search]] = {
     "not confirmed": lambda: simulated("sgdm", "adamw", confirm_seeds=0),
     "unfinished": unfinished,
     "two objectives": lambda: simulated("sgdm", "adamw", objective="pareto"),
-    "all variants": lambda: simulated(*SPACES, trials=2, round_size=1, refine_trials=0, epochs=40, confirm_seeds=0),
+    "all variants": lambda: simulated(
+        *GROUPS["all"], trials=2, round_size=1, refine_trials=0, epochs=40, confirm_seeds=0
+    ),
     "accuracy": lambda: simulated("sgdm", "adamw", objective="accuracy"),
     "never reached": lambda: simulated("sgdm", "adamw", speed=0.1, targets=(0.5, 0.9, 0.985)),
 }

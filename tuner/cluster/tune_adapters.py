@@ -102,20 +102,26 @@ class EarlyStopping(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self.trials = trials
         self._added: dict[Trial, None] = {}
+        self._requested: set[Trial] = set()
+        """The pending trials that have been chosen."""
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         self._added[trial] = None
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The pending trial that was added last.  Tune's own method goes through all trials of the run at every event.
+        """A pending trial: the first that was not chosen before, else the last one.
 
-        Tune requests an actor for each pending trial.  It gives the chosen trial the actor of a trial that has ended,
-        and withdraws the request.  If the first one were chosen, the requests of short trials would all be withdrawn
-        before their actors are up, and a worker that was lost would never be replaced.
+        Tune's own method goes through all trials of the run at every event.  Tune requests an actor for each trial that
+        is chosen.  When it is chosen again, it gets the actor of a trial that has ended, and its request is withdrawn.
+        If that were the first one, the requests of short trials would all be withdrawn before their actors are up, and
+        a worker that was lost would never be replaced.
         """
         live = tune_controller.get_live_trials()
         self._added = {trial: None for trial in self._added if trial in live}
-        return next((trial for trial in reversed(self._added) if trial.status == Trial.PENDING), None)
+        pending = [trial for trial in self._added if trial.status == Trial.PENDING]
+        chosen = next((trial for trial in pending if trial not in self._requested), pending[-1] if pending else None)
+        self._requested = {trial for trial in pending if trial in self._requested or trial is chosen}
+        return chosen
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if trial.config["phase"] == "test":

@@ -52,7 +52,8 @@ class SearchSpec:
     """Name of the search and of its folder: letters, digits, '.', '-', '_'. Default: the workload and the time."""
     variants: tuple[str, ...] = ("sgdm", "adamw", "lpsgdm", "critical")
     """Variants to compare: a name that --list shows, variant@point for a named point, a group (papers, baselines,
-    controls, all), or package.module:VARIANT for one of your own."""
+    controls, modern, all), or package.module:NAME for a variant or an optimizer of your own; name=package.module:NAME
+    gives it another name."""
     space: tuple[str, ...] = ()
     """Ranges to change, as [variant:]name=low:high[:log], name=a,b,c or name=value, e.g. lr.peak=1e-4:1e-1:log."""
     trials: int = 64

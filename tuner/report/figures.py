@@ -40,14 +40,16 @@ SUBDIVISIONS = {2.2: (1.0,), 1.4: (1.0, 3.0), 0.8: (1.0, 2.0, 5.0), -math.inf: (
 
 COLOURS = ("#0072B2", "#000000", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#E69F00")
 """The colours of Okabe and Ito, which colour-blind readers can tell apart; without their yellow, too pale on white."""
-DASHES = ("-", "--", "-.", ":")
+Dashes: TypeAlias = str | tuple[int, tuple[int, ...]]
+"""A line style of matplotlib."""
+DASHES: tuple[Dashes, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 3)))
 """Line styles, which tell apart variants of the same colour."""
 MARKS = ("o", "s", "X", "^", "D", "P", "v")
 """Marks, which tell apart variants of the same line style where colours are lost in grey print."""
 
 
-def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Variant -> its colour and dashes, equal in every picture of every search; no two of 28 variants are alike.
+def styles(names: Iterable[str]) -> dict[str, tuple[str, Dashes]]:
+    """Variant -> its colour and dashes, equal in every picture of every search; no two of 42 variants are alike.
 
     A style follows from the variant's place in ``SPACES``.  A user's own variants get the remaining styles in order.
     """
@@ -57,7 +59,7 @@ def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: looks[places[name] % len(looks)] for name in names}
 
 
-def mark(colour: str, dashes: str) -> str:
+def mark(colour: str, dashes: Dashes) -> str:
     """The mark that belongs to a style; variants of the same colour have different marks."""
     return MARKS[(COLOURS.index(colour) + 2 * DASHES.index(dashes)) % len(MARKS)]
 
@@ -103,7 +105,7 @@ def legend(figure: Figure, entries: Sequence[Line2D]) -> None:
     )  # fmt: skip
 
 
-def sample(text: str, colour: str = GREY, dashes: str = "", marker: str = "", hollow: bool = False) -> Line2D:
+def sample(text: str, colour: str = GREY, dashes: Dashes = "", marker: str = "", hollow: bool = False) -> Line2D:
     """An entry of a legend: a line, a mark, or both."""
     look: dict[str, Any] = {"linestyle": dashes or "none", "marker": marker or "none", "markersize": 5.5}
     return Line2D(

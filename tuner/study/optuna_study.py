@@ -93,6 +93,8 @@ class VariantStudy:
         # The name is part of the seed, so that variants with equally many settings draw different points.
         seed = (spec.seed * 1_000_003 + zlib.crc32(variant.name.encode())) % 2**32
         self._sampler = SearchSampler(variant, seed, spec.sampler)
+        self._learned: list[FrozenTrial] | None = None
+        """What the model of the refinement learns from; None for all trials of the study."""
         self._storage = storage
         directions = [goal.direction for goal in OBJECTIVES[spec.objective]]
         name = study_name(search, variant.name)
@@ -147,8 +149,42 @@ class VariantStudy:
         points = given_points(self.variant, num)
         name = next((name for name in points if name not in tried), None)
         if name is None:
-            return self._ask(None, {"index": index}, model=index)
+            drawn = None if self._learned is None else self._drawn(self._learned, index)
+            return self._ask(drawn, {"index": index}, model=index)
         return self._ask(points[name], {"index": index, "point": name})
+
+    def learn(self, values: Mapping[int, float]) -> None:
+        """Makes the model of the refinement learn from these values of the race's trials alone.
+
+        It does not learn from the refinement itself, whose trainings end in one order or another.
+        """
+        directions = [goal.direction for goal in OBJECTIVES[self.spec.objective]]
+        # Of a race the smallest value is the best, whatever the objective.
+        sign = 1.0 if directions == ["minimize"] else -1.0
+        self._learned = [
+            optuna.trial.create_trial(
+                params=self._trial(number).params, distributions=self._trial(number).distributions, value=sign * value
+            )
+            for number, value in sorted(values.items())
+        ]
+
+    def _drawn(self, learned: Sequence[FrozenTrial], index: int) -> dict[str, Setting]:
+        """Settings for the ``index``-th place, from the race and from the settings of the places before it."""
+        before = [
+            optuna.trial.create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions)
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.user_attrs.get("index", index) < index
+        ]
+        # A sampler of its own: the other one remembers which trials of its study it has gone through.
+        sampler = SearchSampler(self.variant, self._sampler.seed, self._sampler.kind)
+        sampler.model(index)
+        study = optuna.create_study(
+            storage=InMemoryStorage(),
+            directions=[goal.direction for goal in OBJECTIVES[self.spec.objective]],
+            sampler=sampler,
+        )
+        study.add_trials([*learned, *before])
+        return self._suggested(study.ask())
 
     def ask_repeat(self, number: int, repeat: int) -> int:
         """Creates a trial with the settings of trial ``number`` and a further seed; ``repeat`` counts from 1."""
@@ -162,12 +198,16 @@ class VariantStudy:
         trial = self.study.ask()
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
+        self._suggested(trial)
+        self._store(self._trial(trial.number))
+        return trial.number
+
+    def _suggested(self, trial: optuna.Trial) -> dict[str, Setting]:
         drawn: dict[str, Setting] = {}
         for name, distribution in self.variant.searched.items():
             if self.variant.active(name, drawn):
                 drawn[name] = _suggest(trial, name, distribution)
-        self._store(self._trial(trial.number))
-        return trial.number
+        return drawn
 
     def _store(self, trial: FrozenTrial) -> None:
         tried = False

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 from search_spaces import Variant
 from tuner.core.metrics import ACCURACY, epoch_metrics, is_finished, speed_metrics
 from tuner.core.retry import retry
-from tuner.core.search_spec import SearchSpec
+from tuner.core.search_spec import NUM_FINALISTS, SearchSpec
 from tuner.core.serialization import Setting, flatten, with_settings
 from tuner.core.store import Store
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec
@@ -28,6 +28,7 @@ from tuner.study.objectives import race_time
 from tuner.study.optuna_study import JOINED, existing_storage, place_of, study_name, trial_name
 from tuner.study.refinement import Candidate, best_candidate, candidates
 from tuner.study.rounds import Race
+from tuner.study.sampler import NUM_STARTUP
 from tuner.study.search_folder import Process
 from tuner.study.trial_record import POINTS, Point, TrialRecord, phase_of, seed_number
 
@@ -166,7 +167,37 @@ class Search:
 
     def candidates(self, variant: str) -> list[Candidate]:
         """The settings of a variant that finished a training, each with its repeats; the best first."""
-        return candidates(self.spec, self.trials_of(variant))
+        raced = self._known_of_race(variant, NUM_FINALISTS)
+        return candidates(self.spec, [r for r in self.trials_of(variant) if r.phase != "race" or r.number in raced])
+
+    def _known_of_race(self, variant: str, fewest: int) -> set[int]:
+        """Numbers of a variant's trials of the race whose times are known, whatever ended first.
+
+        These are the best of each round.  How long the others were watched depends on the number of workers and on
+        kills, and what is chosen should not.  A variant that is seldom among the first has fewer than ``fewest``; then
+        all of its trials are taken.
+        """
+        raced = [r for r in self.trials_of(variant) if r.phase == "race"]
+        known = {r.number for r in raced if self.is_best(r)}
+        return known if len(known) >= fewest else {r.number for r in raced}
+
+    def is_best(self, record: TrialRecord) -> bool:
+        """Whether a training of the race is its variant's best in a counted round."""
+        slot = self.race.best_slot(record.variant, record.place["round"])
+        return slot is not None and bool(slot == record.place["slot"])
+
+    def race_values(self, variant: str) -> dict[int, float]:
+        """Number of a trial of the race -> what a model learns of it: its time, or the worst known one of the variant.
+
+        The second is for trials whose time is not known.  Empty if none is.
+        """
+        raced = [r for r in self.trials_of(variant) if r.phase == "race" and r.ended]
+        taken, targets = self._known_of_race(variant, NUM_STARTUP), self.spec.training.targets
+        times = {r.number: race_time(self.spec.objective, r.status, r.history, targets) for r in raced}
+        known = {number: time for number, time in times.items() if number in taken and math.isfinite(time)}
+        counted = [r.number for r in raced if r.place["round"] < len(self.race.rounds)]
+        worst = max(known.values(), default=math.inf)
+        return {number: known.get(number, worst) for number in counted} if known else {}
 
     def best(self, variant: str) -> TrialRecord | None:
         """The trial whose settings are chosen for a variant; None if none finished."""

@@ -168,6 +168,15 @@ class Race:
         alone = race.pair_threshold(i, j, num - len(self.added), self.alpha, self.added)
         return alone * (num if any_pair else 2)
 
+    def best_slot(self, variant: str, number: int) -> int | None:
+        """The slot of a variant's best training in a counted round; None if it has none by the round's end.
+
+        The times of its other trainings are not known: how long they were watched depends on which ended first.
+        """
+        if number >= len(self.rounds) or math.isinf(best := self.rounds[number].results.get(variant, math.inf)):
+            return None
+        return min(slot for slot, time in self._times[number][variant].items() if time == best)
+
     def shared(self, i: str, j: str) -> list[Round]:
         """The counted rounds that both variants were in."""
         return [one for one in self.rounds if i in one.results and j in one.results]

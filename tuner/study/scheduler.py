@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from tuner.core.metrics import EpochMetrics, error_area
-from tuner.core.search_spec import NUM_REPEATS, SearchSpec
+from tuner.core.search_spec import NUM_FINALISTS, NUM_REPEATS, SearchSpec
 from tuner.core.trial_spec import TrialSpec
 from tuner.study.objectives import race_time
 from tuner.study.optuna_study import VariantStudy, trial_name
@@ -184,9 +184,10 @@ class TrialScheduler:
             return self.race.cap(record.variant, record.place["round"])
         if record.repeats is not None or record.place.get("point"):
             return math.inf  # settings that are compared by their means, and so need their whole times
-        ended = [r for r in self.search.trials_of(record.variant) if r.status == "finished"]
-        targets = self.spec.training.targets
-        return min((race_time(self.spec.objective, r.status, r.history, targets) for r in ended), default=math.inf)
+        # What takes longer than the second best of those that have ended is none of the finalists, whatever comes.
+        best = [c.trial for c in self.search.candidates(record.variant)[:NUM_FINALISTS]]
+        times = [race_time(self.spec.objective, r.status, r.history, self.spec.training.targets) for r in best]
+        return times[-1] if len(times) == NUM_FINALISTS else math.inf
 
     def _list_earlier(self) -> None:
         for name, study in self.studies.items():
@@ -290,6 +291,8 @@ class TrialScheduler:
     def _refine_and_confirm(self, name: str) -> Iterator[TrialRecord | None]:
         """The trials and confirmed runs of a variant after the race."""
         study = self.studies[name]
+        if self._num_race:
+            study.learn(self.search.race_values(name))
         for index in self._missing_settings(name):
             yield self._add(name, study.ask_refine(index, self.num_settings))
         while self._is_running(name):
