@@ -68,7 +68,8 @@ class SearchSpec:
     refine_trials: int = 8
     """Settings that are tried for each variant after the race, the default point first, at least 0."""
     sampler: SamplerName = "tpe"
-    """How these settings are drawn from all trainings before, by Optuna's samplers."""
+    """How these settings are drawn, by Optuna's samplers, which learn from the race, or without one from all trainings
+    before."""
     objective: Objective = "time-to-target"
     """What is optimized: gradient evaluations to the highest target, final accuracy (or other score), area under the
     error curve, or (pareto) the first two at once, without a race."""
@@ -100,7 +101,7 @@ class SearchSpec:
     not set recipe.mixup itself. 0 mixes none."""
     early_stopping: bool = True
     """End a training before its budget is spent once it has reached the highest target or can no longer be the
-    best of its round or variant. No round of the race depends on this; the settings chosen afterwards may."""
+    best of its round or variant. No round of the race depends on this."""
     prune_above_critical: float | None = None
     """Stop a trial after its first evaluation if its lr.peak exceeds this multiple, above 0, of the critical one that
     --predict-critical-lr predicts. Default: stop none for that."""
