@@ -66,7 +66,7 @@ def both_costs(search: Search) -> Table | None:
         "beside other work depend on what else the machine did; --cost seconds measures them alone, before the race. "
         "The range is of the single timings. No interval here and no error rate covers how exact the seconds are."
     )
-    return Table("costs", "Both costs of the best settings", columns, rows, note)
+    return Table("costs", "Both costs of the best settings", columns, rows, " ".join([*order(search), note]))
 
 
 def _measured(search: Search, name: str) -> str:

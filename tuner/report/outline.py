@@ -39,7 +39,9 @@ def report_of(search: Search) -> Report:
     differences = claims.verdict(search)
     begun = any(record.is_trial for record in search.records.values())
     board = leaderboard(search)
-    answer = (*verdict.answer(search), *cost_order.order(search)) if begun else ()
+    # Seconds that were measured beside other work are no part of the answer: they stand with the table of both costs.
+    measured_alone = search.spec.cost == "seconds"
+    answer = (*verdict.answer(search), *(cost_order.order(search) if measured_alone else ())) if begun else ()
     costs = cost_order.both_costs(search) if begun else None
     tables = (costs, *_times(search)) if costs else ()
     sections = [
