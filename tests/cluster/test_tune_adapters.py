@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from ray.tune.experiment import Trial
 
 from search_spaces import Variant
 from tuner.cluster.ray_cluster import Resources
-from tuner.cluster.tune_adapters import EarlyStopping, TrialSearcher, TuneCallback
+from tuner.cluster.tune_adapters import MOST_PASSES, EarlyStopping, TrialSearcher, TuneCallback
 from tuner.core.errors import StorageFailed
 from tuner.core.serialization import from_dict
 from tuner.core.trial_spec import TrialSpec
@@ -60,26 +61,51 @@ def test_no_more_trials_are_given_than_may_live(open_recorder: Open, toy: Toy) -
     assert searcher.suggest("3")["trial"] == "toy-02"
 
 
-def test_trials_get_actors_in_their_order_and_the_last_that_waits_gets_a_free_one(
-    open_recorder: Open, toy: Toy
-) -> None:
-    """The first one keeps the actor that Tune has requested for it.  Ended trials are not asked for."""
-    scheduler = EarlyStopping(open_recorder([toy()], trials=1, round_size=1).scheduler)
-    trials = [cast(Trial, FakeTrial(status)) for status in (Trial.RUNNING, Trial.PENDING, Trial.PENDING)]
-    controller = Controller(live=trials)
-    assert scheduler.choose_trial_to_run(controller) is None
-    for trial in trials:
+def scheduler_of(recorder: Recorder, controller: Controller, *statuses: str, slots: int) -> EarlyStopping:
+    """The scheduler of a run that has these trials, in the order in which they were added."""
+    scheduler = EarlyStopping(recorder.scheduler, slots=lambda: slots)
+    controller.live = [cast(Trial, FakeTrial(status)) for status in statuses]
+    for trial in controller.live:
         scheduler.on_trial_add(controller, trial)
-    assert [scheduler.choose_trial_to_run(controller) for _ in range(4)] == [trials[1], trials[2], trials[2], trials[2]]
-    controller.live = trials[:2]
-    assert scheduler.choose_trial_to_run(controller) is trials[1]
-    controller.live = [trials[0]]
-    assert scheduler.choose_trial_to_run(controller) is None
-    scheduler.on_trial_add(controller, trials[1])
-    controller.live = [trials[1]]
-    assert scheduler.choose_trial_to_run(controller) is trials[1]
-    controller.live = []
-    assert scheduler.choose_trial_to_run(controller) is None and not scheduler._added
+    return scheduler
+
+
+@pytest.mark.parametrize(
+    ("statuses", "slots", "chosen"),
+    [
+        ("RPP", 2, 1),  # both slots are in use: the first that waits gets the worker that becomes free
+        ("RRP", 2, 2),
+        ("PPP", 2, 1),  # the other slot is empty, and an actor starts in it for the first one
+        ("PRP", 3, 2),
+        ("PPPPP", 4, 3),
+        ("PP", 1, 0),
+        ("PP", 8, 1),
+        ("RR", 2, None),
+    ],
+)
+def test_a_free_worker_goes_to_the_first_trial_that_no_other_is_starting_for(
+    open_recorder: Open, toy: Toy, statuses: str, slots: int, chosen: int | None
+) -> None:
+    controller, names = Controller(live=[]), {"R": Trial.RUNNING, "P": Trial.PENDING}
+    recorder = open_recorder([toy()], trials=1, round_size=1)
+    scheduler = scheduler_of(recorder, controller, *(names[letter] for letter in statuses), slots=slots)
+    for _ in range(2):
+        assert scheduler.choose_trial_to_run(controller) is (None if chosen is None else controller.live[chosen])
+
+
+def test_no_trial_is_passed_over_for_ever(open_recorder: Open, toy: Toy) -> None:
+    """As where an actor that was requested never starts; ended trials are forgotten."""
+    controller = Controller(live=[])
+    scheduler = scheduler_of(open_recorder([toy()], trials=1, round_size=1), controller, Trial.PENDING, slots=2)
+    first = controller.live[0]
+    for number in itertools.count():
+        younger = cast(Trial, FakeTrial(Trial.PENDING))
+        scheduler.on_trial_add(controller, younger)
+        controller.live = [first, younger]
+        if scheduler.choose_trial_to_run(controller) is first:
+            break
+        assert number < 100 and len(scheduler._added) == 2
+    assert number == 2 * MOST_PASSES - 1
 
 
 def test_tune_has_no_logs_to_read_at_the_end(open_recorder: Open, toy: Toy) -> None:

@@ -246,7 +246,7 @@ def test_a_training_has_the_same_bits_with_a_prediction(changes: dict[str, Any])
     assert all(m.critical_lr is None and m.lr_over_critical is None for m in plain)
     (rate,) = {m.critical_lr for m in asked}
     assert rate is not None and {m.lr_over_critical for m in asked} == {0.1 / rate}
-    assert asked[0].curvature_seconds > plain[0].curvature_seconds and asked[0].seconds < 10
+    assert asked[0].curvature_seconds > 0 and (plain[0].curvature_seconds > 0) == ("curvature" in changes)
     assert [m.gradient_evaluations for m in asked] == [16, 32, 48]
 
 

@@ -98,30 +98,40 @@ class TrialGenerator(SearchGenerator):
 class EarlyStopping(FIFOScheduler):
     """Stops the trials that the trial scheduler does not continue."""
 
-    def __init__(self, trials: TrialScheduler) -> None:
+    def __init__(self, trials: TrialScheduler, *, slots: Callable[[], float]) -> None:
+        """``slots`` returns how many trials fit at a time."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.trials = trials
-        self._added: dict[Trial, None] = {}
-        self._requested: set[Trial] = set()
-        """The pending trials that have been chosen."""
+        self.slots = slots
+        self._added: dict[Trial, int] = {}
+        """Live trial -> how many trials had been added before it."""
+        self._num_added = 0
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        self._added[trial] = None
+        self._added[trial] = self._num_added
+        self._num_added += 1
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """A pending trial: the first that was not chosen before, else the last one.
+        """The first pending trial that no starting actor is for.
 
-        Tune's own method goes through all trials of the run at every event.  Tune requests an actor for each trial that
-        is chosen.  When it is chosen again, it gets the actor of a trial that has ended, and its request is withdrawn.
-        If that were the first one, the requests of short trials would all be withdrawn before their actors are up, and
-        a worker that was lost would never be replaced.
+        Tune's own method goes through all trials of the run at every event.  Tune requests an actor for each pending
+        trial, in their order, and gives the chosen trial the actor of a trial that has ended; its request is then
+        withdrawn.  While slots are empty, as after a wait, actors are starting in them, for the first pending trials.
+        If these were chosen, the requests of short trials would all be withdrawn before their actors are up, and the
+        slots would stay empty.  A trial that many younger ones have passed is chosen nonetheless.
         """
         live = tune_controller.get_live_trials()
-        self._added = {trial: None for trial in self._added if trial in live}
+        self._added = {trial: number for trial, number in self._added.items() if trial in live}
         pending = [trial for trial in self._added if trial.status == Trial.PENDING]
-        chosen = next((trial for trial in pending if trial not in self._requested), pending[-1] if pending else None)
-        self._requested = {trial for trial in pending if trial in self._requested or trial is chosen}
-        return chosen
+        if not pending:
+            return None
+        slots = max(int(min(self.slots(), len(self._added))), 1)
+        num_running = sum(trial.status == Trial.RUNNING for trial in self._added)
+        # One slot is that of the actor that is given away.
+        num_starting = max(slots - 1 - num_running, 0)
+        if self._num_added - self._added[pending[0]] > MOST_PASSES * slots:
+            num_starting = 0
+        return pending[min(num_starting, len(pending) - 1)]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if trial.config["phase"] == "test":
@@ -129,6 +139,9 @@ class EarlyStopping(FIFOScheduler):
         should_continue = self.trials.should_continue(trial.config["trial"], _metrics(result["metrics"]))
         return str(self.CONTINUE if should_continue else self.STOP)
 
+
+MOST_PASSES = 20
+"""Younger trials per slot that may begin before a pending one, which is about what a worker's start takes."""
 
 MOST_LOST_MACHINES = 20
 """Lost machines that a trial may have before each further one counts as its failure: the trial may be the cause."""

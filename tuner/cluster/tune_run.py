@@ -65,7 +65,7 @@ def tune_all(
             resources_per_trial=_bundles(resources, spec.workers_per_trial),
             num_samples=-1,
             search_alg=TrialGenerator(TrialSearcher(recorder.scheduler, resources, max_live=max_live)),
-            scheduler=EarlyStopping(recorder.scheduler),
+            scheduler=EarlyStopping(recorder.scheduler, slots=slots.now),
             stop=deadline,
             max_failures=spec.max_failures + 1,  # see TuneCallback
             raise_on_failed_trial=False,

@@ -37,7 +37,12 @@ def resolve_variants(names: Sequence[str], overrides: Sequence[str]) -> tuple[Va
         raise InvalidInput(f"--variants {' '.join(names)}: two variants have the same name")
     paths = {variant.name: _path(name).partition("@")[0] for name, variant in zip(asked, variants, strict=True)}
     for text in overrides:
-        variants = _override(variants, text, paths, described)
+        try:
+            variants = _override(variants, text, paths, described)
+        except InvalidInput:
+            raise
+        except ValueError as error:  # a variant refuses what contradicts its own parts
+            raise InvalidInput(f"--space {text}: {error}") from None
     for variant in variants:
         _check(variant)
     return tuple(variants)

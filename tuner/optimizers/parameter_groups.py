@@ -78,7 +78,10 @@ def _by_name(model: nn.Module, groups: Mapping[str, Mapping[str, Any]]) -> Param
         if not members[expression]:
             raise InvalidInput(f"{NAME}: {expression!r} is the first match of no parameter's name")
     return _without_empty(
-        [{"params": found, **(groups[expression] if expression else {})} for expression, found in members.items()]
+        [
+            {"params": found, **(groups[expression] if expression is not None else {})}
+            for expression, found in members.items()
+        ]
     )
 
 

@@ -29,6 +29,7 @@ def check(spec: SearchSpec, *, download: bool = True) -> tuple[tuple[Variant, ..
     workload = replace(spec.workload_spec(), download=download and spec.training.workload.download)
     try:
         variants = resolve_variants(spec.variants, spec.space)
+        _require_one_worker(spec, variants)
         if spec.baseline is not None and spec.baseline not in (names := [variant.name for variant in variants]):
             raise unknown("variant in --baseline", spec.baseline, names)
         check_workload(workload)
@@ -49,7 +50,7 @@ def check(spec: SearchSpec, *, download: bool = True) -> tuple[tuple[Variant, ..
 def _try_optimizers(spec: SearchSpec, variants: Sequence[Variant]) -> None:
     """Takes two steps of each variant's default point that has code of the user's own; raises what is wrong."""
     lines = [
-        json.dumps([variant.name, asdict(training), spec.resume_check])
+        json.dumps([variant.name, asdict(training), spec.resume_check or _replays(training)])
         for variant in variants
         if _has_own_code(training := spec.trial_spec(with_settings(OptimizerSpec(), variant.default_settings()), 0))
     ]
@@ -59,6 +60,20 @@ def _try_optimizers(spec: SearchSpec, variants: Sequence[Variant]) -> None:
     if ran.returncode != 0:
         said = (ran.stdout if ran.returncode == 2 else ran.stderr).strip().splitlines()
         raise InvalidInput(said[-1] if said else f"the variants cannot be tried: exit status {ran.returncode}")
+
+
+def _replays(training: TrialSpec) -> bool:
+    """Whether a training loads earlier states of its optimizer, resumed or not."""
+    return training.optimizer.order.composition == "backward"
+
+
+def _require_one_worker(spec: SearchSpec, variants: Sequence[Variant]) -> None:
+    for variant in variants:
+        if spec.workers_per_trial > 1 and variant.default_settings().get("create_graph"):
+            raise InvalidInput(
+                f"--workers-per-trial {spec.workers_per_trial}: must be 1 for {variant.name}, whose create_graph has no "
+                "graph over several processes"
+            )
 
 
 def _has_own_code(training: TrialSpec) -> bool:

@@ -177,7 +177,7 @@ class VariantStudy:
         ]
         # A sampler of its own: the other one remembers which trials of its study it has gone through.
         sampler = SearchSampler(self.variant, self._sampler.seed, self._sampler.kind)
-        sampler.model(index)
+        sampler.model(index, learned)
         study = optuna.create_study(
             storage=InMemoryStorage(),
             directions=[goal.direction for goal in OBJECTIVES[self.spec.objective]],

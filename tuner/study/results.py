@@ -177,13 +177,13 @@ class Search:
         kills, and what is chosen should not.  A variant that is seldom among the first has fewer than ``fewest``; then
         all of its trials are taken.
         """
-        raced = [r for r in self.trials_of(variant) if r.phase == "race"]
+        raced = [r for r in self.trials_of(variant) if r.phase == "race" and r.observed]
         known = {r.number for r in raced if self.is_best(r)}
         return known if len(known) >= fewest else {r.number for r in raced}
 
     def is_best(self, record: TrialRecord) -> bool:
         """Whether a training of the race is its variant's best in a counted round."""
-        slot = self.race.best_slot(record.variant, record.place["round"])
+        slot = self.race.best_slot(record.variant, record.place["round"]) if "round" in record.place else None
         return slot is not None and bool(slot == record.place["slot"])
 
     def race_values(self, variant: str) -> dict[int, float]:
@@ -191,11 +191,11 @@ class Search:
 
         The second is for trials whose time is not known.  Empty if none is.
         """
-        raced = [r for r in self.trials_of(variant) if r.phase == "race" and r.ended]
+        raced = [r for r in self.trials_of(variant) if r.phase == "race" and r.observed]
         taken, targets = self._known_of_race(variant, NUM_STARTUP), self.spec.training.targets
         times = {r.number: race_time(self.spec.objective, r.status, r.history, targets) for r in raced}
         known = {number: time for number, time in times.items() if number in taken and math.isfinite(time)}
-        counted = [r.number for r in raced if r.place["round"] < len(self.race.rounds)]
+        counted = [r.number for r in raced if r.place.get("round", math.inf) < len(self.race.rounds)]
         worst = max(known.values(), default=math.inf)
         return {number: known.get(number, worst) for number in counted} if known else {}
 

@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import optuna
 import optuna.samplers
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.search_space import IntersectionSearchSpace
@@ -36,13 +37,19 @@ class SearchSampler(BaseSampler):
         """Makes the next trial have these settings."""
         self._given: Mapping[str, Any] | None = settings
 
-    def model(self, index: int) -> None:
-        """Makes the sampler draw the next trial, the ``index``-th of the refinement, from 0."""
+    def model(self, index: int, learned: Sequence[FrozenTrial] = ()) -> None:
+        """Makes the sampler draw the next trial, the ``index``-th of the refinement, from 0.
+
+        ``learned`` are trials that no sampler of this kind has drawn.  CMA-ES begins where they point to; the others
+        read them in the study.
+        """
         self._given = None
         # Seeded by position, so that a resumed search draws what an uninterrupted one would, given the same results.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self._sampler = MAKERS[self.kind]((self.seed + 7919 * index) % 2**32, bool(self.variant.when))
+            self._sampler = MAKERS[self.kind](
+                (self.seed + 7919 * index) % 2**32, bool(self.variant.when), list(learned)
+            )
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         if self._given is not None or _num_observed(study) < NUM_STARTUP:
@@ -72,21 +79,46 @@ def _num_observed(study: Study) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
-def _tpe(seed: int, conditional: bool) -> BaseSampler:
+def _numbers_alone(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials with the numbers that all of them have: CMA-ES draws these, and takes no trial with others."""
+    spaces = [
+        {
+            name
+            for name, range_ in trial.distributions.items()
+            if isinstance(range_, FloatDistribution | IntDistribution) and not range_.single()
+        }
+        for trial in trials
+    ]
+    names = set.intersection(*spaces) if spaces else set()
+    return [
+        optuna.trial.create_trial(
+            params={name: trial.params[name] for name in sorted(names)},
+            distributions={name: trial.distributions[name] for name in sorted(names)},
+            values=trial.values,
+        )
+        for trial in trials
+        if names
+    ]
+
+
+def _tpe(seed: int, conditional: bool, learned: list[FrozenTrial]) -> BaseSampler:
     # `group` is what conditional spaces need; trials that run count as bad ones.
     return optuna.samplers.TPESampler(
         multivariate=True, group=conditional, constant_liar=True, n_startup_trials=NUM_STARTUP, seed=seed
     )
 
 
-MAKERS: Mapping[SamplerName, Callable[[int, bool], BaseSampler]] = {
+MAKERS: Mapping[SamplerName, Callable[[int, bool, list[FrozenTrial]], BaseSampler]] = {
     "tpe": _tpe,
-    "gp": lambda seed, _: optuna.samplers.GPSampler(
+    "gp": lambda seed, conditional, learned: optuna.samplers.GPSampler(
         seed=seed, n_startup_trials=NUM_STARTUP, warn_independent_sampling=False
     ),
-    "random": lambda seed, _: optuna.samplers.RandomSampler(seed=seed),
-    "cmaes": lambda seed, _: optuna.samplers.CmaEsSampler(
-        seed=seed, n_startup_trials=NUM_STARTUP, warn_independent_sampling=False
+    "random": lambda seed, conditional, learned: optuna.samplers.RandomSampler(seed=seed),
+    "cmaes": lambda seed, conditional, learned: optuna.samplers.CmaEsSampler(
+        seed=seed,
+        n_startup_trials=NUM_STARTUP,
+        warn_independent_sampling=False,
+        source_trials=_numbers_alone(learned) or None,
     ),
 }
-"""Name -> the sampler, by its seed and whether the space has conditions."""
+"""Name -> the sampler, by its seed, whether the space has conditions, and what it begins with."""

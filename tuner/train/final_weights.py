@@ -14,9 +14,9 @@ from torch import Tensor
 from tuner.core.errors import InvalidInput, first_line
 from tuner.core.metrics import FinalScore
 from tuner.core.retry import retry
-from tuner.core.serialization import digest, with_settings
+from tuner.core.serialization import digest
 from tuner.core.store import WEIGHTS, Store
-from tuner.core.trial_spec import TrialSpec
+from tuner.core.trial_spec import OptimizerSpec, TrialSpec
 from tuner.train.train_state import TrainState
 from tuner.workloads.data import Data, cached_data
 
@@ -88,9 +88,9 @@ def trained_network(spec: TrialSpec, state: Mapping[str, Tensor], data: Data, de
 
     Raises :class:`InvalidInput` if they do not fit the spec's model for this data.
     """
-    # With averaging the weights are the averaged ones already.
-    optimizer = with_settings(spec.optimizer, {"average.decay": 0.0})
-    network = TrainState(dataclasses.replace(spec, optimizer=optimizer), data, device, num_steps=1)
+    # The weights are those that are evaluated.  An optimizer that averages would put others in their place.
+    plain = OptimizerSpec(contiguous=spec.optimizer.contiguous)
+    network = TrainState(dataclasses.replace(spec, optimizer=plain), data, device, num_steps=1)
     try:
         network.model.load_state_dict(state)
     except RuntimeError as error:

@@ -201,6 +201,7 @@ class TrainState:
         weights and gradients unchanged gets the loss that is known.
         """
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        versions = [parameter.grad._version if parameter.grad is not None else 0 for parameter in parameters]
         weights = [parameter.detach().clone() for parameter in parameters]
         known = [parameter.grad for parameter in parameters]
         evaluations, num_calls = 1, 0
@@ -209,16 +210,23 @@ class TrainState:
             nonlocal evaluations, num_calls
             num_calls += 1
             if num_calls == 1 and all(
-                parameter.grad is grad and torch.equal(parameter, before)
-                for parameter, grad, before in zip(parameters, known, weights, strict=True)
+                parameter.grad is grad and (grad is None or grad._version == version) and torch.equal(parameter, before)
+                for parameter, grad, version, before in zip(parameters, known, versions, weights, strict=True)
             ):
-                return loss
+                return self._of_whole_batch(loss)
             evaluations += 1
             with torch.enable_grad():
-                return gradient()
+                return self._of_whole_batch(gradient())
 
         self.optimizer.step(closure)  # type: ignore[arg-type]
         return evaluations
+
+    def _of_whole_batch(self, loss: Tensor) -> Tensor:
+        """The mean loss of all replicas: optimizers that decide by it must decide alike."""
+        if self.replicas.world_size == 1:
+            return loss
+        (mean,) = self.replicas.all_reduce(loss.detach() / self.replicas.world_size)
+        return mean.to(loss.dtype)
 
     def evaluate(self, split: str, newest: Iterable[Batch] = ()) -> tuple[float, float]:
         """Mean loss (inf if it is not finite) and mean score over a whole split, in evaluation mode.

@@ -114,7 +114,8 @@ class Trainer:
         if self.network.needs_closure:
             num_steps, spent = self._spend_epoch(before, switch, losses, scores)
             last = (before.gradient_evaluations if before else 0) + spent - 1  # the schedules' time counts gradients
-            epoch = (last + 1) // self.steps_per_epoch
+            # A divergence may come before the epoch's worth of gradients is spent; no epoch is reported twice.
+            epoch = max((last + 1) // self.steps_per_epoch, before.epoch + 1 if before else 1)
         else:
             leg = next(self._legs)
             num_steps, last = self._replay(leg, switch, losses, scores)
@@ -189,7 +190,8 @@ class Trainer:
         for number, batch, (inputs, labels) in self._load(range(taken, taken + left)):
             taken = number + 1
             hyperparameters = self._hyperparameters(start + spent, switch)
-            loss, score, gradients = self.network.step(number, batch, inputs, labels, hyperparameters)
+            # Random scaling counts as the schedules do.
+            loss, score, gradients = self.network.step(start + spent, batch, inputs, labels, hyperparameters)
             losses.append(loss)
             scores.append(score)
             spent += gradients
