@@ -74,6 +74,6 @@ def _learning_rate(cls: str, lr: float | None) -> tuple[float, float, float]:
         return 0.3, 3.0, 1.0
     if cls in LEARNING_RATES:
         return LEARNING_RATES[cls]
-    if lr is None or not 0 < lr < 1e6:
+    if lr is None or not 1e-30 < lr < 1e6:
         return 1e-4, 1.0, 1e-2
     return lr / 30, lr * 30, lr

@@ -189,6 +189,7 @@ def test_parameter_groups(own: str) -> None:
         ("{'bias': {}}", "cannot be read"),
         ('{"(": {}}', "cannot be read"),
         ('{"bias": 0.1}', "must map each expression to settings"),
+        ('{"": {"weight_decay": 1}, "bias": {}}', "'bias' is the first match of no parameter's name"),
         ('{"nothing": {}}', "'nothing' is the first match of no parameter's name"),
         (
             "own_rules:wrong_groups",
@@ -218,6 +219,9 @@ def test_wrong_groups_are_refused(own: str, groups: str, said: str) -> None:
             {"arguments.bets": 1},
             "unknown argument of torch.optim:NAdam 'bets': did you mean 'betas'?",
         ),
+        ("torch.optim:SGD", {"parameter_groups": '{"bias": {"weigth_decay": 0}}'}, "did you mean 'weight_decay'?"),
+        ("torch.optim:SGD", {"parameter_groups": '{"bias": {"lr_ratio": -1}}'}, "lr_ratio = -1: must be at least 0"),
+        ("torch.optim:SGD", {"parameter_groups": '{"bias": {"lr_ratio": "x"}}'}, "lr_ratio = x: must be at least 0"),
         ("torch.optim:NAdam", {"arguments.lr": 1}, "arguments.lr: the rule torch.optim:NAdam has a setting of its own"),
         ("sgd", {"arguments.momentum": 0.5}, "arguments.momentum: the rule sgd has a setting of its own for it"),
         (

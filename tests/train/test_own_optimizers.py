@@ -26,7 +26,7 @@ from tuner.order import shuffled_batches
 from tuner.train import train
 from tuner.train.final_weights import trained_network
 from tuner.train.train_state import TrainState
-from tuner.train.tryout import main, try_out
+from tuner.train.tryout import try_all, try_out
 from tuner.workloads.data import load_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,6 +61,34 @@ class Breaks(torch.optim.SGD):
 class Asks(torch.optim.SGD):
     def step(self, closure=None):
         return closure()
+
+class Ema(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["mean"] = p.detach().clone()
+                self.state[p]["kept"] = p.detach().clone()
+
+    def step(self, closure=None):
+        super().step()
+        for p, state in self.state.items():
+            state["mean"].lerp_(p.detach(), 0.2)
+
+    def train(self):
+        with torch.no_grad():
+            for p, state in self.state.items():
+                p.copy_(state["kept"])
+
+    def eval(self):
+        with torch.no_grad():
+            for p, state in self.state.items():
+                state["kept"].copy_(p)
+                p.copy_(state["mean"])
+
+class Leaves(torch.optim.SGD):
+    def step(self, closure=None):
+        raise SystemExit(0)
 
 def changes(model, lr):
     with torch.no_grad():
@@ -154,6 +182,7 @@ def test_modern_variants_train_and_resume(name: str) -> None:
         ("Hidden", "holds more than tensors and plain data"),
         ("Idle", "steps change no parameter"),
         ("Breaks", "step 1 fails: KeyError: 'nothing here' (own_training.py, line"),
+        ("Leaves", "step 1 fails: SystemExit"),
         ("Asks", "give its class an attribute requires_closure = True"),
         ("changes", "making the optimizer changes the model: conv.weight"),
     ],
@@ -162,11 +191,35 @@ def test_what_is_wrong_is_said_before_the_start(own: str, name: str, said: str) 
     assert said in refused(spec(f"{own}:{name}"))
 
 
-def test_resumption_need_not_be_checked(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resumption_need_not_be_checked(own: str) -> None:
     asked = dataclasses.asdict(spec(f"{own}:Forgets"))
-    assert main([json.dumps(["mine", asked, False])]) == 0
-    assert main([json.dumps(["mine", asked, True])]) == 2
-    assert capsys.readouterr().out.startswith("variant mine: a training that is cut")
+    assert try_all(json.dumps(["mine", asked, False])) == "1"
+    with pytest.raises(InvalidInput, match="variant mine: a training that is cut"):
+        try_all(json.dumps(["mine", asked, True]))
+
+
+def test_a_divergence_within_an_epoch_of_closures_is_reported(own: str) -> None:
+    settings = {**SPACES["sam"].default_settings(), "lr.peak": 1e6}
+    optimizer = with_settings(OptimizerSpec(), settings)
+    *_, last = train(TrialSpec(optimizer=optimizer, epochs=4, max_loss=50.0))
+    assert last.diverged
+    calm = with_settings(OptimizerSpec(), SPACES["sam"].default_settings())
+    epochs = [m.epoch for m in train(TrialSpec(optimizer=calm, epochs=3, max_loss=2.2))]
+    assert epochs == sorted(set(epochs)), "no epoch is reported twice"
+
+
+def test_weights_that_were_averaged_are_scored_as_they_are(own: str) -> None:
+    """Its average begins with the initial weights, which a new optimizer would put in the place of the trained ones."""
+    data = load_data(WorkloadSpec(), CPU)
+    asked = spec(f"{own}:Ema")
+    network = TrainState(asked, data, CPU, num_steps=20)
+    batches = shuffled_batches(data.sizes["train"], 64, seed=3, epoch=0)
+    for number, batch in enumerate(batches):
+        [(inputs, labels)] = network.train_batches([batch])
+        network.step(number, batch, inputs, labels, Hyperparameters(lr=0.1, momentum=0.0, p=2.0))
+    known = network.evaluate("validation", batches)[0]
+    scored = trained_network(asked, network.evaluated_state(), data, CPU).evaluate("validation")[0]
+    assert scored == pytest.approx(known, rel=1e-6)
 
 
 def test_what_does_not_compose_is_refused() -> None:

@@ -83,7 +83,10 @@ def test_what_is_right_is_described(written: Callable[..., WorkloadSpec]) -> Non
         ),
         ("def net(): return nn.Linear(4, 2)", "--model .*:net: gives 2 outputs, and labels reach 2"),
         ("def net(): return nn.GRU(4, 3)", "its outputs are a tuple, and must be one tensor"),
-        ("def net(): return nn.Unflatten(1, (4, 1))", r"--model .*: outputs of shape \(4, 4, 1\) for labels of shape"),
+        (
+            "def net(): return nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (4, 1)))",
+            r"--model .*: outputs of shape \(4, 4, 1\) for labels of shape",
+        ),
         (
             "def data(): return tensors(**splits(4, labels=torch.rand), task='regression')",
             r"outputs of shape \(4, 1\) for labels of shape \(4,\): regression needs one shape",

@@ -9,8 +9,6 @@ import functools
 import importlib
 import inspect
 import json
-import os
-import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -19,14 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tuner.core.errors import InvalidInput, first_line, unknown
+from tuner.core.separate_process import answer, ask
 
 Plain: TypeAlias = bool | int | float | str | tuple["Plain", ...] | None
-
-PROGRAM = """
-import json, sys
-from tuner.core.import_path import describe_here
-print(json.dumps({path: describe_here(path) for path in sys.argv[1:]}))
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +74,10 @@ def said(error: BaseException, function: object = None) -> str:
 
     That is the last line of the function's module, or without a function the last one outside of libraries.
     """
-    text = first_line(error)
+    try:
+        text = first_line(error)
+    except Exception:  # its __str__ is a user's code too
+        text = type(error).__name__
     text = text if text == type(error).__name__ else f"{type(error).__name__}: {text}"
     if isinstance(error, SyntaxError):  # names its line itself
         return text
@@ -110,18 +106,14 @@ def describe(paths: Sequence[str]) -> dict[str, Described]:
 
 @functools.lru_cache(maxsize=8)  # a report asks several times
 def _described(paths: tuple[str, ...]) -> dict[str, Described]:
-    ran = run_program(PROGRAM, paths)
-    if ran.returncode != 0:
-        lines = ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"]
-        raise InvalidInput(f"{' '.join(paths)}: cannot be imported: {lines[-1]}")
-    return {path: Described(**found) for path, found in json.loads(ran.stdout.splitlines()[-1]).items()}
+    with ask("tuner.core.import_path:description", *paths) as process:
+        found = json.loads(answer(process, f"--variants {' '.join(paths)}:"))
+    return {path: Described(**values) for path, values in found.items()}
 
 
-def run_program(program: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Runs a Python program in a process of its own that finds the same modules as this one."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def description(*paths: str) -> str:
+    """:func:`describe_here` of each path, in JSON."""
+    return json.dumps({path: describe_here(path) for path in paths})
 
 
 def describe_here(path: str) -> dict[str, Any]:

@@ -227,6 +227,8 @@ class RecipeSpec:
         require(0 <= (self.label_smoothing or 0) < 1, "recipe.label_smoothing", self.label_smoothing, "in [0, 1)")
         for name, value in (("clip_norm", self.clip_norm), ("mixup", self.mixup)):
             require(0 <= (value or 0) < math.inf, f"recipe.{name}", value, "at least 0 and finite")
+        # Below, the draws of the beta distribution underflow.
+        require(not 0 < (self.mixup or 0) < 1e-3, "recipe.mixup", self.mixup, "0 or at least 0.001")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,6 +284,14 @@ class OptimizerSpec:
             require(has_buffer, "momentum.rescale", self.momentum.rescale, f"none for the rule {self.rule}")
         if self.scaling.law != "none" and not self.scaling.decay and self.decay.weight > 0:
             require(self.rule != "sgd", "scaling.decay", False, "true for the rule sgd, whose decay is in its buffer")
+
+    @property
+    def is_tried_first(self) -> bool:
+        """Whether a part of it may be a user's own code or unfit for the model: two steps show whether it works."""
+        usual = OptimizerSpec()
+        return ":" in self.rule + self.lr.schedule or any(
+            getattr(self, name) != getattr(usual, name) for name in ("arguments", "parameter_groups", "recipe")
+        )
 
     def _require_own_arguments(self) -> None:
         """What a known rule has a field for is an argument of any other optimizer, so that nothing is set twice."""

@@ -75,7 +75,7 @@ def _find(name: str, described: Mapping[str, Described]) -> Variant:
     variant = _own(_path(name), described) if ":" in path else SPACES.get(path)
     if variant is None:
         raise unknown("variant", path, [*SPACES, *(() if at else GROUPS)])
-    if at and ":" not in path and not variant.points:
+    if at and not variant.points:
         raise InvalidInput(f"--variants {path}@{point}: {path} has no named points")
     if at and point not in variant.points:
         raise unknown(f"point of {path}", point, variant.points)
@@ -95,8 +95,9 @@ def _own(path: str, described: Mapping[str, Described]) -> Variant:
     if found.kind == "variant":
         variant: Variant = load(path)
         return variant
-    lr = (found.defaults or {}).get("lr")
-    return optimizer_variant(path, found.name, lr=lr if isinstance(lr, int | float) else None)
+    lr: Any = (found.defaults or {}).get("lr")
+    is_number = isinstance(lr, int | float) and not isinstance(lr, bool)
+    return optimizer_variant(path, found.name, lr=lr if is_number else None)
 
 
 def _override(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -88,6 +89,8 @@ def make_optimizer(model: nn.Module | ParamsT, spec: OptimizerSpec, *, num_steps
     for group in optimizer.param_groups:
         if "lr" not in group:
             raise InvalidInput(f"{rule.path}: a parameter group has no lr, which a schedule sets at each step")
+        if not _is_ratio(group.get("lr_ratio", 1.0)) or group["lr"] < 0:
+            raise InvalidInput(f"parameter_groups: lr_ratio = {group.get('lr_ratio', group['lr'])}: must be at least 0")
         if "lr_ratio" in group:
             group["lr"] = spec.lr.peak * group["lr_ratio"]
         elif group["lr"] != spec.lr.peak:
@@ -133,6 +136,10 @@ def _made(rule: Rule, model: nn.Module | ParamsT, spec: OptimizerSpec) -> Optimi
         raise InvalidInput(f"{rule.path}: {said(error)}{install_hint(error)}") from None
     if not isinstance(optimizer, Optimizer):
         raise InvalidInput(f"{rule.path}: gave a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    if spec.parameter_groups.lstrip().startswith("{"):
+        known = ["lr_ratio", *optimizer.defaults]
+        for setting in {setting for group in optimizer.param_groups for setting in group} - {"params", *known}:
+            raise unknown("setting in parameter_groups", setting, known)
     if "weight_decay" not in optimizer.defaults and spec.parameter_groups == "no-decay-1d":
         raise InvalidInput(f"parameter_groups = no-decay-1d: {rule.path} has no weight_decay to leave out")
     return optimizer
@@ -179,6 +186,10 @@ def _require_all_parameters(optimizer: Optimizer, model: nn.Module, path: str) -
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise InvalidInput(f"{path}: leaves {left[0]}{more} untrained; freeze what is not to be trained")
+
+
+def _is_ratio(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def inner(optimizer: Optimizer) -> Optimizer:

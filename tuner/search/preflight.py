@@ -11,8 +11,8 @@ from search_spaces import Variant
 from tuner.cluster.ray_cluster import check_local_cpus
 from tuner.core.database import check_database
 from tuner.core.errors import InvalidInput, unknown
-from tuner.core.import_path import run_program
 from tuner.core.search_spec import DEFAULT_TRACKING_URI, SearchSpec
+from tuner.core.separate_process import answer, ask
 from tuner.core.serialization import with_settings
 from tuner.core.store import check_folder, check_place
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec
@@ -52,14 +52,14 @@ def _try_optimizers(spec: SearchSpec, variants: Sequence[Variant]) -> None:
     lines = [
         json.dumps([variant.name, asdict(training), spec.resume_check or _replays(training)])
         for variant in variants
-        if _has_own_code(training := spec.trial_spec(with_settings(OptimizerSpec(), variant.default_settings()), 0))
+        if (
+            training := spec.trial_spec(with_settings(OptimizerSpec(), variant.default_settings()), 0)
+        ).optimizer.is_tried_first
     ]
     if not lines:
         return
-    ran = run_program("from tuner.train.tryout import main; import sys; sys.exit(main(sys.argv[1:]))", lines)
-    if ran.returncode != 0:
-        said = (ran.stdout if ran.returncode == 2 else ran.stderr).strip().splitlines()
-        raise InvalidInput(said[-1] if said else f"the variants cannot be tried: exit status {ran.returncode}")
+    with ask("tuner.train.tryout:try_all", *lines) as process:
+        answer(process, "the variants")
 
 
 def _replays(training: TrialSpec) -> bool:
@@ -71,20 +71,9 @@ def _require_one_worker(spec: SearchSpec, variants: Sequence[Variant]) -> None:
     for variant in variants:
         if spec.workers_per_trial > 1 and variant.default_settings().get("create_graph"):
             raise InvalidInput(
-                f"--workers-per-trial {spec.workers_per_trial}: must be 1 for {variant.name}, whose create_graph has no "
-                "graph over several processes"
+                f"--workers-per-trial {spec.workers_per_trial}: must be 1 for {variant.name}, because create_graph "
+                "has no graph over several processes"
             )
-
-
-def _has_own_code(training: TrialSpec) -> bool:
-    optimizer = training.optimizer
-    usual = OptimizerSpec()
-    return (
-        ":" in optimizer.rule + optimizer.lr.schedule
-        or optimizer.arguments != usual.arguments
-        or optimizer.parameter_groups != usual.parameter_groups
-        or optimizer.recipe != usual.recipe
-    )
 
 
 def _with_flag(message: str) -> str:

@@ -21,6 +21,7 @@ from tuner.core.serialization import Setting, to_json, with_settings
 from tuner.core.store import Store, check_place
 from tuner.core.trial_spec import USUAL_TARGETS, OptimizerSpec, TrialSpec, default_model, load_spec
 from tuner.train import train
+from tuner.train.tryout import try_out
 from tuner.workloads.data import cached_data
 
 
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         store = Store(arguments.checkpoints)
         store.make()
     torch.set_num_threads(arguments.threads)
+    if spec.optimizer.is_tried_first:
+        try_out(spec, check_resume=store is not None)
     history = []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for metrics in train(spec, store=store, device=device):

@@ -1,8 +1,6 @@
 """Two steps of each optimizer that is not a known rule's, before a search starts: what is wrong is one sentence.
 
-``python -m tuner.train.tryout`` reads specs as JSON, one per line: ``[name, spec, whether to check resumption]``.  It
-prints the first thing that is wrong and exits with status 2.  A driver runs it in a process of its own, since a driver
-imports neither torch nor a user's code that does.
+A driver asks :func:`try_all` in a process of its own, since a driver imports neither torch nor a user's code that does.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import sys
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -52,7 +49,7 @@ def try_out(spec: TrialSpec, *, num_steps: int = 2, check_resume: bool = True) -
         raise InvalidInput(f"the parameters are not finite after {num_steps} steps")
     try:
         network.evaluate("validation", [batch for _, batch in first])
-    except Exception as error:  # a user's optimizer may fail in any way
+    except (Exception, SystemExit) as error:  # a user's optimizer may fail in any way
         raise InvalidInput(f"the evaluation after a step fails: {said(error)}") from None
     if check_resume:
         _require_resumption(spec, data, device, stored, second, network)
@@ -75,7 +72,7 @@ def _take(spec: TrialSpec, network: TrainState, batches: Iterable[tuple[int, Bat
             network.step(number, batch, inputs, labels, values)
         except InvalidInput:
             raise
-        except Exception as error:  # a user's optimizer may fail in any way
+        except (Exception, SystemExit) as error:  # a user's optimizer may fail in any way
             raise InvalidInput(f"step {number + 1} fails: {said(error)}{_hint(error)}") from None
 
 
@@ -133,17 +130,17 @@ def _weights(network: TrainState) -> Iterator[Tensor]:
     return (parameter.detach() for parameter in network.model.parameters())
 
 
-def main(lines: Iterable[str]) -> int:
-    """Tries the specs in order; returns the exit status."""
+def try_all(*lines: str) -> str:
+    """Tries the specs in order, each ``[name, spec, whether to check resumption]`` in JSON; returns how many.
+
+    Raises :class:`InvalidInput` for the first that does not work.
+    """
     for line in lines:
         name, spec, check_resume = json.loads(line)
         try:
             try_out(from_dict(TrialSpec, spec), check_resume=check_resume)
         except InvalidInput as error:
-            print(f"variant {name}: {error}")
-            return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.stdin))
+            raise InvalidInput(f"variant {name}: {error}") from None
+        except (Exception, SystemExit) as error:  # a user's code may fail, or exit, anywhere
+            raise InvalidInput(f"variant {name}: {said(error)}") from None
+    return str(len(lines))

@@ -6,15 +6,14 @@ Nothing here imports torch: in the driver, which does not need it, torch would c
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from tuner.core.errors import InvalidInput, unknown
 from tuner.core.metrics import ACCURACY
+from tuner.core.separate_process import answer, ask
 from tuner.core.serialization import to_json
 from tuner.core.trial_spec import DIAGONAL_MODELS, WorkloadSpec, check_model, is_own
 from tuner.workloads import decoding, folders
@@ -45,8 +44,6 @@ NUM_TRAIN = {
 
 SOURCES = {"digits": "scikit-learn", "diagonal": "tuner.theory.problem"}
 """Name of data that needs no folder -> the package or module that provides it."""
-
-PROBE = (sys.executable, "-m", "tuner.workloads.probe")
 
 
 class Described(Protocol):
@@ -177,20 +174,12 @@ def _check_batch_size(spec: WorkloadSpec, num_train: int) -> None:
 
 
 def _start(spec: WorkloadSpec, *options: str) -> subprocess.Popen[str]:
-    """Starts :mod:`tuner.workloads.probe`."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    command = [*PROBE, to_json(spec), *options]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return ask("tuner.workloads.probe:found", to_json(spec), *options)
 
 
 def _result(started: subprocess.Popen[str], spec: WorkloadSpec) -> dict[str, Any]:
     """What a probe found.  Raises :class:`InvalidInput` with its sentence, or with its last line if it died."""
-    printed, errors = started.communicate()
-    if started.returncode != 0:
-        said = (printed if started.returncode == 2 else errors).strip().splitlines()
-        last = said[-1] if said else f"exit status {started.returncode}"
-        raise InvalidInput(last if started.returncode == 2 else f"{spec.model} on {spec.data} cannot be tried: {last}")
-    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    found: dict[str, Any] = json.loads(answer(started, f"{spec.model} on {spec.data}"))
     return found
 
 

@@ -73,7 +73,7 @@ class OwnData:
             for values in pair:
                 state.update(f"{name} {tuple(values.shape)} {values.dtype} ".encode())
                 for rows in _chunks(values):
-                    state.update(rows.contiguous().view(torch.uint8).numpy().data)
+                    state.update(rows.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return state.hexdigest()
 
 
@@ -207,6 +207,8 @@ def _tensor(what: str, given: Any) -> Tensor:
 def _require_finite(what: str, values: Tensor) -> None:
     first = 0
     for rows in _chunks(values) if values.is_floating_point() else ():
+        # As a training takes them: in single precision, larger numbers are infinite.
+        rows = rows.float() if rows.is_floating_point() else rows
         finite = torch.isfinite(rows).reshape(len(rows), -1).all(1)
         if not bool(finite.all()):
             raise InvalidInput(f"{what}: sample {first + int(finite.int().argmin())} is not finite")

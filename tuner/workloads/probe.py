@@ -1,20 +1,12 @@
 """Loads a workload and tries its model, in a process of its own that may import torch and the user's code.
 
-    python -m tuner.workloads.probe SPEC [--data-alone]
-
-SPEC is a :class:`WorkloadSpec` in JSON.  The last line that is printed is a JSON object with ``digest``, ``sizes``,
-``num_classes`` and ``score`` of the data or, with exit status 2, the sentence that says what is wrong.
+:mod:`tuner.workloads.check` asks :func:`found` for digest, sizes, number of classes and score of the data.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
 import math
-import os
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,7 +49,10 @@ def probe(spec: WorkloadSpec, *, data_alone: bool = False) -> dict[str, Any]:
 
 def _built(spec: WorkloadSpec, data: Data) -> nn.Module:
     try:
-        return build_model(spec, **data.model_arguments)
+        model = build_model(spec, **data.model_arguments)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise InvalidInput(f"--model {spec.model}: has no parameter to train")
+        return model
     except InvalidInput:
         raise
     except (Exception, SystemExit) as error:
@@ -73,9 +68,15 @@ def _try(spec: WorkloadSpec, data: Data, model: nn.Module) -> None:
     inputs = with_precision(inputs, torch.float32)
     try:
         outputs = model(inputs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = said(error, find_model(spec.model))
         raise InvalidInput(f"{place}: cannot take {inputs.dtype} of shape {tuple(inputs.shape)}: {reason}") from None
+    try:
+        with torch.no_grad():
+            model.eval()(inputs)
+        model.train()
+    except (Exception, SystemExit) as error:
+        raise InvalidInput(f"{place}: fails in evaluation: {said(error, find_model(spec.model))}") from None
     if not isinstance(outputs, Tensor):
         raise InvalidInput(f"{place}: its outputs are a {type(outputs).__name__}, and must be one tensor")
     num_classes = data.model_arguments.get("num_classes")
@@ -84,6 +85,8 @@ def _try(spec: WorkloadSpec, data: Data, model: nn.Module) -> None:
         raise InvalidInput(f"{place}: gives {num_outputs} outputs, and labels reach {num_classes - 1}")
     try:
         _try_task(data, outputs, labels)
+        if not any(parameter.grad is not None for parameter in model.parameters()):
+            raise InvalidInput("its loss gives no parameter a gradient")
     except InvalidInput as error:
         raise InvalidInput(f"{place}: {error}") from None
 
@@ -97,38 +100,19 @@ def _try_task(data: Data, outputs: Tensor, labels: Tensor) -> None:
     try:
         loss = task.loss(outputs, labels)
         score = float(task.given.score(outputs.detach(), labels))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidInput(f"the task {task.name!r} raised {said(error, given)}") from None
     if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
         shown = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         kind = f"{shown} without a gradient" if isinstance(loss, Tensor) and not loss.ndim else shown
         raise InvalidInput(f"the loss of the task {task.name!r} is {kind}: must be one number with a gradient")
+    if not math.isfinite(float(loss.detach())) and math.isfinite(float(outputs.detach().sum())):
+        raise InvalidInput(f"the loss of the task {task.name!r} is {float(loss.detach())} on the first samples")
     if not 0 <= score <= 1 and math.isfinite(float(outputs.detach().sum())):
         raise InvalidInput(f"the score {task.name!r} is {score:g}: must be in [0, 1]")
     loss.backward()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status, 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m tuner.workloads.probe", description="Try a workload.")
-    parser.add_argument("spec", metavar="SPEC", help="a WorkloadSpec in JSON")
-    parser.add_argument("--data-alone", action="store_true", help="build no model")
-    arguments = parser.parse_args(argv)
-    spec = from_dict(WorkloadSpec, json.loads(arguments.spec))
-    try:
-        # What a user's code prints must not be taken for the result.
-        with contextlib.redirect_stdout(sys.stderr):
-            found = probe(spec, data_alone=arguments.data_alone)
-    except InvalidInput as error:
-        print(error)
-        return 2
-    print(json.dumps(found))
-    return 0
-
-
-if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # What a user's code would print at a regular exit must not follow the result, nor must its threads be waited for.
-    os._exit(status)
+def found(spec: str, *options: str) -> str:
+    """:func:`probe` of a :class:`WorkloadSpec` in JSON, as JSON; with the option ``--data-alone`` no model is built."""
+    return json.dumps(probe(from_dict(WorkloadSpec, json.loads(spec)), data_alone="--data-alone" in options))
