@@ -237,7 +237,7 @@ def assert_known(spec: WorkloadSpec) -> None:
     assert len(prepared.digest) == 64 and len(data.classes) == data.num_classes
 
 
-@pytest.mark.parametrize("model", ["resnet8", "torch.nn:Identity"])
+@pytest.mark.parametrize("model", ["resnet8", "tests.train.test_trainer:linear"])
 def test_the_data_is_known_before_a_start(model: str) -> None:
     """Read by the driver, or by the process that tries the model."""
     assert_known(WorkloadSpec(model=model))
