@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 from search_spaces import Variant
 from tuner.core.metrics import ACCURACY, epoch_metrics, is_finished, speed_metrics
 from tuner.core.retry import retry
-from tuner.core.search_spec import NUM_FINALISTS, SearchSpec
+from tuner.core.search_spec import SearchSpec
 from tuner.core.serialization import Setting, flatten, with_settings
 from tuner.core.store import Store
 from tuner.core.trial_spec import OptimizerSpec, TrialSpec
@@ -28,7 +28,6 @@ from tuner.study.objectives import race_time
 from tuner.study.optuna_study import JOINED, existing_storage, place_of, study_name, trial_name
 from tuner.study.refinement import Candidate, best_candidate, candidates
 from tuner.study.rounds import Race
-from tuner.study.sampler import NUM_STARTUP
 from tuner.study.search_folder import Process
 from tuner.study.trial_record import POINTS, Point, TrialRecord, phase_of, seed_number
 
@@ -167,19 +166,18 @@ class Search:
 
     def candidates(self, variant: str) -> list[Candidate]:
         """The settings of a variant that finished a training, each with its repeats; the best first."""
-        raced = self._known_of_race(variant, NUM_FINALISTS)
+        raced = self._known_of_race(variant)
         return candidates(self.spec, [r for r in self.trials_of(variant) if r.phase != "race" or r.number in raced])
 
-    def _known_of_race(self, variant: str, fewest: int) -> set[int]:
+    def _known_of_race(self, variant: str) -> set[int]:
         """Numbers of a variant's trials of the race whose times are known, whatever ended first.
 
         These are the best of each round.  How long the others were watched depends on the number of workers and on
-        kills, and what is chosen should not.  A variant that is seldom among the first has fewer than ``fewest``; then
-        all of its trials are taken.
+        kills, and what is chosen should not.  A variant without a known time is chosen from all of its trials.
         """
         raced = [r for r in self.trials_of(variant) if r.phase == "race" and r.observed]
         known = {r.number for r in raced if self.is_best(r)}
-        return known if len(known) >= fewest else {r.number for r in raced}
+        return known or {r.number for r in raced}
 
     def is_best(self, record: TrialRecord) -> bool:
         """Whether a training of the race is its variant's best in a counted round."""
@@ -192,7 +190,7 @@ class Search:
         The second is for trials whose time is not known.  Empty if none is.
         """
         raced = [r for r in self.trials_of(variant) if r.phase == "race" and r.observed]
-        taken, targets = self._known_of_race(variant, NUM_STARTUP), self.spec.training.targets
+        taken, targets = self._known_of_race(variant), self.spec.training.targets
         times = {r.number: race_time(self.spec.objective, r.status, r.history, targets) for r in raced}
         known = {number: time for number, time in times.items() if number in taken and math.isfinite(time)}
         counted = [r.number for r in raced if r.place.get("round", math.inf) < len(self.race.rounds)]
