@@ -166,18 +166,17 @@ class Search:
 
     def candidates(self, variant: str) -> list[Candidate]:
         """The settings of a variant that finished a training, each with its repeats; the best first."""
-        raced = self._known_of_race(variant)
-        return candidates(self.spec, [r for r in self.trials_of(variant) if r.phase != "race" or r.number in raced])
+        return candidates(self.spec, self.known_trials(variant))
 
-    def _known_of_race(self, variant: str) -> set[int]:
-        """Numbers of a variant's trials of the race whose times are known, whatever ended first.
+    def known_trials(self, variant: str) -> list[TrialRecord]:
+        """A variant's trials, of the race only those whose times are known, whatever ended first.
 
         These are the best of each round.  How long the others were watched depends on the number of workers and on
-        kills, and what is chosen should not.  A variant without a known time is chosen from all of its trials.
+        kills, and what is chosen should not.  Of a variant without a known time, all observed trials of the race count.
         """
-        raced = [r for r in self.trials_of(variant) if r.phase == "race" and r.observed]
-        known = {r.number for r in raced if self.is_best(r)}
-        return known or {r.number for r in raced}
+        trials = self.trials_of(variant)
+        raced = [r for r in trials if r.phase == "race" and r.observed]
+        return [r for r in trials if r.phase != "race"] + ([r for r in raced if self.is_best(r)] or raced)
 
     def is_best(self, record: TrialRecord) -> bool:
         """Whether a training of the race is its variant's best in a counted round."""
@@ -190,9 +189,13 @@ class Search:
         The second is for trials whose time is not known.  Empty if none is.
         """
         raced = [r for r in self.trials_of(variant) if r.phase == "race" and r.observed]
-        taken, targets = self._known_of_race(variant), self.spec.training.targets
-        times = {r.number: race_time(self.spec.objective, r.status, r.history, targets) for r in raced}
-        known = {number: time for number, time in times.items() if number in taken and math.isfinite(time)}
+        targets = self.spec.training.targets
+        times = {
+            r.number: race_time(self.spec.objective, r.status, r.history, targets)
+            for r in self.known_trials(variant)
+            if r.phase == "race"
+        }
+        known = {number: time for number, time in times.items() if math.isfinite(time)}
         counted = [r.number for r in raced if r.place.get("round", math.inf) < len(self.race.rounds)]
         worst = max(known.values(), default=math.inf)
         return {number: known.get(number, worst) for number in counted} if known else {}

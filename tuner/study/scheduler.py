@@ -10,6 +10,7 @@ process that resumes a killed search plans from these alone.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -185,9 +186,11 @@ class TrialScheduler:
         if record.repeats is not None or record.place.get("point"):
             return math.inf  # settings that are compared by their means, and so need their whole times
         # What takes longer than the second best of those that have ended is none of the finalists, whatever comes.
-        best = [c.trial for c in self.search.candidates(record.variant)[:NUM_FINALISTS]]
-        times = [race_time(self.spec.objective, r.status, r.history, self.spec.training.targets) for r in best]
-        return times[-1] if len(times) == NUM_FINALISTS else math.inf
+        known = [r for r in self.search.known_trials(record.variant) if r.repeats is None and r.status == "finished"]
+        targets = self.spec.training.targets
+        times = (race_time(self.spec.objective, r.status, r.history, targets) for r in known)
+        best = heapq.nsmallest(NUM_FINALISTS, times)
+        return best[-1] if len(best) == NUM_FINALISTS else math.inf
 
     def _list_earlier(self) -> None:
         for name, study in self.studies.items():

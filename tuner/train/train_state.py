@@ -234,15 +234,14 @@ class TrainState:
         Each replica evaluates a part of the split.  With averaging the averaged weights are evaluated.  Their BatchNorm
         statistics are computed anew from ``newest``, the last batches of the training.
         """
-        newest = list(newest)
         with self._evaluated_weights():
             forward = self.forward
             if self.average:
                 forward = self.average
                 self._recompute_statistics(self.average, newest)
                 self.average.eval()
-            elif self._averages and newest:
-                self._recompute_statistics(self.model, newest)
+            elif self._averages and (batches := list(newest)):
+                self._recompute_statistics(self.model, batches)
             self.model.eval()
             total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
             total_score = torch.zeros((), dtype=torch.float64, device=self.device)
