@@ -80,14 +80,17 @@ def literal(value: Setting) -> Setting:
     if not isinstance(value, str):
         return value
     words: dict[str, Setting] = {"true": True, "false": False, "none": None}
-    if value.lower() in words:
-        return words[value.lower()]
+    return words[value.lower()] if value.lower() in words else number_or_text(value)
+
+
+def number_or_text(text: str) -> int | float | str:
+    """The number that a text reads as, an int if it can be one; else the text."""
     for number in (int, float):
         try:
-            return number(value)
+            return number(text)
         except ValueError:
             continue
-    return value
+    return text
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from search_spaces import GROUPS, SPACES, Variant, expand
 from search_spaces.own import optimizer_variant
 from tuner.core.errors import InvalidInput, unknown
 from tuner.core.import_path import Described, describe, load
-from tuner.core.serialization import Setting, flatten, literal, with_settings
+from tuner.core.serialization import Setting, flatten, literal, number_or_text, with_settings
 from tuner.core.trial_spec import OptimizerSpec
 
 NUM_PROBES = 64
@@ -117,14 +117,12 @@ def _override(
     if not searching:
         names = sorted({known for variant in variants for known in variant.searched})
         raise InvalidInput(f"--space {text}: no variant searches {name}; searched are {', '.join(names)}")
-    defaults = {path: found.defaults or {} for path, found in described.items()}
     changed: dict[str, Variant] = {}
     for variant in searching:
-        if name in variant.searched:
-            changed[variant.name] = _with_range(variant, name, given)
-        else:
-            own = defaults.get(paths[variant.name], {}).get(name.partition(".")[2])
-            changed[variant.name] = _with_setting(variant, name, given, _SETTINGS.get(name, own))
+        found = described.get(paths[variant.name])
+        signature = (found.defaults if found else None) or {}
+        default = variant.default.get(name, _SETTINGS.get(name, signature.get(name.partition(".")[2])))
+        changed[variant.name] = _with_setting(variant, name, given, default)
     return [changed.get(variant.name, variant) for variant in variants]
 
 
@@ -132,45 +130,34 @@ _SETTINGS = flatten(OptimizerSpec())
 
 
 def _with_setting(variant: Variant, name: str, given: str, default: Any) -> Variant:
-    """The variant with a value, choices or a range for a setting that it does not search yet.
+    """The variant with a value, choices or a range for a setting, whether it searches it already or not.
 
-    The setting's default stays the default if the range holds it; otherwise it is the range's lowest or first value.
+    The default stays the default if the range holds it.  Otherwise it is the nearest number, or the first choice.
     """
+    old = variant.searched.get(name)
     default = str(tuple(default)) if isinstance(default, tuple | list) else default
-    if given[0] == "{" or _is_import_path(name, given):
-        return variant.but(fixed={name: given})
-    choices = [literal(choice) for choice in _choices(given)]
-    if len(choices) > 1:
-        categories = CategoricalDistribution(tuple(choices))
-        kept = default if default in choices else choices[0]
-        return variant.but(searched={name: categories}, default={name: kept})
-    if ":" not in given:
-        return variant.but(fixed={name: choices[0] if choices else given})
+    choices = _choices(given)
+    if given[0] == "{" or _is_import_path(name, given) or (":" not in given and len(choices) < 2):
+        return variant.but(fixed={name: _value(old, given)})
     is_number = isinstance(default, int | float) and not isinstance(default, bool)
-    ends = [literal(end) for end in given.split(":")[:2]]
-    whole = isinstance(default, int) and is_number and all(isinstance(end, int) for end in ends)
-    start: BaseDistribution = IntDistribution(0, 0) if whole else FloatDistribution(0.0, 0.0)
-    distribution: Any = _distribution(start, name, given, f"{variant.name} does not search it yet")
-    kept = min(max(default, distribution.low), distribution.high) if is_number else distribution.low
-    return variant.but(searched={name: distribution}, default={name: kept})
+    if old is None:
+        now = f"{variant.name} does not search it yet"
+        ends = [literal(end) for end in given.split(":")[:2]]
+        whole = is_number and all(isinstance(value, int) for value in (default, *ends))
+        distribution = _distribution(old, name, given, now, whole=whole)
+    else:
+        distribution = _distribution(old, name, given, f"the range of {variant.name} now is {shown(old)}")
+    if isinstance(distribution, CategoricalDistribution):
+        default = default if default in distribution.choices else distribution.choices[0]
+    elif isinstance(distribution, FloatDistribution | IntDistribution):
+        low, high = distribution.low, distribution.high
+        default = min(max(default, low), high) if is_number else low
+    return variant.but(searched={name: distribution}, default={name: default})
 
 
 def _choices(given: str) -> list[str]:
     """The text cut at its commas, but for those in brackets."""
     return re.findall(r"(?:\([^)]*\)|\[[^\]]*\]|[^,(\[])+", given)
-
-
-def _with_range(variant: Variant, name: str, given: str) -> Variant:
-    if (":" not in given and len(_choices(given)) == 1) or _is_import_path(name, given):
-        return variant.but(fixed={name: _value(variant.searched[name], given)})
-    old = variant.searched[name]
-    distribution = _distribution(old, name, given, f"the range of {variant.name} now is {shown(old)}")
-    default = variant.default[name]
-    if isinstance(distribution, CategoricalDistribution):
-        default = default if default in distribution.choices else distribution.choices[0]
-    elif isinstance(distribution, FloatDistribution | IntDistribution):
-        default = min(max(default, distribution.low), distribution.high)  # type: ignore[type-var]
-    return variant.but(searched={name: distribution}, default={name: default})
 
 
 def _is_import_path(name: str, given: str) -> bool:
@@ -179,8 +166,13 @@ def _is_import_path(name: str, given: str) -> bool:
     )
 
 
-def _distribution(old: BaseDistribution, name: str, given: str, now: str) -> BaseDistribution:
-    """What is given as a distribution of the old one's kind; ``now`` ends the message of the error."""
+def _distribution(
+    old: BaseDistribution | None, name: str, given: str, now: str, *, whole: bool = False
+) -> BaseDistribution:
+    """What is given as a distribution of the old one's kind; ``now`` ends the message of the error.
+
+    Without an old one, a range is of integers if ``whole`` says so.
+    """
     try:
         if len(choices := _choices(given)) > 1:
             return CategoricalDistribution(tuple(_value(old, choice) for choice in choices))
@@ -189,7 +181,7 @@ def _distribution(old: BaseDistribution, name: str, given: str, now: str) -> Bas
         if not numbers <= {int, float} or scale not in ([], ["log"], ["linear"]):
             raise ValueError
         log = getattr(old, "log", False) if not scale else scale == ["log"]
-        if isinstance(old, IntDistribution) or numbers == {int}:
+        if whole or isinstance(old, IntDistribution) or numbers == {int}:
             return IntDistribution(int(low), int(high), log=log)
         if math.isnan(float(low)) or math.isnan(float(high)):
             raise ValueError
@@ -201,17 +193,15 @@ def _distribution(old: BaseDistribution, name: str, given: str, now: str) -> Bas
         ) from None
 
 
-def _value(old: BaseDistribution, text: str) -> Setting:
+def _value(old: BaseDistribution | None, text: str) -> Setting:
+    """The text as a value: one of the old choices, or a number; of a setting that was not searched, any literal."""
+    if old is None:
+        return literal(text)
     if isinstance(old, CategoricalDistribution):
         by_text: dict[str, Setting] = {str(choice): choice for choice in old.choices}
         if text in by_text:
             return by_text[text]
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
+    return number_or_text(text)
 
 
 def shown(distribution: BaseDistribution) -> str:
