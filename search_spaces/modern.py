@@ -6,16 +6,15 @@ are.  The ranges surround the defaults of the library or of the paper and are ou
 
 from __future__ import annotations
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+from search_spaces.baselines import ADAMW, SGDM
 from search_spaces.variant import Variant
 
-_SCHEDULE: dict[str, BaseDistribution] = {
-    "lr.schedule": CategoricalDistribution(("cosine", "linear", "constant")),
-    "lr.warmup": FloatDistribution(0.0, 0.2),
-}
-_DECOUPLED = FloatDistribution(1e-4, 1e-1, log=True)
-_COUPLED = FloatDistribution(1e-5, 1e-2, log=True)
+_SCHEDULE = {name: SGDM.searched[name] for name in ("lr.schedule", "lr.warmup")}
+_SCHEDULED = {name: SGDM.default[name] for name in _SCHEDULE}
+_MOMENTUM, _COUPLED = SGDM.searched["momentum.value"], SGDM.searched["decay.weight"]
+_DECOUPLED = ADAMW.searched["decay.weight"]
 _BETAS = ("(0.9, 0.95)", "(0.9, 0.99)", "(0.9, 0.999)")
 
 NADAMW = Variant(
@@ -27,14 +26,13 @@ NADAMW = Variant(
     searched={
         "lr.peak": FloatDistribution(3e-4, 3e-2, log=True),
         **_SCHEDULE,
-        "momentum.value": FloatDistribution(0.8, 0.98),
+        "momentum.value": _MOMENTUM,
         "arguments.betas": CategoricalDistribution(_BETAS),
         "arguments.weight_decay": _DECOUPLED,
     },
     default={
         "lr.peak": 2e-3,
-        "lr.schedule": "cosine",
-        "lr.warmup": 0.05,
+        **_SCHEDULED,
         "momentum.value": 0.9,
         "arguments.betas": "(0.9, 0.999)",
         "arguments.weight_decay": 1e-2,
@@ -50,13 +48,12 @@ MUON = Variant(
     searched={
         "lr.peak": FloatDistribution(3e-4, 1e-1, log=True),
         **_SCHEDULE,
-        "momentum.value": FloatDistribution(0.8, 0.98),
+        "momentum.value": _MOMENTUM,
         "arguments.weight_decay": _DECOUPLED,
     },
     default={
         "lr.peak": 1e-2,
-        "lr.schedule": "cosine",
-        "lr.warmup": 0.05,
+        **_SCHEDULED,
         "momentum.value": 0.95,
         "arguments.weight_decay": 1e-2,
     },
@@ -71,7 +68,7 @@ SCHEDULE_FREE = Variant(
     fixed={"lr.schedule": "constant"},
     searched={
         "lr.peak": FloatDistribution(5e-4, 5e-2, log=True),
-        "lr.warmup": FloatDistribution(0.0, 0.2),
+        "lr.warmup": _SCHEDULE["lr.warmup"],
         "arguments.betas": CategoricalDistribution((*_BETAS, "(0.95, 0.99)", "(0.98, 0.999)")),
         "arguments.weight_decay": _DECOUPLED,
     },
@@ -97,8 +94,7 @@ SOAP = Variant(
     },
     default={
         "lr.peak": 3e-3,
-        "lr.schedule": "cosine",
-        "lr.warmup": 0.05,
+        **_SCHEDULED,
         "arguments.betas": "(0.95, 0.95)",
         "arguments.precondition_frequency": 10,
         "arguments.weight_decay": 1e-2,
@@ -116,13 +112,12 @@ SHAMPOO = Variant(
     searched={
         "lr.peak": FloatDistribution(0.1, 10.0, log=True),
         **_SCHEDULE,
-        "momentum.value": FloatDistribution(0.8, 0.98),
+        "momentum.value": _MOMENTUM,
         "arguments.weight_decay": _COUPLED,
     },
     default={
         "lr.peak": 1.0,
-        "lr.schedule": "cosine",
-        "lr.warmup": 0.05,
+        **_SCHEDULED,
         "momentum.value": 0.9,
         "arguments.weight_decay": 5e-4,
     },
@@ -137,14 +132,13 @@ SAM = Variant(
     searched={
         "lr.peak": FloatDistribution(1e-2, 1.0, log=True),
         **_SCHEDULE,
-        "momentum.value": FloatDistribution(0.8, 0.98),
+        "momentum.value": _MOMENTUM,
         "arguments.rho": FloatDistribution(1e-2, 0.5, log=True),
         "arguments.weight_decay": _COUPLED,
     },
     default={
         "lr.peak": 0.1,
-        "lr.schedule": "cosine",
-        "lr.warmup": 0.05,
+        **_SCHEDULED,
         "momentum.value": 0.9,
         "arguments.rho": 0.05,
         "arguments.weight_decay": 5e-4,
@@ -159,7 +153,7 @@ PRODIGY = Variant(
     # The authors' advice: lr stays 1.
     fixed={"lr.peak": 1.0},
     searched={
-        "lr.schedule": CategoricalDistribution(("cosine", "linear", "constant")),
+        "lr.schedule": _SCHEDULE["lr.schedule"],
         "arguments.d_coef": FloatDistribution(0.25, 4.0, log=True),
         "arguments.betas": CategoricalDistribution(("(0.9, 0.99)", "(0.9, 0.999)")),
         "arguments.safeguard_warmup": CategoricalDistribution((False, True)),
@@ -185,14 +179,13 @@ LARS = Variant(
     searched={
         "lr.peak": FloatDistribution(0.3, 30.0, log=True),
         **_SCHEDULE,
-        "momentum.value": FloatDistribution(0.8, 0.98),
+        "momentum.value": _MOMENTUM,
         "arguments.trust_coeff": CategoricalDistribution((0.001, 0.01)),
         "arguments.weight_decay": _COUPLED,
     },
     default={
         "lr.peak": 3.0,
-        "lr.schedule": "cosine",
-        "lr.warmup": 0.05,
+        **_SCHEDULED,
         "momentum.value": 0.9,
         "arguments.trust_coeff": 0.01,
         "arguments.weight_decay": 5e-4,

@@ -47,15 +47,15 @@ ADAPTIVE = ("Prodigy", "DAdaptAdam", "DAdaptSGD", "DAdaptAdaGrad", "DAdaptAdan",
 """Classes that find the size of their steps themselves: their learning rate is a factor near 1."""
 
 
-def optimizer_variant(path: str, cls: str, *, name: str | None = None, lr: float | None = None) -> Variant:
+def optimizer_variant(path: str, cls: str, *, lr: float | None = None) -> Variant:
     """The variant of the optimizer at ``path``, ``package.module:callable``, of class or function name ``cls``.
 
-    ``lr`` is the default of its argument ``lr``.  The name is the class's in small letters unless it is given.
+    ``lr`` is the default of its argument ``lr``.  The name is the class's in small letters.
     """
     low, high, default = _learning_rate(cls, lr)
     steady = any(word in cls.lower() for word in STEADY)
     return Variant(
-        name=name or re.sub(r"[^a-z0-9]+", "-", cls.lower()).strip("-"),
+        name=re.sub(r"[^a-z0-9]+", "-", cls.lower()).strip("-"),
         idea=f"{cls}, an optimizer given by import path",
         source=path,
         optimizer=path,
