@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.own_module import own_module
 from tuner.core.errors import InvalidInput
 from tuner.core.serialization import from_dict, with_settings
 from tuner.core.trial_spec import OptimizerSpec
@@ -78,11 +78,8 @@ NUMBER = 3
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Name of a module of the user's own."""
-    folder = tmp_path_factory.mktemp("own")
-    (folder / "own_rules.py").write_text(OWN)
-    sys.path.insert(0, str(folder))
-    yield "own_rules"
-    sys.path.remove(str(folder))
+    with own_module(tmp_path_factory.mktemp("own"), "own_rules", OWN) as name:
+        yield name
 
 
 def network() -> nn.Sequential:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 from search_spaces import GROUPS, SPACES
 from search_spaces.own import optimizer_variant
+from tests.own_module import own_module
 from tests.train.test_trainer import kept, numbers
 from tuner.core.errors import InvalidInput
 from tuner.core.metrics import EpochMetrics
@@ -99,11 +99,8 @@ def changes(model, lr):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("own")
-    (folder / "own_training.py").write_text(OWN)
-    sys.path.insert(0, str(folder))
-    yield "own_training"
-    sys.path.remove(str(folder))
+    with own_module(tmp_path_factory.mktemp("own"), "own_training", OWN) as name:
+        yield name
 
 
 def spec(path: str, **settings: Any) -> TrialSpec:

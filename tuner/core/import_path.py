@@ -11,7 +11,7 @@ import inspect
 import json
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -20,6 +20,10 @@ from tuner.core.errors import InvalidInput, first_line, unknown
 from tuner.core.separate_process import answer, ask
 
 Plain: TypeAlias = bool | int | float | str | tuple["Plain", ...] | None
+
+
+BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+"""Kinds of parameters that can be given by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +132,19 @@ def describe_here(path: str) -> dict[str, Any]:
         kind = type(found).__name__
         return asdict(Described("refused", f"{path}: is a {kind}, must be a search_spaces.Variant or an optimizer"))
     name = str(getattr(found, "__name__", path.rpartition(":")[2]))
-    try:
-        parameters = inspect.signature(found).parameters.values()
-    except (ValueError, TypeError):  # written in C
+    parameters = parameters_of(found)
+    if parameters is None:
         return asdict(Described("callable", name))
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty and _is_plain(p.default)}
     return asdict(Described("callable", name, defaults))
+
+
+def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """The parameters of a function or class; None if it has no signature, as some that are written in C."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
 
 
 def _is_variant(found: object) -> bool:

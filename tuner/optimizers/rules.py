@@ -7,11 +7,12 @@ is called ``model``, it gets the model in place of the parameters.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from tuner.core.errors import InvalidInput, unknown
-from tuner.core.import_path import install_hint, load, said
+from tuner.core.import_path import BY_NAME, install_hint, load, parameters_of, said
 from tuner.core.optimizer_spec import OptimizerSpec, Rescale
 from tuner.core.serialization import Setting
 from tuner.optimizers.lp_sgd import LPSGD
@@ -81,7 +82,7 @@ def make_optimizer(model: nn.Module | ParamsT, spec: OptimizerSpec, *, num_steps
     optimizer = _made(rule, model, spec)
     if isinstance(model, nn.Module):
         _require_all_parameters(optimizer, model, rule.path)
-    if spec.momentum.schedule != "own" and not any(map(_momentum_of, optimizer.param_groups)):
+    if spec.momentum.schedule != "own" and not any({"momentum", "betas"} & set(g) for g in optimizer.param_groups):
         raise InvalidInput(
             f"momentum.schedule = {spec.momentum.schedule}: must be own for {rule.path}, "
             "whose parameter groups have neither momentum nor betas"
@@ -112,14 +113,18 @@ def _made(rule: Rule, model: nn.Module | ParamsT, spec: OptimizerSpec) -> Optimi
     arguments = {name: _value(value) for name, value in spec.arguments.items()}
     if both := sorted({"lr", *own} & set(arguments)):
         raise InvalidInput(f"arguments.{both[0]}: the rule {spec.rule} has a setting of its own for it")
-    taken = _parameters(make, rule.path)
-    if not taken.open:
-        if "lr" not in taken.names:
+    if not callable(make):
+        raise InvalidInput(f"{rule.path}: is a {type(make).__name__}, must be an optimizer's class or a function")
+    parameters = parameters_of(make)
+    first, *named = [p.name for p in parameters or () if p.kind in BY_NAME] or [""]
+    # Without a signature, or with **kwargs, any keyword is taken.
+    if parameters is not None and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        if "lr" not in named:
             raise InvalidInput(f"{rule.path}: takes no lr; a rule is called as rule(parameters, lr=..., **arguments)")
         for name in arguments:
-            if name not in taken.names:
-                raise unknown(f"argument of {rule.path}", name, taken.names)
-    whole = taken.first == "model"
+            if name not in named:
+                raise unknown(f"argument of {rule.path}", name, named)
+    whole = first == "model"
     if whole and (spec.parameter_groups != "all" or not isinstance(model, nn.Module)):
         raise InvalidInput(
             f"parameter_groups = {spec.parameter_groups}: must be all for {rule.path}, which has its own"
@@ -143,26 +148,6 @@ def _made(rule: Rule, model: nn.Module | ParamsT, spec: OptimizerSpec) -> Optimi
     if "weight_decay" not in optimizer.defaults and spec.parameter_groups == "no-decay-1d":
         raise InvalidInput(f"parameter_groups = no-decay-1d: {rule.path} has no weight_decay to leave out")
     return optimizer
-
-
-@dataclass(frozen=True, slots=True)
-class _Parameters:
-    first: str | None
-    names: tuple[str, ...]
-    open: bool
-    """Whether any keyword is taken, or the signature cannot be read."""
-
-
-def _parameters(make: Callable[..., Any], path: str) -> _Parameters:
-    if not callable(make):
-        raise InvalidInput(f"{path}: is a {type(make).__name__}, must be an optimizer's class or a function")
-    try:
-        parameters = list(inspect.signature(make).parameters.values())
-    except (ValueError, TypeError):  # written in C
-        return _Parameters(None, (), True)
-    kinds = {parameter.kind for parameter in parameters}
-    names = tuple(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD))
-    return _Parameters(names[0] if names else None, names[1:], inspect.Parameter.VAR_KEYWORD in kinds)
 
 
 def _value(value: Setting) -> Any:
@@ -203,7 +188,12 @@ def needs_closure(optimizer: Optimizer) -> bool:
     It does if it has no default for it, if the class has an attribute ``requires_closure`` that is true, or if its
     source raises an error where the closure is None.
     """
-    cls = type(inner(optimizer))
+    cls: Any = type(inner(optimizer))
+    return _demands_closure(cls)
+
+
+@functools.cache  # a worker makes the same optimizer for each of its trials
+def _demands_closure(cls: Any) -> bool:
     if hasattr(cls, "requires_closure"):
         return bool(cls.requires_closure)
     step = inspect.unwrap(cls.step)
@@ -226,11 +216,7 @@ def averages_weights(optimizer: Optimizer) -> bool:
 def current_momentum(optimizer: Optimizer) -> float:
     """The momentum, or beta_1, of the first parameter group; 0 if it has neither."""
     group = optimizer.param_groups[0]
-    return float(group[_momentum_of(group)[0]]) if "momentum" in group else float((group.get("betas") or (0.0,))[0])
-
-
-def _momentum_of(group: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(name for name in ("momentum", "betas") if name in group)
+    return float(group["momentum"] if "momentum" in group else group.get("betas", (0.0,))[0])
 
 
 def set_hyperparameters(

@@ -96,10 +96,12 @@ class VariantStudy:
         self._learned: list[FrozenTrial] | None = None
         """What the model of the refinement learns from; None for all trials of the study."""
         self._storage = storage
-        directions = [goal.direction for goal in OBJECTIVES[spec.objective]]
+        self._directions = [goal.direction for goal in OBJECTIVES[spec.objective]]
         name = study_name(search, variant.name)
         _retry(
-            lambda: optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+            lambda: optuna.create_study(
+                storage=storage, study_name=name, directions=self._directions, load_if_exists=True
+            )
         )
         self._study_id = _retry(lambda: storage.get_study_id_from_name(name))
         stored = _retry(lambda: storage.get_all_trials(self._study_id, deepcopy=False))
@@ -109,7 +111,7 @@ class VariantStudy:
         self.study = optuna.create_study(
             storage=self._copy,
             study_name=name,
-            directions=directions,
+            directions=self._directions,
             sampler=self._sampler,
             pruner=optuna.pruners.NopPruner(),
         )
@@ -158,9 +160,8 @@ class VariantStudy:
 
         It does not learn from the refinement itself, whose trainings end in one order or another.
         """
-        directions = [goal.direction for goal in OBJECTIVES[self.spec.objective]]
         # Of a race the smallest value is the best, whatever the objective.
-        sign = 1.0 if directions == ["minimize"] else -1.0
+        sign = 1.0 if self._directions == ["minimize"] else -1.0
         self._learned = [
             optuna.trial.create_trial(
                 params=self._trial(number).params, distributions=self._trial(number).distributions, value=sign * value
@@ -180,7 +181,7 @@ class VariantStudy:
         sampler.model(index, learned)
         study = optuna.create_study(
             storage=InMemoryStorage(),
-            directions=[goal.direction for goal in OBJECTIVES[self.spec.objective]],
+            directions=self._directions,
             sampler=sampler,
         )
         study.add_trials([*learned, *before])

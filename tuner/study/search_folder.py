@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from optuna.distributions import distribution_to_json
 
@@ -113,7 +114,7 @@ def load(output: str, name: str, *, asked: str = "--resume") -> tuple[SearchSpec
 
 def check_same(folder: Path, content: Mapping[str, str | None]) -> None:
     """Raises :class:`InvalidInput` if a variant's space or the data has changed since the search was started."""
-    saved = json.loads((folder / SPEC_FILE).read_text()).get("content", {})
+    saved = _saved(folder).get("content", {})
     for name, old in saved.items():
         # Older searches saved None for data known by name, which had no digest.
         if old is not None and name in content and content[name] != old:
@@ -204,7 +205,7 @@ def variants_of(folder: Path) -> tuple[Variant, ...]:
     Raises :class:`InvalidInput` if they cannot be read.
     """
     try:
-        return from_data(json.loads((folder / SPEC_FILE).read_text()).get("variants", []))
+        return from_data(_saved(folder).get("variants", []))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InvalidInput(f"search {folder.name}: the variants in its {SPEC_FILE} cannot be read ({error})") from None
 
@@ -212,7 +213,7 @@ def variants_of(folder: Path) -> tuple[Variant, ...]:
 def processes_of(folder: Path) -> tuple[Process, ...]:
     """The processes that have worked on a search, in order."""
     try:
-        saved = json.loads((folder / SPEC_FILE).read_text()).get("programs", [])
+        saved = _saved(folder).get("programs", [])
     except FileNotFoundError:
         return ()
     return tuple(Process(**process) for process in saved)
@@ -220,39 +221,44 @@ def processes_of(folder: Path) -> tuple[Process, ...]:
 
 def splits_of(folder: Path) -> str:
     """How the search's data is split, in words."""
-    return str(json.loads((folder / SPEC_FILE).read_text()).get("splits", ""))
+    return str(_saved(folder).get("splits", ""))
 
 
 def score_of(folder: Path) -> str:
     """Name of the score that the search's validations are measured by."""
-    return str(json.loads((folder / SPEC_FILE).read_text()).get("score", ACCURACY))
+    return str(_saved(folder).get("score", ACCURACY))
 
 
 def save_targets(folder: Path, targets: Sequence[float]) -> None:
     """Saves the targets that a search has measured."""
-    saved = json.loads((folder / SPEC_FILE).read_text())
+    saved = _saved(folder)
     _write(folder, {**saved, "targets": list(targets)}, processes_of(folder))
 
 
 def seconds_of(folder: Path) -> dict[str, float | None]:
     """Variant -> seconds per gradient evaluation that the search has measured; None where no timing gave a figure."""
     try:
-        return dict(json.loads((folder / SPEC_FILE).read_text()).get(SECONDS, {}))
+        return dict(_saved(folder).get(SECONDS, {}))
     except FileNotFoundError:
         return {}
 
 
 def save_seconds(folder: Path, seconds: Mapping[str, float | None]) -> None:
     """Saves the seconds per gradient evaluation of all variants that have been measured."""
-    saved = json.loads((folder / SPEC_FILE).read_text())
+    saved = _saved(folder)
     _write(folder, {**saved, SECONDS: dict(seconds)}, processes_of(folder))
 
 
 def note_end(folder: Path, ended_at: float) -> None:
     """Saves when the last process ended its work, in seconds since 1970."""
-    saved = json.loads((folder / SPEC_FILE).read_text())
+    saved = _saved(folder)
     *before, last = processes_of(folder)
     _write(folder, saved, [*before, dataclasses.replace(last, ended_at=ended_at)])
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = json.loads((folder / SPEC_FILE).read_text())
+    return saved
 
 
 def _write(folder: Path, content: Mapping[str, object], processes: Sequence[Process]) -> None:

@@ -10,10 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tuner.core.errors import InvalidInput
-from tuner.core.import_path import load
-
-BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-"""Kinds of parameters that can be given by name."""
+from tuner.core.import_path import BY_NAME, load, parameters_of
 
 
 def find_function(flag: str, name: str) -> Callable[..., Any]:
@@ -35,7 +32,7 @@ def arguments_of(function: Callable[..., Any], offered: Mapping[str, Any], place
     Raises :class:`InvalidInput`, in a sentence that begins with ``place``, for a parameter without a default that is
     not offered.
     """
-    parameters = _parameters(function)
+    parameters = parameters_of(function)
     if parameters is None:
         return dict(offered)
     named = {p.name for p in parameters if p.kind in BY_NAME}
@@ -49,12 +46,4 @@ def arguments_of(function: Callable[..., Any], offered: Mapping[str, Any], place
 def required(function: Callable[..., Any]) -> list[str]:
     """The parameters of a function that have no default."""
     single = (*BY_NAME, inspect.Parameter.POSITIONAL_ONLY)
-    return [p.name for p in _parameters(function) or () if p.kind in single and p.default is p.empty]
-
-
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
-    """None for a function without a signature, as some that are written in C."""
-    try:
-        return list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        return None
+    return [p.name for p in parameters_of(function) or () if p.kind in single and p.default is p.empty]
